@@ -1,0 +1,54 @@
+"""Names, attributes and defaults of the operator: the one place that knows them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from asvp_export.errors import InputError
+
+DOMAIN = "asvp"
+OP_TYPE = "AdaptiveSingularValuePerturbation"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """The attributes of one node, checked when it is made.
+
+    Raises:
+        InputError: an attribute is out of its range (the message names it, the value and the range).
+    """
+
+    rank: int = 1
+    """How many leading singular values may be amplified (k), at least 1."""
+
+    gain: float = 1.1
+    """The factor on those singular values (h), finite and above 0."""
+
+    energy: float = 1.0
+    """Adaptive count: stop once this share of the squared singular values is covered; in (0, 1], 1: always `rank`."""
+
+    axis: int = 1
+    """The channel axis: 1 for N,C,H,W; -1 for N,L,C and N,H,W,C. Never 0, which is the batch."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise InputError(f"rank is {self.rank!r}; it must be an integer of at least 1.")
+        if not math.isfinite(self.gain) or self.gain <= 0:
+            raise InputError(f"gain is {self.gain!r}; it must be a finite number above 0 (1 changes nothing).")
+        if not 0 < self.energy <= 1:
+            raise InputError(f"energy is {self.energy!r}; it must be in (0, 1] (1: always `rank` values).")
+        if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis == 0:
+            raise InputError(f"axis is {self.axis!r}; it must be the channel axis, not the batch (1, or -1 for tokens).")
+
+    @property
+    def overload(self) -> str:
+        """Which unrolled function body a node of these attributes takes (rank and axis are baked into it)."""
+        suffix = "" if self.axis == 1 else "_last" if self.axis == -1 else f"_axis{self.axis}"
+        return f"rank{self.rank}{suffix}"
+
+    def attributes(self) -> dict[str, Any]:
+        """Rank, gain, energy and axis by name, as they stand on a node and in reports."""
+        return asdict(self)
