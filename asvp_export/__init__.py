@@ -1,1 +1,50 @@
 """Export image-restoration teachers to ONNX with an ASVP defence inside, and verify the file."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asvp_export.errors import AsvpError, GateError, InputError, MachineError
+    from asvp_export.graph.describe import describe
+    from asvp_export.graph.protect import Protected, protect
+    from asvp_export.operator.reference import reference
+    from asvp_export.operator.schema import Perturbation
+    from asvp_export.pipeline import ParityResult, check, export
+    from asvp_export.restoration import restore
+    from asvp_export.teacher.layers import Layer, candidates
+    from asvp_export.teacher.load import load
+    from asvp_export.teacher.model import SizeRule, Teacher
+
+# Names are imported when first used: `asvp-export --help` must not wait for torch.
+_HOME = {
+    "AsvpError": "errors",
+    "GateError": "errors",
+    "InputError": "errors",
+    "Layer": "teacher.layers",
+    "MachineError": "errors",
+    "ParityResult": "pipeline",
+    "Perturbation": "operator.schema",
+    "Protected": "graph.protect",
+    "SizeRule": "teacher.model",
+    "Teacher": "teacher.model",
+    "candidates": "teacher.layers",
+    "check": "pipeline",
+    "describe": "graph.describe",
+    "export": "pipeline",
+    "load": "teacher.load",
+    "protect": "graph.protect",
+    "reference": "operator.reference",
+    "restore": "restoration",
+}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'asvp_export' has no attribute {name!r}")
+    value = getattr(import_module(f"asvp_export.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

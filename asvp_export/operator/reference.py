@@ -39,13 +39,13 @@ def reference(
     if x.numel() == 0:
         return out
     matrix = as_matrices(x, axis)  # [N, C, L]
-    wide = matrix.dtype if matrix.dtype == torch.float64 else torch.float32
     basis, kept = leading_subspace(matrix, node)
-    basis = (basis * kept.unsqueeze(1)).to(wide)  # [N, C, C], the columns outside the leading set are zero
-    basis = basis[..., : min(rank, *matrix.shape[1:])]
-    wide_matrix = matrix.to(wide)
-    leading = basis @ (basis.mT @ wide_matrix)
-    return _finish(out, torch.add(wide_matrix, leading, alpha=gain - 1), matrix, axis)
+    basis = (basis * kept.unsqueeze(1))[..., : min(rank, *matrix.shape[1:])].to(_wide(matrix))  # [N, C, k]
+    blocks = [
+        torch.add(wide, basis @ (basis.mT @ wide), alpha=gain - 1).to(x.dtype)
+        for wide in (block.to(basis.dtype) for block in matrix.split(_BLOCK, 2))
+    ]
+    return _finish(out, torch.cat(blocks, 2), matrix, axis)
 
 
 def reference_backward(
@@ -71,7 +71,7 @@ def reference_backward(
         return out
     matrix = as_matrices(x, axis)
     upstream = as_matrices(grad, axis)
-    wide = matrix.dtype if matrix.dtype == torch.float64 else torch.float32
+    wide = _wide(matrix)
     basis, kept = leading_subspace(matrix, node)
     scale = _scale(matrix)
     values = _squared_values(basis, matrix, scale)  # [N, C]
@@ -91,9 +91,9 @@ def reference_backward(
 def as_matrices(x: torch.Tensor, axis: int) -> torch.Tensor:
     """View x as one C x L matrix a sample, [N, C, L], without a copy where the layout allows."""
     if x.dtype not in _FLOATS:
-        raise InputError(f"the feature map is {x.dtype}; the operator takes float32, float16, bfloat16 or float64.")
+        raise InputError(f"The feature map is {x.dtype}; the operator takes float32, float16, bfloat16 or float64.")
     if x.ndim < 2 or not -x.ndim < axis < x.ndim:
-        raise InputError(f"the feature map has shape {tuple(x.shape)}; axis {axis} is not a channel axis of it.")
+        raise InputError(f"The feature map has shape {tuple(x.shape)}; axis {axis} is not a channel axis of it.")
     return x.movedim(axis, 1).flatten(2) if x.ndim > 2 else x.unsqueeze(2)
 
 
@@ -152,6 +152,11 @@ def _squared_values(basis: torch.Tensor, matrix: torch.Tensor, scale: torch.Tens
     for block in matrix.split(_BLOCK, 2):
         rows += (basis.mT @ _unit(block, scale)).square().sum(2)
     return rows
+
+
+def _wide(matrix: torch.Tensor) -> torch.dtype:
+    """The type of the second pass: float32 for float32, else float64, so that half types are rounded once."""
+    return torch.float32 if matrix.dtype == torch.float32 else torch.float64
 
 
 def _scale(matrix: torch.Tensor) -> torch.Tensor:

@@ -35,13 +35,13 @@ class Perturbation:
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise InputError(f"rank is {self.rank!r}; it must be an integer of at least 1.")
+            raise InputError(f"The rank is {self.rank!r}; it must be an integer of at least 1.")
         if not math.isfinite(self.gain) or self.gain <= 0:
-            raise InputError(f"gain is {self.gain!r}; it must be a finite number above 0 (1 changes nothing).")
+            raise InputError(f"The gain is {self.gain!r}; it must be a finite number above 0 (1 changes nothing).")
         if not 0 < self.energy <= 1:
-            raise InputError(f"energy is {self.energy!r}; it must be in (0, 1] (1: always `rank` values).")
+            raise InputError(f"The energy is {self.energy!r}; it must be in (0, 1] (1: always `rank` values).")
         if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis == 0:
-            raise InputError(f"axis is {self.axis!r}; it must be the channel axis, not the batch (1, or -1 for tokens).")
+            raise InputError(f"The axis is {self.axis!r}; it must be the channel axis, not the batch (1, or -1 for tokens).")
 
     @property
     def overload(self) -> str:

@@ -1,0 +1,313 @@
+"""The command line: parses and prints, and holds no logic."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from asvp_export.errors import AsvpError, InputError
+
+if TYPE_CHECKING:
+    from asvp_export.pipeline import ParityResult
+    from asvp_export.teacher.model import Teacher
+
+
+class _DefaultGroup(click.Group):
+    """`asvp-export MODEL ...` is `asvp-export export MODEL ...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+
+class _Size(click.ParamType):
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).lower().split("x")
+        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a size; height x width was expected, such as 256x384.", param, ctx)
+        return int(parts[0]), int(parts[1])
+
+
+class _Json(click.ParamType):
+    name = "JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            parsed = json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON ({error}); an object was expected, such as '{{\"scale\": 2}}'.", param, ctx)
+        if not isinstance(parsed, dict):
+            self.fail(f"{value!r} is JSON but not an object; names and values were expected.", param, ctx)
+        return parsed
+
+
+def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_PATH = click.Path(path_type=Path)
+
+_teacher_options = _options(
+    click.option("--arch", metavar="MODULE:FACTORY", help="What builds the module of a bare state dict: "
+                 "package.module:factory or path/nets.py:factory."),
+    click.option("--arch-args", type=_Json(), help="Keyword arguments of the factory, as a JSON object."),
+    click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which runs code from the file."),
+    click.option("--data-range", type=float, default=1.0, show_default=True, help="What the model calls white: 1 or 255."),
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+                 help="Where PyTorch runs the teacher."),
+)  # fmt: skip
+
+_gate_options = _options(
+    click.option("--images", type=_PATH, help="Folder with inputs of the teacher: degraded pictures where the task is "
+                 "restoration. Default: the project's own photographs."),
+    click.option("--size", "sizes", type=_Size(), multiple=True, help="Compare on crops of this size; may repeat."),
+    click.option("--min-psnr", type=float, default=48.0, show_default=True,
+                 help="dB that the worst image has to reach against the original."),
+    click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+                 help="Where onnxruntime runs the file."),
+    click.option("--report", "report", type=_PATH, metavar="DIR", help="Folder for the report, instead of beside the file."),
+    click.option("--junit", type=_PATH, metavar="FILE", help="Write the verdict as JUnit XML too."),
+)  # fmt: skip
+
+_output_options = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."),
+    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
+    click.option("--debug", is_flag=True, expose_value=False, is_eager=True, help="Show the traceback of an error."),
+)
+
+
+@click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="asvp-export")
+def cli() -> None:
+    """Ship an image-restoration model as one ONNX file with a defence against distillation inside.
+
+    `asvp-export MODEL --layers ...` is short for `asvp-export export MODEL --layers ...`.
+    """
+
+
+@cli.command()
+@click.argument("model", type=_PATH)
+@click.option("--layers", multiple=True, required=True, metavar="SPEC",
+              help="Names or globs of modules, separated by commas; may repeat. * stays between dots, ** crosses them.")
+@click.option("--rank", type=int, default=1, show_default=True, help="How many leading singular values are amplified.")
+@click.option("--gain", type=float, default=1.1, show_default=True, help="The factor on them.")
+@click.option("--energy", type=float, default=1.0, show_default=True,
+              help="Stop once this share of the squared singular values is covered.")
+@click.option("--axis", type=int, help="The channel axis. Default: what the layer's output shows.")
+@click.option("-o", "--output", type=_PATH, required=True, help="The ONNX file to write.")
+@_teacher_options
+@_gate_options
+@click.option("--opset", type=int, default=18, show_default=True, help="Of the default ONNX domain, 18 to 26.")
+@click.option("--static", is_flag=True, help="Freeze the one --size, and a batch of 1.")
+@click.option("--external-data", is_flag=True, help="Keep the tensors in a file of their own, also under 2 GiB.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--keep-failed", is_flag=True, help="When a gate fails, keep the file as OUTPUT's <stem>.failed.onnx.")
+@_output_options
+def export(
+    model: Path, layers: Sequence[str], rank: int, gain: float, energy: float, axis: int | None, output: Path,
+    arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: float, device: str,
+    images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
+    junit: Path | None, opset: int, static: bool, external_data: bool, force: bool, keep_failed: bool,
+    as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Protect MODEL, export it, verify the file, and only then give it its name."""
+    from asvp_export.graph.protect import protect
+    from asvp_export.operator.schema import Perturbation
+    from asvp_export.pipeline import export as run_export
+
+    Perturbation(rank, gain, energy)  # a bad number is told before a large model is loaded
+    say = _progress(quiet or as_json)
+    _warn_of_two_runtimes()
+    say(f"loading {model.name}")
+    teacher = _load(model, arch, arch_args, trust_pickle, data_range, device)
+    protected = protect(teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis)
+    result = run_export(
+        protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, static=static,
+        external_data=external_data, force=force, keep_failed=keep_failed, provider=provider, progress=say,
+    )  # fmt: skip
+    return _finish(result, output, report or output.parent, junit, as_json, quiet)
+
+
+@cli.command()
+@click.argument("original", type=_PATH)
+@click.argument("protected", type=_PATH)
+@_teacher_options
+@_gate_options
+@_output_options
+def check(
+    original: Path, protected: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
+    data_range: float, device: str, images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float,
+    provider: str, report: Path | None, junit: Path | None, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
+    from asvp_export.pipeline import check as run_check
+
+    say = _progress(quiet or as_json)
+    _warn_of_two_runtimes()
+    source: Path | Teacher = original
+    if original.suffix.lower() != ".onnx":
+        source = _load(original, arch, arch_args, trust_pickle, data_range, device)
+    result = run_check(
+        source, protected, images=images, sizes=sizes, min_psnr=min_psnr, provider=provider, progress=say
+    )
+    return _finish(result, protected, report, junit, as_json, quiet)
+
+
+@cli.command()
+@click.argument("model", type=_PATH)
+@_teacher_options
+@_output_options
+def layers(
+    model: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: float,
+    device: str, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """List the layers of MODEL that can carry the node."""
+    from asvp_export.report.tables import layers_as_dict, layers_table
+    from asvp_export.teacher.layers import candidates
+
+    found, refused = candidates(_load(model, arch, arch_args, trust_pickle, data_range, device))
+    if as_json:
+        _print_json(layers_as_dict(found, refused))
+    elif not quiet:
+        layers_table(found, refused)
+    return 0
+
+
+@cli.command()
+@click.argument("protected", type=_PATH)
+@_output_options
+def inspect(protected: Path, as_json: bool, quiet: bool) -> int:
+    """Show the nodes, the attributes and the provenance of PROTECTED."""
+    from asvp_export.graph.describe import describe
+    from asvp_export.report.tables import description_table
+
+    found = describe(protected)
+    if as_json:
+        _print_json(found)
+    elif not quiet:
+        description_table(found)
+    return 0
+
+
+@cli.command()
+@click.argument("protected", type=_PATH)
+@click.argument("image", type=_PATH)
+@click.option("-o", "--output", type=_PATH, required=True, help="The picture to write: .png, .jpg or .webp.")
+@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--force", is_flag=True, help="Replace an existing picture.")
+@_output_options
+def run(protected: Path, image: Path, output: Path, provider: str, force: bool, as_json: bool, quiet: bool) -> int:
+    """Restore IMAGE with PROTECTED, whole, at any size."""
+    from asvp_export.files import check_output
+    from asvp_export.images import image_format, read_image, write_image
+    from asvp_export.restoration import restore
+
+    image_format(output)
+    check_output(output, force=force)
+    picture = read_image(image)
+    restored = restore(protected, picture, provider=provider)
+    write_image(output, restored)
+    sizes = {"input": list(picture.shape[:2]), "output": list(restored.shape[:2])}
+    if as_json:
+        _print_json({"written": output.name, **sizes})
+    elif not quiet:
+        click.echo(f"{output}: {restored.shape[1]} x {restored.shape[0]} (from {picture.shape[1]} x {picture.shape[0]})")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: exit codes 0 done, 1 gate failed, 2 bad usage or input, 3 the machine failed us, 130 Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that a kill also cleans up
+    try:
+        sys.exit(cli.main(args=arguments, prog_name="asvp-export", standalone_mode=False) or 0)
+    except AsvpError as error:
+        if "--debug" in arguments:
+            raise
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("Interrupted; nothing was left behind.", 130)
+    except MemoryError:
+        _fail("The machine ran out of memory; use smaller images, or a machine with more.", 3)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def _load(
+    model: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: float, device: str
+) -> Teacher:
+    from asvp_export.teacher.load import load
+
+    return load(
+        model, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle, data_range=data_range, device=device
+    )
+
+
+def _finish(
+    result: ParityResult, file: Path, report: Path | None, junit: Path | None, as_json: bool, quiet: bool
+) -> int:
+    """Write the reports, print the verdict, and say with which code to exit."""
+    from asvp_export.report.junit import write_junit
+    from asvp_export.report.report import write_json
+    from asvp_export.report.tables import result_table
+
+    data = result.as_dict()
+    written = []
+    if report is not None:
+        if not report.is_dir():
+            raise InputError(f"The report folder {report} does not exist; create it first.")
+        written.append(report / f"{file.stem}.report.json")
+        write_json(written[-1], data)
+    if junit is not None:
+        written.append(junit)
+        write_junit(junit, file.name, result.gates)
+    if as_json:
+        _print_json(data)
+    elif not quiet:
+        result_table(result, file, written)
+    if not result.passed and not as_json:
+        from asvp_export.parity.verify import failure_text
+
+        for name, gate in result.gates.items():
+            if not gate.passed:
+                click.echo(failure_text(name, gate), err=True)
+    return 0 if result.passed else 1
+
+
+def _progress(silent: bool) -> Callable[[str], None]:
+    return (lambda line: None) if silent else lambda line: click.echo(f"{line} ...", err=True)
+
+
+def _warn_of_two_runtimes() -> None:
+    from asvp_export.parity.session import conflicting_onnxruntime
+
+    if warning := conflicting_onnxruntime():
+        click.echo(f"Warning: {warning}", err=True)
+
+
+def _print_json(data: Any) -> None:
+    from asvp_export.report.report import strict_json
+
+    click.echo(strict_json(data), nl=False)

@@ -1,0 +1,83 @@
+"""Writing a file all at once: it is there complete, or what was there before still is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from asvp_export.errors import AsvpError, InputError, MachineError
+
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse an output that could not be written, before the work whose result goes there.
+
+    Raises:
+        InputError: the folder does not exist, the output is a folder, or it exists and `force` was not given.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"The output folder {path.parent} does not exist; create it, or choose another with -o.")
+    if path.is_dir():
+        raise InputError(f"The output {path} is a folder; name a file in it.")
+    if path.exists() and not force:
+        raise InputError(f"The output {path} exists; give --force to replace it, or choose another with -o.")
+
+
+def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its final place and rename it.
+
+    Guarantee: when anything is raised (an error, a full disk, Ctrl-C), no new file is left and the one that
+    stood at `path` is as it was. A symbolic link is followed, as `open` does.
+
+    Args:
+        path: the file to write or replace.
+        content: the bytes, or a function that writes them to the binary stream it is given.
+
+    Raises:
+        InputError: the folder does not exist or is not writable, or `path` is not a regular file.
+        MachineError: the file could not be written to its end (no space, a quota, a broken disk).
+    """
+    target = Path(os.path.realpath(path))
+    # A name of its own, chosen before the file exists: an interrupt at any moment finds it to remove.
+    temporary = target.with_name(f".asvp-{secrets.token_hex(8)}.tmp")
+    try:
+        if not target.parent.is_dir():
+            folder = Path(path).parent
+            raise InputError(f"The folder {folder} does not exist; create it, or name another output.")
+        if target.exists() and not target.is_file():
+            raise InputError(f"{path} is a folder or a device, not a file; name a file as the output.")
+        with temporary.open("xb") as stream:
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        _remove(temporary)
+        raise write_error(error, path) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # the error that brought us here says more than this one would
+        temporary.unlink(missing_ok=True)
+
+
+def write_error(error: OSError, path: str | Path) -> AsvpError:
+    """The error to raise when `path` could not be written: the user's (no permission) or the machine's."""
+    reason = error.strerror or str(error)
+    if error.errno in _REFUSED:
+        return InputError(f"{path} cannot be written ({reason}); name an output where you may write.")
+    return MachineError(
+        f"{path} could not be written ({reason}); nothing was left behind. Check the disk and run again."
+    )

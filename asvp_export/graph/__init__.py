@@ -1,0 +1,1 @@
+"""From a teacher to a protected ONNX file: insertion, export, metadata, publication."""

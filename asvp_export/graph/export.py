@@ -1,0 +1,153 @@
+"""From a protected teacher to an ONNX model in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import onnxscript
+import torch
+from torch.export import UnflattenedModule
+
+from asvp_export.errors import AsvpError, InputError
+from asvp_export.graph.passes import attach_functions, name_nodes, strip_traces
+from asvp_export.graph.protect import Protected
+from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
+from asvp_export.teacher.model import Teacher
+
+OPSETS = range(18, 27)
+DEFAULT_OPSET = 18  # what most runtimes read, and what the exporter writes without a conversion
+DIMENSIONS = ("batch", None, "height", "width")
+INPUT, OUTPUT = "input", "output"
+
+
+def to_onnx(protected: Protected, *, opset: int = DEFAULT_OPSET, static: tuple[int, int] | None = None) -> onnx.ModelProto:
+    """Trace the protected module and write it as ONNX, with the operator's function body attached.
+
+    Args:
+        protected: from `protect`.
+        opset: of the default domain, 18 to 26.
+        static: (height, width) to freeze, with a batch of 1; None leaves batch, height and width free.
+
+    Returns:
+        A model with the input `input` and the output `output`, no doc strings, and no metadata.
+
+    Raises:
+        InputError: an opset that is not written, or a teacher whose sizes cannot be left free.
+        AsvpError: the exporter does not take the module.
+    """
+    if opset not in OPSETS:
+        raise InputError(f"The opset {opset} was asked for; {OPSETS[0]} to {OPSETS[-1]} can be written and run.")
+    teacher = protected.teacher
+    frozen = (1, None, *static) if static else teacher.fixed
+    model = _trace(protected.module, teacher, frozen, opset)
+    written = next(o.version for o in model.opset_import if o.domain == "")
+    if written != opset:
+        raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
+    _check_free(model, frozen)
+    name_nodes(model, protected.nodes)
+    strip_traces(model)
+    if None in (frozen[2], frozen[3]):
+        _name_output(model, teacher.scale)
+    attach_functions(model)
+    return model
+
+
+def _trace(
+    module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, ...], opset: int
+) -> onnx.ModelProto:
+    example = teacher.example(height=frozen[2], width=frozen[3], batch=frozen[0] or 2)
+    free = {i: name for i, name in enumerate(DIMENSIONS) if name and frozen[i] is None}
+    # Modules from .pt2 archives take *args, whose shapes come in a tuple of their own.
+    shapes = ((free,),) if isinstance(module, UnflattenedModule) else (free,)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=shapes if free else None,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                custom_translation_table={torch.ops.asvp.perturb.default: _translated},
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever went wrong inside
+        raise AsvpError(
+            f"PyTorch's exporter does not take this model ({_reason(error)}). Simplify its forward, or export with --debug "
+            "to see the whole error."
+        ) from error
+    if program is None:
+        raise AsvpError("PyTorch's exporter returned no model.")
+    return program.model_proto
+
+
+_Schema = onnx.defs.OpSchema
+_operator = onnxscript.values.Op(
+    onnxscript.values.Opset(DOMAIN, VERSION),
+    OP_TYPE,
+    _Schema(
+        OP_TYPE,
+        DOMAIN,
+        VERSION,
+        type_constraints=[("T", [f"tensor({t})" for t in ("float", "float16", "bfloat16", "double")], "")],
+        inputs=[_Schema.FormalParameter("X", "T")],
+        outputs=[_Schema.FormalParameter("Y", "T")],
+        attributes=[
+            _Schema.Attribute("rank", _Schema.AttrType.INT),
+            _Schema.Attribute("gain", _Schema.AttrType.FLOAT),
+            _Schema.Attribute("energy", _Schema.AttrType.FLOAT),
+            _Schema.Attribute("axis", _Schema.AttrType.INT),
+        ],
+    ),
+)
+
+
+def _translated(x, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1):
+    """torch.ops.asvp.perturb as a node of our domain, for the exporter's translation table."""
+    return _operator(x, rank=rank, gain=gain, energy=energy, axis=axis)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not there and on its own deprecated calls."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _check_free(model: onnx.ModelProto, frozen: tuple[int | None, ...]) -> None:
+    """A size that the trace froze on its way looks free at 64 and fails at 72; refuse it here."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    stuck = [f"{name} ({dims[i].dim_value})" for i, name in enumerate(DIMENSIONS)
+             if name and frozen[i] is None and not dims[i].dim_param]  # fmt: skip
+    if stuck:
+        raise InputError(
+            f"The model's forward fixes {' and '.join(stuck)} while it is traced; a model with free sizes was expected. "
+            "Export it with --static --size HxW, or take the sizes from tensors' shapes in its forward."
+        )
+
+
+def _name_output(model: onnx.ModelProto, scale: int) -> None:
+    """Readable names for the output's sizes, where the exporter writes 2*((height//2))."""
+    for dim, name in zip(model.graph.output[0].type.tensor_type.shape.dim, DIMENSIONS, strict=True):
+        if name in ("height", "width") and dim.dim_param:
+            dim.dim_param = name if scale == 1 else f"{scale}*{name}"

@@ -1,0 +1,108 @@
+"""What the shipped file says about itself: `metadata_props` with the prefix `asvp.`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import onnx
+
+from asvp_export.errors import InputError
+from asvp_export.operator import Perturbation
+
+PREFIX = "asvp."
+
+# The SVD is global: tiles of an image have other singular values than the whole.
+SCOPE = "whole-image"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The metadata of one shipped file."""
+
+    version: str
+    """Of asvp-export."""
+
+    layers: dict[str, Perturbation]
+    """Layer name to the attributes of its node."""
+
+    source_sha256: str
+    """Of the file that the teacher was loaded from."""
+
+    data_range: float
+    """What the model calls white: 1.0 or 255.0."""
+
+    scale: int
+    """Output height over input height."""
+
+    minimum: int
+    """The least height and width that the model takes."""
+
+    multiple: int
+    """Height and width have to be multiples of this."""
+
+    gates: dict[str, Any] = field(default_factory=dict)
+    """Gate name to its threshold and the least PSNR measured, in dB rounded down to 0.1."""
+
+    scope: str = SCOPE
+    """How much of an image one run has to see."""
+
+
+def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
+    """Replace the model's `asvp.` entries; others stay. Keys come in one order, so that bytes repeat."""
+    entries = {
+        "version": provenance.version,
+        "layers": _json([{"name": name, **node.attributes()} for name, node in provenance.layers.items()]),
+        "source_sha256": provenance.source_sha256,
+        "data_range": _json(provenance.data_range),
+        "scale": _json(provenance.scale),
+        "size": _json({"minimum": provenance.minimum, "multiple": provenance.multiple}),
+        "gates": _json(provenance.gates),
+        "scope": provenance.scope,
+    }
+    others = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
+    onnx.helper.set_model_props(model, others | {PREFIX + key: value for key, value in entries.items()})
+
+
+def read_provenance(properties: dict[str, str]) -> Provenance | None:
+    """The metadata of a file, or None where it has none of ours.
+
+    Args:
+        properties: of an onnx.ModelProto or of an onnxruntime session (`custom_metadata_map`).
+
+    Raises:
+        InputError: there is an `asvp.` entry, but not all of them, or not as this tool writes them.
+    """
+    ours = {key.removeprefix(PREFIX): value for key, value in properties.items() if key.startswith(PREFIX)}
+    if not ours:
+        return None
+    try:
+        layers = json.loads(ours["layers"])
+        size = json.loads(ours["size"])
+        return Provenance(
+            version=ours["version"],
+            layers={layer.pop("name"): Perturbation(**layer) for layer in layers},
+            source_sha256=ours["source_sha256"],
+            data_range=float(json.loads(ours["data_range"])),
+            scale=int(json.loads(ours["scale"])),
+            minimum=int(size["minimum"]),
+            multiple=int(size["multiple"]),
+            gates=json.loads(ours["gates"]),
+            scope=ours["scope"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        raise InputError(
+            f"The file's asvp metadata cannot be read ({type(error).__name__}: {error}); it was changed after the export, "
+            "or written by another version. Export it anew."
+        ) from error
+
+
+def tool_version() -> str:
+    """Version of asvp-export as it is installed."""
+    return metadata.version("asvp-export")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,101 @@
+"""Small passes over an ONNX model: naming nodes, attaching bodies, stripping traces, taking nodes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from asvp_export.errors import AsvpError
+from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
+from asvp_export.operator.onnx_function import perturbation_function
+
+
+def perturbation_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The ASVP nodes of the main graph, in topological order."""
+    return [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == OP_TYPE]
+
+
+def attributes_of(node: onnx.NodeProto) -> Perturbation:
+    """The attributes that stand on an ASVP node, defaults filled in."""
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return Perturbation(**{k: v for k, v in found.items() if k in Perturbation.__dataclass_fields__})
+
+
+def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation]) -> None:
+    """Give each ASVP node its layer's name and, written out in one order, the attributes asked for.
+
+    The layer is read from the module path that the exporter leaves on each node.
+
+    Raises:
+        AsvpError: a layer lost its node on the way through the exporter, which means that the exporter dropped the
+            layer's result.
+    """
+    calls: Counter[str] = Counter()
+    for proto in perturbation_nodes(model):
+        layer = _layer_of(proto, nodes)
+        calls[layer] += 1
+        proto.name = f"asvp/{layer}" + (f"#{calls[layer]}" if calls[layer] > 1 else "")
+        proto.overload = nodes[layer].overload
+        del proto.attribute[:]
+        proto.attribute.extend(helper.make_attribute(k, v) for k, v in nodes[layer].attributes().items())
+    lost = [name for name in nodes if not calls[name]]
+    if lost:
+        raise AsvpError(
+            f"The exported graph has no node for {', '.join(lost)}: what the layer computes is not used for the "
+            "output. Choose layers that the output depends on."
+        )
+
+
+def _layer_of(proto: onnx.NodeProto, nodes: dict[str, Perturbation]) -> str:
+    scopes = next((p.value for p in proto.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    for scope in reversed(scopes.strip("[]").replace("'", "").split(", ")):
+        if scope in nodes:
+            return scope
+    raise AsvpError(f"Node {proto.name} of the exported graph stands in none of the protected layers ({scopes}).")
+
+
+def attach_functions(model: onnx.ModelProto) -> None:
+    """Add one function body for each overload in use, and the import of its domain."""
+    opset = next(o.version for o in model.opset_import if o.domain == "")
+    bodies = {node.overload: node for node in map(attributes_of, perturbation_nodes(model))}
+    model.functions.extend(perturbation_function(node, opset) for _, node in sorted(bodies.items()))
+    if bodies and not any(o.domain == DOMAIN for o in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+
+
+def strip_traces(model: onnx.ModelProto) -> None:
+    """Remove all metadata and doc strings: exporters write stack traces with local paths there."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    for graph in _graphs(model.graph):
+        for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            item.doc_string = ""
+            del item.metadata_props[:]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_TYPES else ():
+                yield from _graphs(inner)
+
+
+_GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the ASVP nodes taken out and no metadata: the graph of the unprotected teacher."""
+    graph = gs.import_onnx(model)
+    for node in [n for n in graph.nodes if n.op == OP_TYPE]:
+        before, after = node.inputs[0], node.outputs[0]
+        for consumer in list(after.outputs):
+            consumer.inputs = [before if tensor is after else tensor for tensor in consumer.inputs]
+        graph.outputs = [before if tensor is after else tensor for tensor in graph.outputs]
+        node.outputs = []
+    graph.functions = []
+    return gs.export_onnx(graph.cleanup(), do_type_check=False)

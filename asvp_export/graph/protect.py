@@ -1,0 +1,112 @@
+"""Inserting the operator behind the selected layers of a teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from asvp_export.operator import Perturbation
+from asvp_export.teacher.layers import select
+from asvp_export.teacher.model import Teacher
+
+Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A teacher with the defence in it: the module runs the defence in PyTorch, and is what is exported."""
+
+    teacher: Teacher
+    """The original, untouched."""
+
+    module: torch.nn.Module
+    """A copy of the teacher's module with a node behind each protected layer; a drop-in replacement."""
+
+    nodes: dict[str, Perturbation]
+    """Layer name to the attributes of its node, in the order in which the layers are first called."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Restore a batch [N, C, H, W] with the defence running."""
+        with torch.inference_mode():
+            return self.module(x)
+
+
+def protect(
+    teacher: Teacher,
+    layers: Sequence[str] | str,
+    *,
+    rank: int = 1,
+    gain: float = 1.1,
+    energy: float = 1.0,
+    axis: int | None = None,
+) -> Protected:
+    """Insert one node behind each selected layer; a layer that is called several times gets it at each call.
+
+    Args:
+        teacher: from `asvp_export.load`; it is not changed.
+        layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots).
+        rank: how many leading singular values are amplified (at most the layer's channels).
+        gain: the factor on them.
+        energy: share of the squared singular values after which the count stops.
+        axis: the channel axis; by default what the layer's output shows.
+
+    Returns:
+        The protected teacher.
+
+    Raises:
+        InputError: an attribute out of range, an unknown layer, or one that cannot carry the node.
+    """
+    asked = Perturbation(rank, gain, energy, 1 if axis is None else axis)  # checked before the teacher runs
+    chosen = select(teacher, [layers] if isinstance(layers, str) else layers)
+    nodes = {}
+    for layer in chosen:
+        channel_axis = _plain_axis(layer.axis if axis is None else axis, len(layer.shape))
+        nodes[layer.name] = replace(asked, axis=channel_axis, rank=min(rank, layer.shape[channel_axis]))
+    return insert(teacher, nodes)
+
+
+def insert(teacher: Teacher, nodes: dict[str, Perturbation]) -> Protected:
+    """Insert nodes with the given attributes behind the named modules of a copy of the teacher."""
+    module = copy.deepcopy(teacher.module)
+    modules = dict(module.named_modules())
+    for name, node in nodes.items():
+        modules[name].register_forward_hook(_Node(name, node))
+    return Protected(teacher, module, dict(nodes))
+
+
+@contextmanager
+def observed(protected: Protected, observer: Observer) -> Iterator[None]:
+    """Within the block, `observer(layer, before, after)` is called at each node of the protected module."""
+    hooks = [h for m in protected.module.modules() for h in m._forward_hooks.values() if isinstance(h, _Node)]
+    for hook in hooks:
+        hook.observer = observer
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.observer = None
+
+
+class _Node:
+    """The forward hook that is the node; a class, so that it survives deepcopy and pickle with its module."""
+
+    def __init__(self, layer: str, node: Perturbation) -> None:
+        self.layer = layer
+        self.node = node
+        self.observer: Observer | None = None
+
+    def __call__(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        after = torch.ops.asvp.perturb(output, **self.node.attributes())
+        if self.observer:
+            self.observer(self.layer, output, after)
+        return after
+
+
+def _plain_axis(axis: int, ndim: int) -> int:
+    """1 or -1 where the axis is one of these, so that as few function bodies as possible are written."""
+    positive = axis % ndim if -ndim <= axis < ndim else axis
+    return positive if positive == 1 else -1 if positive == ndim - 1 else positive

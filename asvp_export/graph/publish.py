@@ -1,0 +1,145 @@
+"""Writing an ONNX file so that it is there verified and whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import onnx
+from onnx.external_data_helper import set_external_data
+
+from asvp_export.files import check_output, write_error
+
+# protobuf refuses messages of 2 GiB; what is not a tensor needs room as well.
+EXTERNAL_LIMIT = 2**31 - 2**24
+
+_SMALL = 1024  # bytes: smaller tensors stay inside, where shape inference reads them
+_ALIGNMENT = 4096  # bytes: lets a runtime map the file into memory
+
+
+class Staging:
+    """A folder beside the output, in which the file is written and verified before it gets its name.
+
+    Use it as a context manager; whatever ends the block (an error, Ctrl-C), the folder goes.
+
+    Args:
+        output: where the file is to be.
+        force: replace a file that is there.
+        external_data: keep the tensors in a file of their own, also under 2 GiB.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written, or the output exists and `force` was not given.
+    """
+
+    def __init__(self, output: Path, *, force: bool = False, external_data: bool = False) -> None:
+        self.output = output
+        self._force = force
+        self._external = external_data
+        self._folder: Path | None = None
+
+    def __enter__(self) -> Staging:
+        check_output(self.output, force=self._force)
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix=".asvp-", dir=self.output.parent))
+        except OSError as error:
+            raise write_error(error, self.output) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def path(self) -> Path:
+        """The file as it is being verified."""
+        assert self._folder is not None, "used outside of its block"
+        return self._folder / self.output.name
+
+    def write(self, model: onnx.ModelProto) -> None:
+        """Write (or rewrite) the file and check it with onnx's full checker.
+
+        Raises:
+            MachineError: the disk is full.
+        """
+        for old in self.path.parent.iterdir():
+            old.unlink()
+        try:
+            if self._external or _tensor_bytes(model) > EXTERNAL_LIMIT:
+                model = self._with_external_data(model)
+            self.path.write_bytes(model.SerializeToString(deterministic=True))
+        except OSError as error:
+            raise write_error(error, self.output) from error
+        onnx.checker.check_model(str(self.path), full_check=True)
+
+    def _with_external_data(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A copy whose tensors lie in `<stem>.<sha256>.data`: a new file never overwrites what an old model needs."""
+        slim = onnx.ModelProto()
+        slim.CopyFrom(model)
+        digest = hashlib.sha256()
+        moved = []
+        data = self.path.with_name("tensors")
+        with data.open("wb") as stream:
+            for tensor in slim.graph.initializer:
+                if len(tensor.raw_data) < _SMALL:
+                    continue
+                padding = bytes(-stream.tell() % _ALIGNMENT)
+                offset = stream.tell() + len(padding)
+                for part in (padding, tensor.raw_data):
+                    stream.write(part)
+                    digest.update(part)
+                moved.append((tensor, offset, len(tensor.raw_data)))
+                tensor.raw_data = b""
+        name = f"{self.output.stem}.{digest.hexdigest()[:16]}.data"
+        data.rename(data.with_name(name))
+        for tensor, offset, length in moved:
+            set_external_data(tensor, name, offset=offset, length=length)
+            tensor.ClearField("raw_data")
+        return slim
+
+    def publish(self, output: Path | None = None) -> Path:
+        """Give the verified files their names, the model's last; returns the model's path.
+
+        Args:
+            output: another name in the same folder than the one asked for.
+        """
+        output = output or self.output
+        previous = _external_files(output)
+        written = [p for p in self.path.parent.iterdir() if p != self.path]
+        try:
+            for part in (*written, self.path):
+                _sync(part)
+            for part in written:
+                os.replace(part, output.parent / part.name)
+            os.replace(self.path, output)
+        except OSError as error:
+            raise write_error(error, output) from error
+        for name in previous - {p.name for p in written}:
+            (output.parent / name).unlink(missing_ok=True)
+        return output
+
+
+def _tensor_bytes(model: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def _external_files(model: Path) -> set[str]:
+    """Data files that a model of ours which is being replaced leaves behind."""
+    if not model.exists():
+        return set()
+    try:
+        graph = onnx.load(model, load_external_data=False).graph
+    except Exception:  # not a model: it will be replaced, and has no data files
+        return set()
+    pattern = re.compile(re.escape(model.stem) + r"\.[0-9a-f]{16}\.data")
+    names = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"}
+    return {name for name in names if pattern.fullmatch(name)}
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

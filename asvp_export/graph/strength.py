@@ -1,0 +1,52 @@
+"""How much each node changes its feature map, and how much of that a rescaling cannot undo."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+
+from asvp_export.operator import Perturbation
+
+
+@dataclass(frozen=True)
+class NodeEffect:
+    """Means over all samples that passed the node."""
+
+    relative_feature_change: float
+    """||F' - F|| / ||F||, with F the clean and F' the exposed feature map."""
+
+    strength: float
+    """min over s of ||s F' - F|| / ||F|| = sqrt(1 - <F, F'>^2 / (||F||^2 ||F'||^2)); 0: normalising removes all."""
+
+    strength_cap: float
+    """What the strength tends to as the gain grows: sqrt(1 - share of the amplified singular values)."""
+
+
+class EffectMeter:
+    """An observer for `asvp_export.graph.protect.observed` that gathers a NodeEffect a layer."""
+
+    def __init__(self, nodes: dict[str, Perturbation]) -> None:
+        self._gains = {name: node.gain for name, node in nodes.items()}
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
+
+    def __call__(self, layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
+        for clean, exposed in zip(before.double().flatten(1), after.double().flatten(1), strict=True):
+            power = float(clean @ clean)
+            if not math.isfinite(power) or power == 0:
+                continue
+            change = float((exposed - clean).square().sum()) / power
+            aligned = float(clean @ exposed) ** 2 / (power * float(exposed @ exposed))
+            share = change / (self._gains[layer] - 1) ** 2 if self._gains[layer] != 1 else 0.0
+            for i, value in enumerate((1.0, change**0.5, max(0.0, 1 - aligned) ** 0.5, max(0.0, 1 - share) ** 0.5)):
+                self._sums[layer][i] += value
+
+    def effects(self) -> dict[str, NodeEffect]:
+        """The effect of each node; zero where every sample was zero."""
+        return {
+            layer: NodeEffect(*(total / max(count, 1.0) for total in totals))
+            for layer in self._gains
+            for count, *totals in [self._sums[layer]]
+        }

@@ -1,0 +1,1 @@
+"""Parity: does the exported file restore images as well as the original?"""

@@ -1,0 +1,200 @@
+"""Which inputs two models are compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asvp_export.errors import InputError
+from asvp_export.images import pad_to, read_image
+
+# Verification runs every image through up to four models. A camera's 24 megapixels would take minutes and
+# gigabytes each, and say no more than a crop does; whoever wants them asks for the size.
+WHOLE_PIXELS = 1_500_000
+WHOLE_SIDE = 1024
+
+# Below this no crop is odd, not square and smaller than the image.
+_SMALLEST = 3
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of a comparison."""
+
+    name: str
+    """File name of the image, or of the images of a batch."""
+
+    input: np.ndarray
+    """N, C, H, W float32 in 0..data range, padded to the model's minimum and multiple."""
+
+    height: int
+    """Rows of the input that are image; what lies below is padding."""
+
+    width: int
+    """Columns of the input that are image; what lies to the right is padding."""
+
+    @property
+    def size(self) -> str:
+        """The size without padding, as "HxW"."""
+        return f"{self.height}x{self.width}"
+
+    @property
+    def batch(self) -> int:
+        """How many images the input holds."""
+        return self.input.shape[0]
+
+
+def build_cases(
+    images: Sequence[Path],
+    *,
+    minimum: int,
+    multiple: int,
+    data_range: float,
+    sizes: Sequence[Size] = (),
+    fixed: Sequence[int | None] = (None, None, None, None),
+) -> list[Case]:
+    """Cut images into the inputs that two models are compared on.
+
+    Every image comes at two sizes or more, one of them odd and not square, and one input is a batch of 2 (the
+    first two images, or the only one and its mirror image):
+
+    - no sizes asked for: the whole image, and an odd crop of about 3/4 of its longer and 1/2 of its shorter
+      side. Of an image over 1.5 megapixels, the middle (1024x1024 at most) stands for the whole;
+    - sizes asked for: a crop of each, and the odd crop (of the first size) unless the sizes are two or more,
+      with a non-square and an odd one among them;
+    - a model with a frozen height, width or batch: that height, width and batch only.
+
+    Crops are taken from the middle.
+
+    Args:
+        images: picture files.
+        minimum: the least height and width that the model takes.
+        multiple: the model takes multiples of it; inputs are padded to that.
+        data_range: what the model calls white (1.0 or 255.0).
+        sizes: (height, width) of the crops to compare on.
+        fixed: the dimensions N, C, H, W that the model has frozen; None where it is free.
+
+    Returns:
+        The cases, image by image, the batch last.
+
+    Raises:
+        InputError: no image, an unreadable one, one that is smaller than the model or the sizes need, or a
+            size that the model does not take.
+    """
+    if not images:
+        raise InputError("There is no image to compare on; name a folder with pictures.")
+    batch, _, *frozen = fixed
+    _check_sizes(sizes, minimum, multiple, frozen)
+    pictures = [_read(path, sizes, minimum, frozen) for path in images]
+
+    def cases(first: int, count: int, only_first_size: bool = False) -> list[Case]:
+        members = [_member(images, pictures, first + offset) for offset in range(count)]
+        extent = (min(p.shape[0] for _, p in members), min(p.shape[1] for _, p in members))
+        chosen = _sizes(extent, sizes, minimum, frozen)
+        return [
+            _case(members, size, minimum, multiple, data_range)
+            for size in chosen[: 1 if only_first_size else None]
+        ]
+
+    step = batch or 1
+    made = [case for first in range(0, len(images), step) for case in cases(first, step)]
+    if batch is None:
+        made += cases(0, 2, only_first_size=True)
+    return made
+
+
+def _check_sizes(sizes: Sequence[Size], minimum: int, multiple: int, frozen: Sequence[int | None]) -> None:
+    for dim in frozen:
+        if dim is not None and (dim < minimum or dim % multiple):
+            raise InputError(
+                f"A side of the model is frozen at {dim}; it has to be a multiple of {multiple} and at least "
+                f"{minimum}. Freeze another size."
+            )
+    for height, width in sizes:
+        if min(height, width) < max(minimum, _SMALLEST):
+            least = max(minimum, _SMALLEST)
+            raise InputError(f"The size {height}x{width} was asked for; at least {least}x{least} is needed.")
+        if any(dim is not None and dim != asked for dim, asked in zip(frozen, (height, width), strict=True)):
+            takes = "x".join("any" if dim is None else str(dim) for dim in frozen)
+            raise InputError(
+                f"The size {height}x{width} was asked for; this model takes {takes} only (height x width)."
+            )
+
+
+def _read(path: Path, sizes: Sequence[Size], minimum: int, frozen: Sequence[int | None]) -> np.ndarray:
+    """The part of a picture that cases are cut from: H, W, 3 in 0..1."""
+    picture = read_image(path)
+    height, width = picture.shape[:2]
+    least = [max(minimum, _SMALLEST, *(size[axis] for size in sizes), frozen[axis] or 0) for axis in (0, 1)]
+    if height < least[0] or width < least[1]:
+        cause = "the size asked for" if sizes else "the model" if max(least) > _SMALLEST else "a comparison"
+        raise InputError(
+            f"The image {path.name} is {height}x{width} (height x width); {cause} needs at least "
+            f"{least[0]}x{least[1]}. Use larger images{' or a smaller size' if sizes else ''}."
+        )
+    if sizes:
+        keep = (least[0], least[1])
+    elif height * width > WHOLE_PIXELS:
+        keep = (min(height, max(WHOLE_SIDE, least[0])), min(width, max(WHOLE_SIDE, least[1])))
+    else:
+        return picture
+    return _middle(picture, keep).copy()  # the copy lets go of the rest
+
+
+def _member(images: Sequence[Path], pictures: Sequence[np.ndarray], index: int) -> tuple[str, np.ndarray]:
+    """Name and picture number `index`, counting on through mirror images when the pictures run out."""
+    turn, place = divmod(index, len(images))
+    name, picture = images[place].name, pictures[place]
+    return (f"{name} mirrored", picture[:, ::-1]) if turn % 2 else (name, picture)
+
+
+def _sizes(extent: Size, sizes: Sequence[Size], minimum: int, frozen: Sequence[int | None]) -> list[Size]:
+    """The sizes that an image of this extent is cut to, the main one first, without repetition."""
+    chosen = list(sizes) or [extent]
+    enough = (
+        len(set(chosen)) > 1
+        and any(height != width for height, width in chosen)
+        and any(height % 2 and width % 2 for height, width in chosen)
+    )
+    if not enough:
+        chosen.append(_odd_crop(chosen[0], minimum))
+    return list(dict.fromkeys((frozen[0] or height, frozen[1] or width) for height, width in chosen))
+
+
+def _odd_crop(size: Size, minimum: int) -> Size:
+    """A smaller size, odd both ways and not square; at least the minimum where there is room for it."""
+    # The longer side keeps more, so that no common aspect ratio comes out square.
+    quarters = (3, 2) if size[0] >= size[1] else (2, 3)
+    height, width = (_odd(max(q * side // 4, minimum), side) for q, side in zip(quarters, size, strict=True))
+    if height == width:  # both at the minimum
+        if width + 2 < size[1]:
+            width += 2
+        elif height + 2 < size[0]:
+            height += 2
+        else:
+            width -= 2  # a hair under the minimum: padding makes up for it
+    return height, width
+
+
+def _odd(side: int, limit: int) -> int:
+    return side | 1 if side | 1 <= limit else side - 1
+
+
+def _case(
+    members: Sequence[tuple[str, np.ndarray]], size: Size, minimum: int, multiple: int, data_range: float
+) -> Case:
+    names = [name for name, _ in members]
+    x = np.stack([_middle(picture, size) for _, picture in members]).transpose(0, 3, 1, 2)  # [N, C, H, W]
+    x = np.ascontiguousarray(pad_to(x, minimum, multiple), dtype=np.float32) * np.float32(data_range)
+    name = " + ".join(names) if len(names) <= 2 else f"{names[0]} + {len(names) - 1} more"
+    return Case(name, x, *size)
+
+
+def _middle(picture: np.ndarray, size: Size) -> np.ndarray:
+    top, left = (picture.shape[0] - size[0]) // 2, (picture.shape[1] - size[1]) // 2
+    return picture[top : top + size[0], left : left + size[1]]

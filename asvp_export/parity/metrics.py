@@ -1,0 +1,75 @@
+"""How far two batches of images are apart: PSNR and SSIM."""
+
+from __future__ import annotations
+
+import numpy as np
+from skimage.metrics import structural_similarity
+
+IDENTICAL_DB = 200.0
+"""What identical images score, and the most that any do: JSON knows no infinity."""
+
+_SIGMA, _RADIUS = 1.5, 5  # the 11 x 11 Gaussian window of Wang et al. 2004
+
+
+def psnr(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
+    """Peak signal-to-noise ratio, 10 log10(peak^2 / mse), of the worst sample, in float64.
+
+    Args:
+        expected: N, C, H, W.
+        got: the same shape.
+        peak: the range of the values.
+
+    Returns:
+        dB, at most 200.0 (identical); NaN where a value is NaN or infinite.
+    """
+    _check(expected, got)
+    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+        return float("nan")
+    worst = max(_mean_square(a, b) for a, b in zip(expected, got, strict=True))
+    if worst == 0:
+        return IDENTICAL_DB
+    return min(IDENTICAL_DB, float(20 * np.log10(peak) - 10 * np.log10(worst)))
+
+
+def _mean_square(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64))))
+
+
+def ssim(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
+    """Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004), mean over samples and channels.
+
+    Computed in float64. The window is their Gaussian, sigma 1.5, 11 x 11; images with a side under 11 get the
+    Gaussian that fits, cut at the same 3.5 sigma.
+
+    Args:
+        expected: N, C, H, W.
+        got: the same shape.
+        peak: the range of the values.
+
+    Returns:
+        At most 1.0 (identical); NaN where a value is NaN or infinite.
+    """
+    _check(expected, got)
+    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+        return float("nan")
+    radius = min(_RADIUS, (min(expected.shape[2:]) - 1) // 2)
+    scores = [
+        structural_similarity(
+            a.astype(np.float64),
+            b.astype(np.float64),
+            channel_axis=0,
+            data_range=peak,
+            gaussian_weights=True,
+            sigma=_SIGMA if radius == _RADIUS else radius / 3.5,
+            use_sample_covariance=False,
+        )
+        for a, b in zip(expected, got, strict=True)
+    ]
+    return float(np.mean(scores))
+
+
+def _check(expected: np.ndarray, got: np.ndarray) -> None:
+    if expected.ndim != 4 or expected.shape != got.shape or not expected.size:
+        raise ValueError(
+            f"two N, C, H, W arrays of one shape were expected, found {expected.shape} and {got.shape}"
+        )

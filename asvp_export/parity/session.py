@@ -1,0 +1,207 @@
+"""Running ONNX models in onnxruntime, with its failures told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from asvp_export.errors import AsvpError, InputError, MachineError
+from asvp_export.parity.cases import Case
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+_QUIET = 4  # fatal only: what goes wrong comes back as an exception
+_WARNING = 2  # onnxruntime's own default
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_WHEELS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+)
+_OUT_OF_MEMORY = re.compile(r"bad_?alloc|out of memory|failed to allocate|CUDA failure 2\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What an ONNX model says about one of its inputs."""
+
+    name: str
+    """The input's name."""
+
+    shape: tuple[int | str | None, ...]
+    """A number where the size is fixed, a name or None where it is free."""
+
+    type: str
+    """onnxruntime's word for it, "tensor(float)"."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.type} {'x'.join('?' if dim is None else str(dim) for dim in self.shape)}"
+
+
+def session(
+    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None
+) -> ort.InferenceSession:
+    """Load an ONNX model into onnxruntime, on the provider asked for and no other.
+
+    On CUDA, TF32 is switched off: it rounds factors to 10 bits, which would hide what a comparison shows.
+
+    Args:
+        model: a file, or the bytes of one (without external data).
+        provider: "cpu" or "cuda".
+        threads: how many threads a node may use; onnxruntime's choice when None.
+
+    Raises:
+        InputError: the provider is not there, or onnxruntime does not load the model.
+        MachineError: there is not enough memory for it.
+    """
+    if PROVIDERS.get(provider) not in ort.get_available_providers():
+        there = ", ".join(name for name, long in PROVIDERS.items() if long in ort.get_available_providers())
+        raise InputError(f"The provider {provider!r} was asked for; this onnxruntime has {there}.")
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    name, source = _source(model)
+    try:
+        with _cuda_libraries() if provider == "cuda" else contextlib.nullcontext():
+            opened = ort.InferenceSession(
+                source,
+                options,
+                providers=[(PROVIDERS[provider], {"use_tf32": "0"} if provider == "cuda" else {})],
+                enable_fallback=0,
+            )
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        advice = "Check that the file is whole, and made for this onnxruntime."
+        raise _translated(error, f"onnxruntime {ort.__version__} does not load {name}", advice) from error
+    if PROVIDERS[provider] not in opened.get_providers():
+        raise InputError(
+            "The provider 'cuda' was asked for; onnxruntime could not start it, and would have run on the "
+            "CPU. Check that there is a GPU, its driver, and the CUDA and cuDNN that onnxruntime needs."
+        )
+    return opened
+
+
+def _source(model: str | Path | bytes) -> tuple[str, str | bytes]:
+    if isinstance(model, bytes):
+        if not model:
+            raise InputError("The model has no bytes; an ONNX model was expected.")
+        return "the model", model
+    path = Path(model)
+    if not path.exists():
+        raise InputError(f"The model {path} does not exist.")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; an ONNX model was expected.")
+    if not path.stat().st_size:
+        raise InputError(f"The model {path} is empty; an ONNX model was expected.")
+    return str(path), str(path)
+
+
+@contextlib.contextmanager
+def _cuda_libraries() -> Iterator[None]:
+    """Make the CUDA libraries of pip packages known, and keep onnxruntime from printing what is missing."""
+    ort.set_default_logger_severity(_QUIET)
+    try:
+        if hasattr(ort, "preload_dlls"):
+            with contextlib.redirect_stdout(io.StringIO()):
+                ort.preload_dlls()
+        yield
+    finally:
+        ort.set_default_logger_severity(_WARNING)
+
+
+def inputs_of(opened: ort.InferenceSession) -> tuple[ModelInput, ...]:
+    """The inputs that a model asks for."""
+    return tuple(
+        ModelInput(
+            found.name, tuple(dim if isinstance(dim, int | str) else None for dim in found.shape), found.type
+        )
+        for found in opened.get_inputs()
+    )
+
+
+def fits(opened: ort.InferenceSession, case: Case) -> None:
+    """Check that a model takes the input of a case.
+
+    Raises:
+        InputError: it has more than one input, or one of another rank, channel count, fixed size or type.
+    """
+    inputs = inputs_of(opened)
+    expected = "x".join(str(dim) for dim in case.input.shape)
+    found = "; ".join(str(one) for one in inputs) or "none"
+    if len(inputs) != 1:
+        raise InputError(f"The ONNX model has {len(inputs)} inputs ({found}); one image batch was expected.")
+    if inputs[0].type not in _DTYPES:
+        raise InputError(f"The ONNX model takes {found}; float16, float32 or float64 was expected.")
+    shape = inputs[0].shape
+    if len(shape) != 4 or any(
+        isinstance(dim, int) and dim != given for dim, given in zip(shape, case.input.shape, strict=True)
+    ):
+        raise InputError(
+            f"The ONNX model takes {found}; the input of {case.name} is {expected} (batch x channels x "
+            "height x width). Is it the same model, and exported for this size?"
+        )
+
+
+def run_model(opened: ort.InferenceSession, x: np.ndarray) -> np.ndarray:
+    """Run a model of one input and return its first output.
+
+    Args:
+        opened: a session.
+        x: N, C, H, W; cast to the float type that the model takes.
+
+    Raises:
+        InputError: the model does not run on this input.
+        MachineError: there is not enough memory for it.
+    """
+    given = opened.get_inputs()[0]
+    x = x.astype(_DTYPES.get(given.type, x.dtype), copy=False)
+    try:
+        output = opened.run([opened.get_outputs()[0].name], {given.name: x})[0]
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        size = "x".join(str(dim) for dim in x.shape)
+        what = f"onnxruntime does not run the model on an input of {size}"
+        raise _translated(error, what, "Check that it was exported for inputs of this size.") from error
+    if not isinstance(output, np.ndarray):
+        raise InputError(
+            f"The model's first output is a {type(output).__name__}; an image batch was expected."
+        )
+    return output
+
+
+def _translated(error: Exception, what: str, advice: str) -> AsvpError:
+    """The error with onnxruntime's reason on one line, without its code."""
+    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    reason = re.sub(r"^Load model from .*? failed: ?", "", reason) or type(error).__name__
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(reason):
+        return MachineError(
+            f"{what}: out of memory ({reason}). Use smaller images or a machine with more memory."
+        )
+    return InputError(f"{what} ({reason.rstrip('.')}). {advice}")
+
+
+def conflicting_onnxruntime() -> str | None:
+    """One sentence when several onnxruntime packages are installed over each other, else None."""
+    installed = [f"{wheel} {version}" for wheel in _WHEELS if (version := _version(wheel))]
+    if len(installed) < 2:
+        return None
+    return (
+        f"Several onnxruntime packages are installed and overwrite each other ({', '.join(installed)}): "
+        "uninstall all of them, then install the one you want."
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

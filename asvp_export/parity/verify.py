@@ -1,0 +1,205 @@
+"""The verdict: from pairs of outputs to a gate that passes or fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+
+import numpy as np
+
+from asvp_export.errors import InputError
+from asvp_export.parity.cases import Case
+from asvp_export.parity.metrics import psnr, ssim
+
+# How |difference| / peak is counted: decades between 1e-8 and 1, and what lies beside them.
+_DECADES = range(-8, 1)
+_LABELS = ("exactly 0", "under 1e-8", *(f"1e{d} to 1e{d + 1}" for d in _DECADES[:-1]), "over 1", "not finite")
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """How one input came out."""
+
+    name: str
+    """File name of the image, or of the images of a batch."""
+
+    size: str
+    """Size of the input without padding, "HxW"."""
+
+    batch: int
+    """How many images the input held."""
+
+    psnr: float
+    """dB of the worst sample, at most 200 (identical); NaN when an output was not finite."""
+
+    ssim: float
+    """Mean over the samples, at most 1; NaN when an output was not finite."""
+
+    def as_dict(self) -> dict[str, str | int | float | None]:
+        """The score for a report: rounded down, NaN as None."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "batch": self.batch,
+            "psnr": _rounded_down(self.psnr, "0.01"),
+            "ssim": _rounded_down(self.ssim, "0.00001"),
+        }
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The verdict of one gate over all its inputs."""
+
+    min_psnr: float
+    """dB of the worst input; NaN when an output was not finite."""
+
+    mean_psnr: float
+    """Mean of the inputs' dB; NaN when an output was not finite."""
+
+    min_ssim: float
+    """SSIM of the worst input; NaN when an output was not finite."""
+
+    threshold: float
+    """dB that every input had to reach."""
+
+    passed: bool
+    """Whether every input reached the threshold."""
+
+    per_image: tuple[ImageScore, ...]
+    """The scores, in the order of the inputs."""
+
+    decades: tuple[int, ...] = ()
+    """How many output values differ by how much, for `failure_text`: |difference| / peak by decade."""
+
+    def as_dict(self) -> dict[str, object]:
+        """The verdict for a report: dB to 0.01, SSIM to 0.00001, both rounded down, NaN as None."""
+        return {
+            "min_psnr": _rounded_down(self.min_psnr, "0.01"),
+            "mean_psnr": _rounded_down(self.mean_psnr, "0.01"),
+            "min_ssim": _rounded_down(self.min_ssim, "0.00001"),
+            "threshold": self.threshold,
+            "passed": self.passed,
+            "per_image": [one.as_dict() for one in self.per_image],
+        }
+
+
+def score(
+    pairs: Iterable[tuple[Case, np.ndarray, np.ndarray]], threshold: float, data_range: float, scale: int
+) -> GateResult:
+    """Compare outputs with what was expected of them.
+
+    The peak of a pair is the larger of the data range and the expected output's own range. Pairs are consumed
+    one by one; to let the worse of two ways of running a model count, chain their pairs.
+
+    Args:
+        pairs: each case with the expected and the tested output: for an input N, C, H, W they are
+            N, C, H * scale, W * scale.
+        threshold: dB that every pair has to reach.
+        data_range: what the model calls white (1.0 or 255.0).
+        scale: output height over input height.
+
+    Raises:
+        InputError: there is nothing to compare, or the shapes do not agree.
+    """
+    scores, decades = [], np.zeros(len(_LABELS), dtype=np.int64)
+    for case, expected, got in pairs:
+        expected, got = _cropped(case, expected, got, scale)
+        peak = _peak(expected, data_range)
+        scores.append(
+            ImageScore(case.name, case.size, case.batch, psnr(expected, got, peak), ssim(expected, got, peak))
+        )
+        decades += _decades(expected, got, peak)
+    if not scores:
+        raise InputError("There is nothing to compare: no image was given.")
+    decibels = [one.psnr for one in scores]
+    return GateResult(
+        min_psnr=float(np.min(decibels)),
+        mean_psnr=float(np.mean(decibels)),
+        min_ssim=float(np.min([one.ssim for one in scores])),
+        threshold=threshold,
+        passed=all(math.isfinite(value) and value >= threshold for value in decibels),
+        per_image=tuple(scores),
+        decades=tuple(decades.tolist()),
+    )
+
+
+def _cropped(case: Case, expected: np.ndarray, got: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both outputs without what the padding became."""
+    batch, _, height, width = case.input.shape
+    if expected.ndim != 4 or (expected.shape[0], *expected.shape[2:]) != (
+        batch,
+        height * scale,
+        width * scale,
+    ):
+        raise InputError(
+            f"The original gives {_shape(expected)} for an input of {_shape(case.input)}; "
+            f"{batch} images of {height * scale}x{width * scale} were expected."
+        )
+    if got.shape != expected.shape:
+        raise InputError(
+            f"The tested model gives {_shape(got)} for {case.name}, the original {_shape(expected)}: "
+            "these are not the same model."
+        )
+    rows, columns = slice(case.height * scale), slice(case.width * scale)
+    return expected[:, :, rows, columns], got[:, :, rows, columns]
+
+
+def _peak(expected: np.ndarray, data_range: float) -> float:
+    finite = expected[np.isfinite(expected)].astype(np.float64)
+    return max(data_range, float(np.ptp(finite))) if finite.size else data_range
+
+
+def _shape(array: np.ndarray) -> str:
+    return "x".join(str(dim) for dim in array.shape) or "a single number"
+
+
+def _decades(expected: np.ndarray, got: np.ndarray, peak: float) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # inf - inf
+        relative = np.abs(got.astype(np.float64) - expected.astype(np.float64)).ravel() / peak
+    finite = relative[np.isfinite(relative)]
+    zero = np.count_nonzero(finite == 0)
+    edges = [-np.inf, *(10.0**decade for decade in _DECADES), np.inf]
+    counts, _ = np.histogram(finite[finite > 0], bins=edges)
+    return np.array([zero, *counts, relative.size - finite.size], dtype=np.int64)
+
+
+def failure_text(gate: str, result: GateResult, most: int = 8) -> str:
+    """Why a gate failed, for people: a sentence, the inputs worst first, the distribution of the differences.
+
+    Args:
+        gate: "fidelity" or "preservation".
+        result: its verdict.
+        most: how many inputs to list.
+    """
+    failed = [one for one in result.per_image if not one.psnr >= result.threshold]
+    if not failed:
+        return f"{gate}: all {len(result.per_image)} comparisons reach {result.threshold:g} dB."
+    ranked = sorted(failed, key=lambda one: -math.inf if math.isnan(one.psnr) else one.psnr)
+    count = f"{len(failed)} of {len(result.per_image)} comparisons"
+    lines = [f"{gate}: {count} do not reach {result.threshold:g} dB, the worst is at {_decibels(ranked[0])}."]
+    lines += [f"  {_decibels(one):>14} {one.name} {one.size}, batch {one.batch}" for one in ranked[:most]]
+    if len(ranked) > most:
+        lines.append(f"  and {len(ranked) - most} more")
+    total = sum(result.decades)
+    if total:
+        lines.append("  |difference| / peak, share of all output values:")
+        lines += [
+            f"  {label:>14} {count / total:7.2%} {'#' * math.ceil(40 * count / total)}"
+            for label, count in zip(_LABELS, result.decades, strict=True)
+            if count
+        ]
+    return "\n".join(lines)
+
+
+def _decibels(one: ImageScore) -> str:
+    value = _rounded_down(one.psnr, "0.01")
+    return "NaN" if value is None else f"{value:.2f} dB"
+
+
+def _rounded_down(value: float, step: str) -> float | None:
+    """Rounded so that a report never overstates; None for what JSON cannot hold."""
+    if not math.isfinite(value):
+        return None
+    return float(Decimal(repr(float(value))).quantize(Decimal(step), ROUND_FLOOR))

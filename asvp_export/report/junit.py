@@ -1,0 +1,61 @@
+"""The verdicts as JUnit XML, which CI systems show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+from asvp_export.files import atomic_write
+from asvp_export.parity.verify import GateResult, ImageScore
+
+# What XML 1.0 cannot hold, not even escaped; file names can.
+_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write_junit(path: str | Path, name: str, gates: Mapping[str, GateResult]) -> None:
+    """Write one test suite a gate and one test case an input, complete or not at all.
+
+    Args:
+        path: the file.
+        name: of the whole run, the model's file name for example.
+        gates: the verdicts by the gate's name.
+
+    Raises:
+        InputError: the folder does not exist or is not writable.
+        MachineError: the disk is full.
+    """
+    suites = [_suite(gate, result) for gate, result in gates.items()]
+    root = ElementTree.Element("testsuites", {"name": _text(name), **_totals(suites)})
+    root.extend(suites)
+    ElementTree.indent(root)
+    atomic_write(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+
+
+def _suite(gate: str, result: GateResult) -> ElementTree.Element:
+    suite = ElementTree.Element("testsuite", name=_text(gate))
+    for one in result.per_image:
+        title = _text(f"{one.name} {one.size} batch {one.batch}")
+        case = ElementTree.SubElement(suite, "testcase", classname=_text(gate), name=title)
+        if not one.psnr >= result.threshold:
+            message = _message(one, result.threshold)
+            ElementTree.SubElement(case, "failure", type="parity", message=message).text = message
+    suite.attrib.update(
+        tests=str(len(suite)), failures=str(len(suite.findall("*/failure"))), errors="0", skipped="0"
+    )
+    return suite
+
+
+def _message(one: ImageScore, threshold: float) -> str:
+    shown = one.as_dict()["psnr"]
+    found = "an output that is NaN or infinite" if shown is None else f"{shown:.2f} dB"
+    return f"found {found}, expected at least {threshold:g} dB"
+
+
+def _totals(suites: list[ElementTree.Element]) -> dict[str, str]:
+    return {key: str(sum(int(suite.attrib[key]) for suite in suites)) for key in ("tests", "failures")}
+
+
+def _text(value: str) -> str:
+    return _FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", value)

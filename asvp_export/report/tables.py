@@ -1,0 +1,131 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from asvp_export.parity.verify import GateResult
+from asvp_export.pipeline import ParityResult
+from asvp_export.teacher.layers import Layer
+
+
+def layers_as_dict(found: Sequence[Layer], refused: Mapping[str, str]) -> dict[str, object]:
+    """The layers that can carry the node, and why the others cannot, for JSON."""
+    return {"layers": [asdict(layer) for layer in found], "refused": dict(refused)}
+
+
+def layers_table(found: Sequence[Layer], refused: Mapping[str, str]) -> None:
+    """Print the layers that can carry the node, then the others with the reason."""
+    table = _table("layer", "type", "calls", "output", "axis", "s1 share", "eff. rank", "layer", "node")
+    for layer in found:
+        table.add_row(
+            escape(layer.name),
+            layer.type,
+            str(layer.calls),
+            " x ".join(map(str, layer.shape)),
+            str(layer.axis),
+            f"{layer.leading_share:.3f}",
+            f"{layer.effective_rank:.1f}",
+            f"{layer.layer_ms:.2f} ms",
+            f"{layer.node_ms:.2f} ms",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "s1 share: part of the squared singular values that the first one holds; eff. rank: how many components share "
+        "them evenly; layer, node: time in PyTorch on this machine, at the example's size.",
+        style="dim",
+    )
+    if refused:
+        rest = _table("cannot carry the node", "because it")
+        for name, reason in refused.items():
+            rest.add_row(escape(name), escape(reason))
+        console.print(rest)
+
+
+def result_table(result: ParityResult, file: Path, written: Sequence[Path]) -> None:
+    """Print the verdict of an export or a check: layers, gates, latency, and where the files lie."""
+    console = Console()
+    if result.nodes:
+        table = _table("layer", "rank", "gain", "energy", "axis", "feature change", "strength", "at most")
+        for name, node in result.nodes.items():
+            effect = result.effects.get(name)
+            shares = (effect.relative_feature_change, effect.strength, effect.strength_cap) if effect else ()
+            row = [escape(name), str(node.rank), f"{node.gain:g}", f"{node.energy:g}", str(node.axis)]
+            table.add_row(*row, *(f"{share:.4f}" for share in shares))
+        console.print(table)
+    gates = _table("gate", "worst", "mean", "worst SSIM", "needed", "")
+    for name, gate in result.gates.items():
+        gates.add_row(name, *_gate_row(gate))
+    console.print(gates)
+    original, protected = result.latency_ms
+    console.print(
+        f"latency in onnxruntime: {protected:.1f} ms, unprotected {original:.1f} ms (x {protected / original:.2f})"
+    )
+    for note in result.notes:
+        console.print(escape(note))
+    if result.output:
+        console.print(f"[bold green]passed[/]  {escape(str(file))}", soft_wrap=True)
+    else:
+        console.print("[bold red]failed[/]  no file was left at the output", soft_wrap=True)
+    for path in written:
+        console.print(f"report  {escape(str(path))}", soft_wrap=True)
+
+
+def description_table(found: Mapping[str, Any]) -> None:
+    """Print what `describe` found in a file."""
+    console = Console()
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
+    console.print(
+        f"[bold]{escape(found['file'])}[/]  {found['bytes']} bytes, IR {found['ir_version']}, opset {opsets}"
+    )
+    for kind in ("inputs", "outputs"):
+        for name, shape in found[kind].items():
+            console.print(f"{kind[:-1]}: {escape(name)} {escape(' x '.join(map(str, shape)))}")
+    if found["nodes"]:
+        table = _table("node", "rank", "gain", "energy", "axis")
+        for node in found["nodes"]:
+            row = [str(node["rank"]), f"{node['gain']:g}", f"{node['energy']:g}", str(node["axis"])]
+            table.add_row(escape(node["name"]), *row)
+        console.print(table)
+    else:
+        console.print("no ASVP node")
+    for name, size in found["functions"].items():
+        console.print(f"function body: {escape(name)}, {size} nodes")
+    provenance = found["provenance"]
+    if provenance is None:
+        console.print("no asvp metadata")
+        return
+    size = f"at least {provenance['minimum']}, multiples of {provenance['multiple']}"
+    console.print(
+        f"made by asvp-export {provenance['version']} from sha256 {provenance['source_sha256']}",
+        soft_wrap=True,
+    )
+    console.print(
+        f"height and width: {size}; scale x{provenance['scale']}; values 0..{provenance['data_range']:g}"
+    )
+    console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
+    for gate, values in provenance["gates"].items():
+        console.print(f"{gate}: {values['min_psnr']} dB measured, {values['threshold']:g} dB needed")
+
+
+def _gate_row(gate: GateResult) -> list[str]:
+    values = gate.as_dict()
+    worst, mean, ssim = (values[key] for key in ("min_psnr", "mean_psnr", "min_ssim"))
+    verdict = "[green]passed[/]" if gate.passed else "[red]failed[/]"
+    shown = [f"{value:.2f} dB" if value is not None else "NaN" for value in (worst, mean)]
+    return [*shown, f"{ssim:.5f}" if ssim is not None else "NaN", f"{gate.threshold:g} dB", verdict]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,153 @@
+"""From a file or a module in memory to a teacher that is ready to run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from asvp_export.errors import InputError
+from asvp_export.teacher import checkpoint, formats
+from asvp_export.teacher.architecture import build, one_line
+from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.probe import probe
+from asvp_export.teacher.pt2 import Dims, load_archive
+
+_CHANNELS = 3
+
+
+def load(
+    model: str | Path | nn.Module,
+    *,
+    arch: str | None = None,
+    arch_args: dict[str, Any] | None = None,
+    trust_pickle: bool = False,
+    data_range: float = 1.0,
+    device: str = "cpu",
+) -> Teacher:
+    """Load a trained model and find out by running it on small images what it takes and returns.
+
+    A file's format is told from its content. Nothing in a file is run or unpickled in full unless `trust_pickle` is
+    set; an architecture given by `arch` is the user's own Python code and is run.
+
+    Args:
+        model: a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), a saved `nn.Module` (with
+            `trust_pickle`), or a module in memory, which is copied and left as it was.
+        arch: for a state dict: "package.module:factory" or "path/nets.py:factory".
+        arch_args: keyword arguments for the factory.
+        trust_pickle: unpickle the file in full, which runs code of its author's choice.
+        data_range: the largest pixel value that the model expects: 1.0 or 255.0.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The teacher: evaluation mode, float32, gradients off.
+
+    Raises:
+        InputError: the file, the architecture or an option cannot be used; the message says what to do.
+        MachineError: memory ran out.
+    """
+    _check_device(device)
+    if not (isinstance(data_range, (int, float)) and math.isfinite(data_range) and data_range > 0):
+        raise InputError(f"data_range is {data_range!r}; expected the largest pixel value, 1.0 or 255.0.")
+    if arch_args and not arch:
+        raise InputError("arch_args were given without arch; name the architecture too (--arch package.module:factory).")
+    if isinstance(model, nn.Module):
+        _check_weights(model, type(model).__name__)
+        _refuse_arch(arch, "a module")
+        module, source, kind = _copied(model), type(model).__name__, "module"
+        digest, fixed = _hash_state(module), (None, None, None, None)
+    else:
+        path = Path(model)
+        module, kind, fixed = _from_file(path, arch, arch_args, trust_pickle)
+        source, digest = path.name, _hash_file(path)
+    if fixed[1] not in (None, _CHANNELS):
+        raise InputError(f"{source} takes images of {fixed[1]} channels; expected {_CHANNELS}.")
+    _check_weights(module, source)
+    try:
+        module = module.float().to(device).eval().requires_grad_(False)
+    except Exception as error:
+        raise InputError(f"{source} cannot be moved to {device} as float32: {one_line(error)}.") from error
+    found = probe(module, source, _CHANNELS, fixed, float(data_range), device)
+    return Teacher(
+        module, source, digest, kind, _CHANNELS, found.scale, found.size, float(data_range), found.fixed, device
+    )
+
+
+def _from_file(
+    path: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool
+) -> tuple[nn.Module, str, Dims]:
+    """The module in a file, its kind and its frozen dimensions."""
+    kind = formats.recognise(path)
+    if kind in (formats.PT2, formats.PT2_OLD):
+        _refuse_arch(arch, f"{path}, a torch.export archive")
+        module, dims = load_archive(path, kind == formats.PT2_OLD, trust_pickle)
+        return module, "pt2", dims
+    if kind == formats.SAFETENSORS:
+        content: Any = checkpoint.read_safetensors(path)
+    else:
+        content = checkpoint.read_torch(path, trust_pickle)
+    state = checkpoint.unwrap(content, path)
+    if isinstance(state, nn.Module):
+        _refuse_arch(arch, f"{path}, a saved module")
+        return state, "pickle", (None, None, None, None)
+    if not arch:
+        raise InputError(
+            f"{path} is a state dict of {len(state)} tensors without its architecture: it needs "
+            f"--arch package.module:factory (or path/nets.py:factory)."
+        )
+    module = build(arch, arch_args)
+    checkpoint.fit(module, state, path)
+    return module, "state-dict", (None, None, None, None)
+
+
+def _refuse_arch(arch: str | None, what: str) -> None:
+    if arch:
+        raise InputError(f"{what}, holds its architecture: leave --arch {arch} out, it is not needed.")
+
+
+def _check_weights(module: nn.Module, source: str) -> None:
+    weights = [*module.parameters(), *module.buffers()]
+    if not weights:
+        raise InputError(f"{source} has no weights; expected a trained model.")
+    if any(weight.is_meta or is_lazy(weight) for weight in weights):
+        raise InputError(f"{source} has weights without values (lazy, or on the meta device); expected a trained model.")
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise InputError(f"the module {type(module).__name__} cannot be copied: {one_line(error)}.") from error
+
+
+def _check_device(device: str) -> None:
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"the device {device!r} is unknown; expected cpu or cuda.") from error
+    if wanted.type not in ("cpu", "cuda"):
+        raise InputError(f"the device {device!r} is not supported; expected cpu or cuda.")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InputError(f"the device {device!r} was asked for, but PyTorch sees {found} CUDA devices; use --device cpu.")
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_state(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
