@@ -46,7 +46,9 @@ class _Json(click.ParamType):
         try:
             parsed = json.loads(value)
         except ValueError as error:
-            self.fail(f"{value!r} is not JSON ({error}); an object was expected, such as '{{\"scale\": 2}}'.", param, ctx)
+            self.fail(
+                f"{value!r} is not JSON ({error}); an object was expected, such as '{{\"scale\": 2}}'.", param, ctx
+            )
         if not isinstance(parsed, dict):
             self.fail(f"{value!r} is JSON but not an object; names and values were expected.", param, ctx)
         return parsed
@@ -103,12 +105,22 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model", type=_PATH)
-@click.option("--layers", multiple=True, required=True, metavar="SPEC",
-              help="Names or globs of modules, separated by commas; may repeat. * stays between dots, ** crosses them.")
+@click.option(
+    "--layers",
+    multiple=True,
+    required=True,
+    metavar="SPEC",
+    help="Names or globs of modules, separated by commas; may repeat. * stays between dots, ** crosses them.",
+)
 @click.option("--rank", type=int, default=1, show_default=True, help="How many leading singular values are amplified.")
 @click.option("--gain", type=float, default=1.1, show_default=True, help="The factor on them.")
-@click.option("--energy", type=float, default=1.0, show_default=True,
-              help="Stop once this share of the squared singular values is covered.")
+@click.option(
+    "--energy",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Stop once this share of the squared singular values is covered.",
+)
 @click.option("--axis", type=int, help="The channel axis. Default: what the layer's output shows.")
 @click.option("-o", "--output", type=_PATH, required=True, help="The ONNX file to write.")
 @_teacher_options
@@ -227,7 +239,9 @@ def run(protected: Path, image: Path, output: Path, provider: str, force: bool, 
     if as_json:
         _print_json({"written": output.name, **sizes})
     elif not quiet:
-        click.echo(f"{output}: {restored.shape[1]} x {restored.shape[0]} (from {picture.shape[1]} x {picture.shape[0]})")
+        click.echo(
+            f"{output}: {restored.shape[1]} x {restored.shape[0]} (from {picture.shape[1]} x {picture.shape[0]})"
+        )
     return 0
 
 
@@ -260,9 +274,7 @@ def _load(
 ) -> Teacher:
     from asvp_export.teacher.load import load
 
-    return load(
-        model, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle, data_range=data_range, device=device
-    )
+    return load(model, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle, data_range=data_range, device=device)
 
 
 def _finish(

@@ -37,9 +37,7 @@ def photographs(split: str = "verify") -> Path:
         InputError: there is no such split.
     """
     if split not in SPLITS:
-        raise InputError(
-            f"There is no split {split!r} of the photographs; choose one of {', '.join(SPLITS)}."
-        )
+        raise InputError(f"There is no split {split!r} of the photographs; choose one of {', '.join(SPLITS)}.")
     return Path(__file__).parent / "photographs" / split
 
 
@@ -54,9 +52,7 @@ def list_images(folder: str | Path) -> list[Path]:
         if not folder.exists():
             raise InputError(f"The folder of images {folder} does not exist; name one that holds pictures.")
         if not folder.is_dir():
-            raise InputError(
-                f"{folder} is a file, a folder of images was expected; name the folder that holds it."
-            )
+            raise InputError(f"{folder} is a file, a folder of images was expected; name the folder that holds it.")
         found = [
             path
             for path in folder.iterdir()
@@ -105,15 +101,9 @@ def read_image(path: str | Path) -> np.ndarray:
             f"The image {path} is not a picture that can be read: PNG, JPEG, WebP, BMP or TIFF was expected."
         ) from error
     except Image.DecompressionBombError as error:
-        raise InputError(
-            f"The image {path} is too large: at most {_megapixels()} megapixels are read."
-        ) from error
-    except (
-        Exception
-    ) as error:  # what a decoder raises on damaged bytes is anything: OSError, SyntaxError, struct.error
-        raise InputError(
-            f"The image {path} cannot be read ({_one_line(error)}); replace it or take it out."
-        ) from error
+        raise InputError(f"The image {path} is too large: at most {_megapixels()} megapixels are read.") from error
+    except Exception as error:  # what a decoder raises on damaged bytes is anything: OSError, SyntaxError, struct.error
+        raise InputError(f"The image {path} cannot be read ({_one_line(error)}); replace it or take it out.") from error
 
 
 def _megapixels() -> int:
@@ -167,9 +157,7 @@ def write_image(path: str | Path, array: np.ndarray) -> None:
     if not np.isfinite(array).all():
         raise InputError(f"{path} was not written: the picture holds NaN or infinite values.")
     pixels = np.rint(np.clip(array, 0, 1).astype(np.float64) * 255).astype(np.uint8)
-    encoded = (
-        io.BytesIO()
-    )  # encoded in memory first, so that an error of the format is told from one of the disk
+    encoded = io.BytesIO()  # encoded in memory first, so that an error of the format is told from one of the disk
     try:
         Image.fromarray(pixels).save(encoded, form, **_WRITE_OPTIONS[form])
     except (OSError, ValueError) as error:

@@ -34,6 +34,7 @@ PRESERVATION_DB = 48.0  # an RMSE of one 8-bit step
 
 Progress = Callable[[str], None]
 Outputs = list[np.ndarray]
+Stamps = dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def export(
         model = to_onnx(protected, opset=opset, static=frozen)
         progress(f"verifying on {len(cases)} inputs")
         expected = _expected(protected, cases)
-        measured: dict[str, object] = {}
+        measured: Stamps = {}
         while True:  # what was measured stands in the metadata of the very bytes that were measured
             write_provenance(model, _provenance(protected, measured))
             staging.write(model)
@@ -217,7 +218,9 @@ def check(
     shape = opened.get_inputs()[0].shape
     fixed = tuple(dim if isinstance(dim, int) else None for dim in shape)
     if len(shape) != 4:
-        raise InputError(f"The file {path.name} takes an input of shape {shape}; an image batch (N, C, H, W) was expected.")
+        raise InputError(
+            f"The file {path.name} takes an input of shape {shape}; an image batch (N, C, H, W) was expected."
+        )
     if isinstance(original, Teacher):
         size = original.size
         data_range, scale = original.data_range, original.scale
@@ -334,7 +337,7 @@ def _stamp(gate: GateResult) -> dict[str, float | None]:
     return {"threshold": gate.threshold, "min_psnr": math.floor(found * 10) / 10 if math.isfinite(found) else None}
 
 
-def _provenance(protected: Protected, gates: dict[str, object]) -> Provenance:
+def _provenance(protected: Protected, gates: Stamps) -> Provenance:
     teacher = protected.teacher
     return Provenance(
         version=tool_version(),

@@ -28,12 +28,16 @@ def restore(model: str | Path, picture: np.ndarray, *, provider: str = "cpu") ->
     """
     opened = session(model, provider)
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
-    minimum, multiple, peak = (provenance.minimum, provenance.multiple, provenance.data_range) if provenance else (1, 1, 1.0)
+    minimum, multiple, peak = (
+        (provenance.minimum, provenance.multiple, provenance.data_range) if provenance else (1, 1, 1.0)
+    )
     height, width = picture.shape[:2]
     x = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], dtype=np.float32) * np.float32(peak)
     x = pad_to(x, minimum, multiple)
     y = run_model(opened, x)
     if y.ndim != 4 or y.shape[1] != 3 or y.shape[2] % x.shape[2] or y.shape[3] % x.shape[3]:
-        raise InputError(f"The model's output has shape {y.shape} for an input of {x.shape}; an RGB image was expected.")
+        raise InputError(
+            f"The model's output has shape {y.shape} for an input of {x.shape}; an RGB image was expected."
+        )
     scale = y.shape[2] // x.shape[2]
     return y[0, :, : height * scale, : width * scale].transpose(1, 2, 0).astype(np.float32) / np.float32(peak)

@@ -46,12 +46,7 @@ def png_of(samples: np.ndarray, width: int, height: int, depth: int, colour: int
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
@@ -161,9 +156,7 @@ def test_a_decompression_bomb_is_refused_by_name(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     form=st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF"]),
-    damage=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
-    ),
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
 )
 def test_damaged_bytes_give_a_picture_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, form: str, damage: list[tuple[float, int]]
@@ -259,9 +252,7 @@ def test_a_failed_write_keeps_the_file_that_was_there(tmp_path: Path) -> None:
 
 
 def in_a_process(*lines: str) -> None:
-    script = "\n".join(
-        ("from asvp_export.files import atomic_write", "from asvp_export import errors", *lines)
-    )
+    script = "\n".join(("from asvp_export.files import atomic_write", "from asvp_export import errors", *lines))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -312,9 +303,7 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     minimum=st.integers(1, 60),
     multiple=st.integers(1, 16),
 )
-def test_padding_reaches_the_size_and_keeps_the_image(
-    size: tuple[int, int], minimum: int, multiple: int
-) -> None:
+def test_padding_reaches_the_size_and_keeps_the_image(size: tuple[int, int], minimum: int, multiple: int) -> None:
     x = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
     padded = pad_to(x, minimum, multiple)
     assert padded.dtype == x.dtype and padded.shape[:2] == (2, 3)

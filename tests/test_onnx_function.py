@@ -22,7 +22,9 @@ OPSETS = range(18, 27)
 TYPES = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.float64: TensorProto.DOUBLE}
 
 
-def model(nodes: list[Perturbation], *, opset: int = 18, dtype=np.float32, dims=("n", "c", "h", "w")) -> onnx.ModelProto:
+def model(
+    nodes: list[Perturbation], *, opset: int = 18, dtype=np.float32, dims=("n", "c", "h", "w")
+) -> onnx.ModelProto:
     """X -> node -> node ... -> Y, with the bodies attached."""
     names = ["X", *(f"t{i}" for i in range(len(nodes) - 1)), "Y"]
     graph = helper.make_graph(

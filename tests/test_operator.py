@@ -152,7 +152,12 @@ def degenerate() -> dict[str, torch.Tensor]:
     dead = torch.randn(1, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     dead[:, 2:4] = 0
     repeated = torch.eye(6).reshape(1, 6, 6, 1)
-    return {"zero": torch.zeros(1, 6, 4, 4), "dead channels": dead, "repeated": repeated, "ones": torch.ones(1, 6, 4, 4)}
+    return {
+        "zero": torch.zeros(1, 6, 4, 4),
+        "dead channels": dead,
+        "repeated": repeated,
+        "ones": torch.ones(1, 6, 4, 4),
+    }
 
 
 @pytest.mark.parametrize("name", degenerate())

@@ -144,13 +144,9 @@ def test_a_static_model_is_compared_on_its_size_and_batch_only(pictures: list[Pa
 def test_images_and_sizes_that_do_not_do_are_refused_by_name(tmp_path: Path, pictures: list[Path]) -> None:
     tiny = saved(tmp_path, "tiny.png", 20, 30)
     images = [pictures[0], tiny]
-    with pytest.raises(
-        InputError, match=r"tiny\.png is 20x30 .* the model needs at least 24x24\. Use larger"
-    ):
+    with pytest.raises(InputError, match=r"tiny\.png is 20x30 .* the model needs at least 24x24\. Use larger"):
         build_cases(images, minimum=24, multiple=1, data_range=1.0)
-    with pytest.raises(
-        InputError, match=r"tiny\.png is 20x30 .* size asked for needs at least 21x16.* smaller size"
-    ):
+    with pytest.raises(InputError, match=r"tiny\.png is 20x30 .* size asked for needs at least 21x16.* smaller size"):
         build_cases(images, **FREE, sizes=[(16, 16), (21, 16)])
     with pytest.raises(InputError, match=r"tiny\.png is 20x30 .* the model needs at least 64x96"):
         build_cases(images, **FREE, fixed=(1, 3, 64, 96))
@@ -221,9 +217,7 @@ def test_a_half_precision_model_is_fed_half_precision() -> None:
     assert run_model(opened, photograph()).dtype == np.float16
 
 
-def test_what_onnxruntime_cannot_load_is_refused_in_one_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_onnxruntime_cannot_load_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole = model()
     foreign = model(helper.make_node("Defend", ["image"], ["restored"], domain="asvp"), domain="asvp")
     for name, content in (
@@ -323,9 +317,7 @@ def judged(*psnrs: float, threshold: float = 48.0) -> GateResult:
     x = photograph()
     noise = np.random.default_rng(0).normal(0, 1, x.shape)
     noise /= np.sqrt(np.mean(noise**2))
-    pairs = [
-        (Case(f"{i}.png", x, 96, 128), x, x + 10 ** (-level / 20) * noise) for i, level in enumerate(psnrs)
-    ]
+    pairs = [(Case(f"{i}.png", x, 96, 128), x, x + 10 ** (-level / 20) * noise) for i, level in enumerate(psnrs)]
     return score(pairs, threshold, 1.0, 1)
 
 
@@ -344,9 +336,7 @@ def test_a_nan_output_fails_and_is_null_in_json() -> None:
     assert list(shown) == ["min_psnr", "mean_psnr", "min_ssim", "threshold", "passed", "per_image"]
     assert (shown["min_psnr"], shown["mean_psnr"], shown["min_ssim"]) == (None, None, None)
     assert list(shown["per_image"][1]) == ["name", "size", "batch", "psnr", "ssim"]
-    assert shown["per_image"][1]["psnr"] is None and shown["per_image"][0]["psnr"] == pytest.approx(
-        60, abs=0.02
-    )
+    assert shown["per_image"][1]["psnr"] is None and shown["per_image"][0]["psnr"] == pytest.approx(60, abs=0.02)
 
 
 def test_nothing_passes_a_threshold_of_nan_and_nothing_compared_is_an_error() -> None:
@@ -386,9 +376,7 @@ def test_outputs_of_other_shapes_are_refused() -> None:
     case = Case("a.png", x, 96, 128)
     with pytest.raises(InputError, match=r"original gives 1x3x96x128 .* 192x256 were expected"):
         score([(case, x, x)], 48, 1.0, 2)
-    with pytest.raises(
-        InputError, match=r"tested model gives 1x1x96x128 for a\.png, the original 1x3x96x128"
-    ):
+    with pytest.raises(InputError, match=r"tested model gives 1x1x96x128 for a\.png, the original 1x3x96x128"):
         score([(case, x, x[:, :1])], 48, 1.0, 1)
 
 
@@ -416,17 +404,13 @@ def test_a_restorer_is_judged_against_its_slightly_different_copy() -> None:
         factor = helper.make_node("Constant", [], ["factor"], value_float=strength)
         return model(scales, factor, helper.make_node("Mul", ["image", "factor"], ["sharp"]), upscale)
 
-    cases = build_cases(
-        list_images(photographs("verify")), minimum=16, multiple=8, data_range=1.0, sizes=[(64, 96)]
-    )
+    cases = build_cases(list_images(photographs("verify")), minimum=16, multiple=8, data_range=1.0, sizes=[(64, 96)])
     original, same, other = session(restorer(1.0)), session(restorer(1.001)), session(restorer(1.1))
     for case, opened in itertools.product(cases, (original, same, other)):
         fits(opened, case)
 
     def verdict(opened: ort.InferenceSession) -> GateResult:
-        return score(
-            ((c, run_model(original, c.input), run_model(opened, c.input)) for c in cases), 48, 1.0, 2
-        )
+        return score(((c, run_model(original, c.input), run_model(opened, c.input)) for c in cases), 48, 1.0, 2)
 
     assert verdict(original).min_psnr == 200 and verdict(same).passed and not verdict(other).passed
     assert {one.size for one in verdict(same).per_image} == {"64x96", "33x73"}

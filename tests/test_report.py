@@ -24,9 +24,7 @@ from asvp_export.report.report import environment, write_json
 def gate(threshold: float, *scores: tuple[str, float]) -> GateResult:
     per_image = tuple(ImageScore(name, "64x96", 1, psnr, 0.99) for name, psnr in scores)
     values = [psnr for _, psnr in scores]
-    return GateResult(
-        min(values), sum(values) / len(values), 0.99, threshold, min(values) >= threshold, per_image
-    )
+    return GateResult(min(values), sum(values) / len(values), 0.99, threshold, min(values) >= threshold, per_image)
 
 
 def strict(text: str) -> dict[str, object]:
@@ -105,9 +103,7 @@ def test_junit_has_a_suite_a_gate_and_a_case_an_image(tmp_path: Path) -> None:
 
 
 @given(name=st.text(st.characters(), min_size=1))
-def test_junit_is_valid_whatever_the_files_are_called(
-    tmp_path_factory: pytest.TempPathFactory, name: str
-) -> None:
+def test_junit_is_valid_whatever_the_files_are_called(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     path = tmp_path_factory.getbasetemp() / "names.xml"
     write_junit(path, name, {name: gate(48, (name, 40.0))})
     case = ElementTree.parse(path).getroot().find("testsuite/testcase")

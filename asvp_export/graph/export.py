@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Iterator
 
 import onnx
-import onnxscript
 import torch
+from onnxscript import values
 from torch.export import UnflattenedModule
 
 from asvp_export.errors import AsvpError, InputError
@@ -24,7 +24,9 @@ DIMENSIONS = ("batch", None, "height", "width")
 INPUT, OUTPUT = "input", "output"
 
 
-def to_onnx(protected: Protected, *, opset: int = DEFAULT_OPSET, static: tuple[int, int] | None = None) -> onnx.ModelProto:
+def to_onnx(
+    protected: Protected, *, opset: int = DEFAULT_OPSET, static: tuple[int, int] | None = None
+) -> onnx.ModelProto:
     """Trace the protected module and write it as ONNX, with the operator's function body attached.
 
     Args:
@@ -56,9 +58,7 @@ def to_onnx(protected: Protected, *, opset: int = DEFAULT_OPSET, static: tuple[i
     return model
 
 
-def _trace(
-    module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, ...], opset: int
-) -> onnx.ModelProto:
+def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, ...], opset: int) -> onnx.ModelProto:
     example = teacher.example(height=frozen[2], width=frozen[3], batch=frozen[0] or 2)
     free = {i: name for i, name in enumerate(DIMENSIONS) if name and frozen[i] is None}
     # Modules from .pt2 archives take *args, whose shapes come in a tuple of their own.
@@ -87,8 +87,8 @@ def _trace(
 
 
 _Schema = onnx.defs.OpSchema
-_operator = onnxscript.values.Op(
-    onnxscript.values.Opset(DOMAIN, VERSION),
+_operator = values.Op(
+    values.Opset(DOMAIN, VERSION),
     OP_TYPE,
     _Schema(
         OP_TYPE,

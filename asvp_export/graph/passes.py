@@ -96,6 +96,6 @@ def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
         for consumer in list(after.outputs):
             consumer.inputs = [before if tensor is after else tensor for tensor in consumer.inputs]
         graph.outputs = [before if tensor is after else tensor for tensor in graph.outputs]
-        node.outputs = []
+        node.outputs.clear()
     graph.functions = []
     return gs.export_onnx(graph.cleanup(), do_type_check=False)

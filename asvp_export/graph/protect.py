@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
 from asvp_export.teacher.layers import select
 from asvp_export.teacher.model import Teacher
@@ -63,9 +64,9 @@ def protect(
     asked = Perturbation(rank, gain, energy, 1 if axis is None else axis)  # checked before the teacher runs
     chosen = select(teacher, [layers] if isinstance(layers, str) else layers)
     nodes = {}
-    for layer in chosen:
-        channel_axis = _plain_axis(layer.axis if axis is None else axis, len(layer.shape))
-        nodes[layer.name] = replace(asked, axis=channel_axis, rank=min(rank, layer.shape[channel_axis]))
+    for name, site in chosen.items():
+        channel_axis = _plain_axis(site.axis if axis is None else axis, name, site.shape)
+        nodes[name] = replace(asked, axis=channel_axis, rank=min(rank, site.shape[channel_axis]))
     return insert(teacher, nodes)
 
 
@@ -106,7 +107,9 @@ class _Node:
         return after
 
 
-def _plain_axis(axis: int, ndim: int) -> int:
+def _plain_axis(axis: int, layer: str, shape: tuple[int, ...]) -> int:
     """1 or -1 where the axis is one of these, so that as few function bodies as possible are written."""
-    positive = axis % ndim if -ndim <= axis < ndim else axis
-    return positive if positive == 1 else -1 if positive == ndim - 1 else positive
+    if not -len(shape) < axis < len(shape):
+        raise InputError(f"The axis {axis} was asked for; {layer} gives {len(shape)} dimensions, {shape}.")
+    positive = axis % len(shape)
+    return positive if positive == 1 else -1 if positive == len(shape) - 1 else positive

@@ -33,6 +33,7 @@ class EffectMeter:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
 
     def __call__(self, layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Take one call of a node in: its feature map before and after, [N, ...]."""
         for clean, exposed in zip(before.double().flatten(1), after.double().flatten(1), strict=True):
             power = float(clean @ clean)
             if not math.isfinite(power) or power == 0:

@@ -65,7 +65,9 @@ class _Body:
     def attribute(self, name: str) -> str:
         """The value of a float attribute of the node that calls the function."""
         node = helper.make_node("Constant", [], [f"{name}_{len(self.nodes)}"])
-        node.attribute.append(onnx.AttributeProto(name="value_float", ref_attr_name=name, type=onnx.AttributeProto.FLOAT))
+        node.attribute.append(
+            onnx.AttributeProto(name="value_float", ref_attr_name=name, type=onnx.AttributeProto.FLOAT)
+        )
         self.nodes.append(node)
         return node.output[0]
 
@@ -84,7 +86,7 @@ def _emit(b: _Body, node: Perturbation) -> None:
 
 
 def _to_matrices(b: _Body, x: str, axis: int) -> tuple[str, Any]:
-    """x as [N, C, L], and how to bring such a tensor back to x's layout."""
+    """X as [N, C, L], and how to bring such a tensor back to x's layout."""
     if axis == 1:
         return b.op("Reshape", x, b.constant([0, 0, -1])), lambda y: b.op("Reshape", y, b.op("Shape", x))
     if axis == -1:
@@ -118,7 +120,7 @@ def _or_one(b: _Body, value: str, dtype: Any) -> str:
     return b.op("Where", b.op("Greater", value, b.constant(0, dtype)), value, b.constant(1, dtype))
 
 
-def _leading_basis(b: _Body, gram: str, rank: int, kind: int) -> str:
+def _leading_basis(b: _Body, gram: str, rank: int, kind: TensorProto.DataType) -> str:
     """The leading eigenvectors of the Gram matrix as columns [N, C, k]; those beyond the count are zero."""
     dtype = np.float32 if kind == TensorProto.FLOAT else np.float64
     index = b.op("Range", b.constant(0), b.op("Squeeze", b.op("Shape", gram, start=1, end=2)), b.constant(1))
@@ -159,7 +161,7 @@ def _deflated(b: _Body, gram: str, vector: str, turned: str, image: str, value: 
     return b.op("Add", b.op("Sub", gram, both), square)
 
 
-def _leading_vector(b: _Body, gram: str, eye: str, column: str, kind: int) -> str:
+def _leading_vector(b: _Body, gram: str, eye: str, column: str, kind: TensorProto.DataType) -> str:
     """The leading eigenvector [N, C, 1] of a symmetric positive semidefinite matrix [N, C, C]."""
     dtype = np.float32 if kind == TensorProto.FLOAT else np.float64
     axes = b.constant([1, 2])

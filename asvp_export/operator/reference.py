@@ -11,9 +11,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _BLOCK = 8192  # positions summed at a time: bounds the float64 copies, whatever L is
 
 
-def reference(
-    x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1
-) -> torch.Tensor:
+def reference(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
     """Amplify the leading singular values of each sample's C x L matrix.
 
     For each sample, with M the matrix of C channels by the L remaining positions and M = U S V^T:
@@ -137,7 +135,7 @@ def _left_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _streamed_product(
     left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor, left_scale: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """left @ right^T in float64, block by block, with `right` (and `left`) divided by their scale: [N, C, C]."""
+    """Left @ right^T in float64, block by block, with `right` (and `left`) divided by their scale: [N, C, C]."""
     n, c, _ = right.shape
     total = right.new_zeros(n, c, c, dtype=torch.float64)
     for a, b in zip(left.split(_BLOCK, 2), right.split(_BLOCK, 2), strict=True):

@@ -41,7 +41,9 @@ class Perturbation:
         if not 0 < self.energy <= 1:
             raise InputError(f"The energy is {self.energy!r}; it must be in (0, 1] (1: always `rank` values).")
         if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis == 0:
-            raise InputError(f"The axis is {self.axis!r}; it must be the channel axis, not the batch (1, or -1 for tokens).")
+            raise InputError(
+                f"The axis is {self.axis!r}; it must be the channel axis, not the batch (1, or -1 for tokens)."
+            )
 
     @property
     def overload(self) -> str:

@@ -10,9 +10,7 @@ from asvp_export.operator.reference import reference, reference_backward
 
 
 @torch.library.custom_op("asvp::perturb", mutates_args=())
-def perturb(
-    x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1
-) -> torch.Tensor:
+def perturb(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
     """The operator on a feature map; see `asvp_export.operator.reference.reference`."""
     return reference(x, rank, gain, energy, axis)
 

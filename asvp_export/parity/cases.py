@@ -97,8 +97,7 @@ def build_cases(
         extent = (min(p.shape[0] for _, p in members), min(p.shape[1] for _, p in members))
         chosen = _sizes(extent, sizes, minimum, frozen)
         return [
-            _case(members, size, minimum, multiple, data_range)
-            for size in chosen[: 1 if only_first_size else None]
+            _case(members, size, minimum, multiple, data_range) for size in chosen[: 1 if only_first_size else None]
         ]
 
     step = batch or 1

@@ -70,6 +70,4 @@ def ssim(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
 
 def _check(expected: np.ndarray, got: np.ndarray) -> None:
     if expected.ndim != 4 or expected.shape != got.shape or not expected.size:
-        raise ValueError(
-            f"two N, C, H, W arrays of one shape were expected, found {expected.shape} and {got.shape}"
-        )
+        raise ValueError(f"two N, C, H, W arrays of one shape were expected, found {expected.shape} and {got.shape}")

@@ -48,9 +48,7 @@ class ModelInput:
         return f"{self.name} {self.type} {'x'.join('?' if dim is None else str(dim) for dim in self.shape)}"
 
 
-def session(
-    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None
-) -> ort.InferenceSession:
+def session(model: str | Path | bytes, provider: str = "cpu", threads: int | None = None) -> ort.InferenceSession:
     """Load an ONNX model into onnxruntime, on the provider asked for and no other.
 
     On CUDA, TF32 is switched off: it rounds factors to 10 bits, which would hide what a comparison shows.
@@ -122,9 +120,7 @@ def _cuda_libraries() -> Iterator[None]:
 def inputs_of(opened: ort.InferenceSession) -> tuple[ModelInput, ...]:
     """The inputs that a model asks for."""
     return tuple(
-        ModelInput(
-            found.name, tuple(dim if isinstance(dim, int | str) else None for dim in found.shape), found.type
-        )
+        ModelInput(found.name, tuple(dim if isinstance(dim, int | str) else None for dim in found.shape), found.type)
         for found in opened.get_inputs()
     )
 
@@ -172,9 +168,7 @@ def run_model(opened: ort.InferenceSession, x: np.ndarray) -> np.ndarray:
         what = f"onnxruntime does not run the model on an input of {size}"
         raise _translated(error, what, "Check that it was exported for inputs of this size.") from error
     if not isinstance(output, np.ndarray):
-        raise InputError(
-            f"The model's first output is a {type(output).__name__}; an image batch was expected."
-        )
+        raise InputError(f"The model's first output is a {type(output).__name__}; an image batch was expected.")
     return output
 
 
@@ -183,9 +177,7 @@ def _translated(error: Exception, what: str, advice: str) -> AsvpError:
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     reason = re.sub(r"^Load model from .*? failed: ?", "", reason) or type(error).__name__
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(reason):
-        return MachineError(
-            f"{what}: out of memory ({reason}). Use smaller images or a machine with more memory."
-        )
+        return MachineError(f"{what}: out of memory ({reason}). Use smaller images or a machine with more memory.")
     return InputError(f"{what} ({reason.rstrip('.')}). {advice}")
 
 

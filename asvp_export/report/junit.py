@@ -41,9 +41,7 @@ def _suite(gate: str, result: GateResult) -> ElementTree.Element:
         if not one.psnr >= result.threshold:
             message = _message(one, result.threshold)
             ElementTree.SubElement(case, "failure", type="parity", message=message).text = message
-    suite.attrib.update(
-        tests=str(len(suite)), failures=str(len(suite.findall("*/failure"))), errors="0", skipped="0"
-    )
+    suite.attrib.update(tests=str(len(suite)), failures=str(len(suite.findall("*/failure"))), errors="0", skipped="0")
     return suite
 
 

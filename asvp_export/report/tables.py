@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,37 +24,38 @@ def layers_as_dict(found: Sequence[Layer], refused: Mapping[str, str]) -> dict[s
 
 
 def layers_table(found: Sequence[Layer], refused: Mapping[str, str]) -> None:
-    """Print the layers that can carry the node, then the others with the reason."""
-    table = _table("layer", "type", "calls", "output", "axis", "s1 share", "eff. rank", "layer", "node")
+    """Print the layers that can carry the node, then the others by the reason why they cannot."""
+    console = _console()
+    table = _table("layer", "type", "output", "axis", "s1 share", "rank", "layer ms", "node ms")
     for layer in found:
+        calls = f" (x{layer.calls})" if layer.calls > 1 else ""
         table.add_row(
             escape(layer.name),
-            layer.type,
-            str(layer.calls),
-            " x ".join(map(str, layer.shape)),
+            layer.type + calls,
+            "x".join(map(str, layer.shape[1:])),
             str(layer.axis),
             f"{layer.leading_share:.3f}",
             f"{layer.effective_rank:.1f}",
-            f"{layer.layer_ms:.2f} ms",
-            f"{layer.node_ms:.2f} ms",
+            f"{layer.layer_ms:.2f}",
+            f"{layer.node_ms:.2f}",
         )
-    console = Console()
     console.print(table)
     console.print(
-        "s1 share: part of the squared singular values that the first one holds; eff. rank: how many components share "
-        "them evenly; layer, node: time in PyTorch on this machine, at the example's size.",
+        "output: of the first call, without the batch; s1 share: part of the squared singular values that the first one "
+        "holds; rank: the effective rank; ms: in PyTorch, on this machine, at this size.",
         style="dim",
     )
-    if refused:
-        rest = _table("cannot carry the node", "because it")
-        for name, reason in refused.items():
-            rest.add_row(escape(name), escape(reason))
-        console.print(rest)
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in refused.items():
+        names[reason].append(name)
+    for reason, those in names.items():
+        shown = ", ".join(those[:3]) + (f" and {len(those) - 3} more" if len(those) > 3 else "")
+        console.print(f"no node: {escape(shown)}: {escape(reason)}", style="dim")
 
 
 def result_table(result: ParityResult, file: Path, written: Sequence[Path]) -> None:
     """Print the verdict of an export or a check: layers, gates, latency, and where the files lie."""
-    console = Console()
+    console = _console()
     if result.nodes:
         table = _table("layer", "rank", "gain", "energy", "axis", "feature change", "strength", "at most")
         for name, node in result.nodes.items():
@@ -81,11 +84,9 @@ def result_table(result: ParityResult, file: Path, written: Sequence[Path]) -> N
 
 def description_table(found: Mapping[str, Any]) -> None:
     """Print what `describe` found in a file."""
-    console = Console()
+    console = _console()
     opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
-    console.print(
-        f"[bold]{escape(found['file'])}[/]  {found['bytes']} bytes, IR {found['ir_version']}, opset {opsets}"
-    )
+    console.print(f"[bold]{escape(found['file'])}[/]  {found['bytes']} bytes, IR {found['ir_version']}, opset {opsets}")
     for kind in ("inputs", "outputs"):
         for name, shape in found[kind].items():
             console.print(f"{kind[:-1]}: {escape(name)} {escape(' x '.join(map(str, shape)))}")
@@ -108,9 +109,7 @@ def description_table(found: Mapping[str, Any]) -> None:
         f"made by asvp-export {provenance['version']} from sha256 {provenance['source_sha256']}",
         soft_wrap=True,
     )
-    console.print(
-        f"height and width: {size}; scale x{provenance['scale']}; values 0..{provenance['data_range']:g}"
-    )
+    console.print(f"height and width: {size}; scale x{provenance['scale']}; values 0..{provenance['data_range']:g}")
     console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
     for gate, values in provenance["gates"].items():
         console.print(f"{gate}: {values['min_psnr']} dB measured, {values['threshold']:g} dB needed")
@@ -124,8 +123,13 @@ def _gate_row(gate: GateResult) -> list[str]:
     return [*shown, f"{ssim:.5f}" if ssim is not None else "NaN", f"{gate.threshold:g} dB", verdict]
 
 
+def _console() -> Console:
+    """As wide as the terminal; where there is none (a pipe, a log), wide enough not to break names."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for i, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=i == 0)
     return table

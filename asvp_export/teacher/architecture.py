@@ -38,10 +38,12 @@ def build(arch: str, arch_args: dict[str, Any] | None = None) -> nn.Module:
     """
     arguments = {} if arch_args is None else arch_args
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
-        raise InputError(f"the architecture's arguments are {arguments!r}; expected a JSON object such as {{\"width\": 32}}.")
+        raise InputError(
+            f'the architecture\'s arguments are {arguments!r}; expected a JSON object such as {{"width": 32}}.'
+        )
     where, _, factory_name = arch.rpartition(":")
     if not where or not factory_name:
-        raise InputError(f"the architecture {arch!r} cannot be read: {_FORM}.")
+        raise InputError(f"The architecture {arch!r} cannot be read: {_FORM}.")
     file = Path(where) if where.endswith(".py") or "/" in where or "\\" in where else None
     folders = [Path.cwd()] if file is None else [file.resolve().parent, Path.cwd()]
     # What an architecture prints must not end up in the command line's JSON.
@@ -88,15 +90,17 @@ def _lies_in(origin: str, folder: Path) -> bool:
 
 def _import(where: str, file: Path | None) -> ModuleType:
     if file is not None and file.suffix != ".py":
-        raise InputError(f"the architecture's file {where} is no .py file; {_FORM}.")
+        raise InputError(f"The architecture's file {where} is no .py file; {_FORM}.")
     if file is not None and not file.is_file():
-        raise InputError(f"the architecture's file {where} {'is a folder' if file.is_dir() else 'is not there'}; {_FORM}.")
+        raise InputError(
+            f"The architecture's file {where} {'is a folder' if file.is_dir() else 'is not there'}; {_FORM}."
+        )
     try:
         return importlib.import_module(where) if file is None else _execute(file)
     except ModuleNotFoundError as error:
         if file is None and error.name is not None and (where == error.name or where.startswith(error.name + ".")):
             hint = "is it installed, and spelled right? A file needs its suffix: path/nets.py:factory"
-            raise InputError(f"the architecture's module {where} cannot be found ({error}); {hint}.") from error
+            raise InputError(f"The architecture's module {where} cannot be found ({error}); {hint}.") from error
         raise InputError(f"importing the architecture {where} failed: {error}. Install what it needs.") from error
     except (Exception, SystemExit) as error:
         raise InputError(f"importing the architecture {where} failed: {one_line(error)}.") from error
@@ -123,13 +127,17 @@ def _attribute(source: ModuleType, name: str, where: str) -> Callable[..., Any]:
     found: Any = source
     for part in name.split("."):
         if not hasattr(found, part):
-            here = [key for key, value in vars(source).items() if isinstance(value, type) and issubclass(value, nn.Module)]
+            here = [
+                key for key, value in vars(source).items() if isinstance(value, type) and issubclass(value, nn.Module)
+            ]
             own = sorted(key for key in here if getattr(source, key).__module__ == source.__name__)
             hint = f"; it defines {', '.join(own[:5])}" if own else ""
             raise InputError(f"{where} has no {name}{hint}.")
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(f"{where}:{name} is {_a(type(found).__name__)}; expected a class or a function that returns a module.")
+        raise InputError(
+            f"{where}:{name} is {_a(type(found).__name__)}; expected a class or a function that returns a module."
+        )
     return found
 
 
@@ -138,7 +146,9 @@ def _call(factory: Callable[..., Any], arguments: dict[str, Any], arch: str) -> 
         return factory(**arguments)
     except TypeError as error:
         given = ", ".join(arguments) or "no arguments"
-        raise InputError(f"{arch} cannot be made with {given}: {one_line(error)}. Give its arguments as JSON.") from error
+        raise InputError(
+            f"{arch} cannot be made with {given}: {one_line(error)}. Give its arguments as JSON."
+        ) from error
     except (Exception, SystemExit) as error:
         raise InputError(f"{arch} failed: {one_line(error)}.") from error
 

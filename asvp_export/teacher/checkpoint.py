@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -49,7 +50,9 @@ def read_torch(path: Path, trust_pickle: bool) -> Any:
         InputError: refused as above, or damaged.
     """
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():  # it warns of pickle protocols that it then refuses anyway
+            warnings.simplefilter("ignore")
+            return torch.load(path, weights_only=True, map_location="cpu")
     except UnpicklingError as error:
         name = _refused_name(str(error))
         if name is None:
@@ -67,7 +70,9 @@ def read_torch(path: Path, trust_pickle: bool) -> Any:
 
 def _refused_name(message: str) -> str | None:
     """The class or function on which the restricted unpickler stopped; None when it stopped for another reason."""
-    match = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"(?:[Cc]lass|instance of) <?'?([\w.]+\.[\w.]+)", message)
+    match = re.search(r"GLOBAL ([\w.]+)", message) or re.search(
+        r"(?:[Cc]lass|instance of) <?'?([\w.]+\.[\w.]+)", message
+    )
     if match:
         return match[1]
     return "what is no tensor" if re.search(r"[Uu]nsupported (?:operand|class|global|type)", message) else None
@@ -153,7 +158,7 @@ def fit(module: nn.Module, state: dict[str, Any], path: Path) -> None:
     try:
         module.load_state_dict(state, strict=True)
         return
-    except Exception as error:  # noqa: BLE001  a module's own loading hooks may raise anything
+    except Exception as error:  # a module's own loading hooks may raise anything
         problem = one_line(error)
     shapes = {key: _shape(value) for key, value in expected.items()}
     parts = [
@@ -169,7 +174,9 @@ def fit(module: nn.Module, state: dict[str, Any], path: Path) -> None:
         ),
     ]
     found = "; ".join(part for part in parts if part) or problem
-    raise InputError(f"{path} does not fit the architecture {type(module).__name__}: {found}. Check --arch and --arch-args.")
+    raise InputError(
+        f"{path} does not fit the architecture {type(module).__name__}: {found}. Check --arch and --arch-args."
+    )
 
 
 def _strip(state: dict[str, Any], expected: set[str]) -> dict[str, Any]:

@@ -84,4 +84,9 @@ def _zip_kind(path: Path) -> str:
 
 def _looks_like_onnx(head: bytes) -> bool:
     """A ModelProto begins with its IR version (field 1, a small number) and then a string or message field."""
-    return len(head) > 3 and head[0] == 0x08 and 1 <= head[1] < 32 and head[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42)
+    return (
+        len(head) > 3
+        and head[0] == 0x08
+        and 1 <= head[1] < 32
+        and head[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42)
+    )

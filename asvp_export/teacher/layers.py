@@ -53,6 +53,17 @@ class Layer:
     """Milliseconds of the PyTorch operator (rank 1) on the first call's output, median of a few runs."""
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where a node goes."""
+
+    shape: tuple[int, ...]
+    """Shape of the first call's output, the batch first."""
+
+    axis: int
+    """The channel axis for the node: 1 for N,C,H,W; -1 for N,L,C and N,H,W,C."""
+
+
 @dataclass
 class _Trace:
     """What the calls of one module returned in one forward."""
@@ -87,9 +98,9 @@ def candidates(teacher: Teacher) -> tuple[list[Layer], dict[str, str]]:
     A carrier returns one floating tensor from every call, with the batch on axis 0, one channel axis and at least one
     spatial axis. Which axis is which is observed: a second forward takes another height, another width and two
     images, and the one axis besides the batch that does not change is the channels. Where that forward is impossible
-    (a .pt2 archive with static sizes) the layout is inferred from the shape: in four dimensions channels are last where only
-    axes 1 and 2 have the image's proportions, otherwise on axis 1; in three they are the axis that is not the image's
-    pixel count divided by a square.
+    (a .pt2 archive with static sizes) the layout is inferred from the shape: in four dimensions channels are last
+    where only axes 1 and 2 have the image's proportions, otherwise on axis 1; in three they are the axis that is not
+    a pixel count of the image at some power of two; what stays unclear is refused.
 
     Args:
         teacher: the teacher; six forwards at about 64 x 96 pixels.
@@ -116,7 +127,7 @@ def candidates(teacher: Teacher) -> tuple[list[Layer], dict[str, str]]:
     return layers, survey.reasons
 
 
-def select(teacher: Teacher, patterns: Sequence[str]) -> list[str]:
+def select(teacher: Teacher, patterns: Sequence[str]) -> dict[str, Site]:
     """Resolve names and globs to the modules that get a node.
 
     In a glob `*` stands for any part of one name between dots, `**` for any number of names, `?` for one character and
@@ -130,7 +141,7 @@ def select(teacher: Teacher, patterns: Sequence[str]) -> list[str]:
         patterns: each may hold several, split at commas.
 
     Returns:
-        Names without repetition, in the order of their first outputs in a forward.
+        Name to site, in the order of the layers' first outputs in a forward.
 
     Raises:
         InputError: an unknown name (with the nearest), a module that cannot carry the node (with the reason), a glob
@@ -139,7 +150,9 @@ def select(teacher: Teacher, patterns: Sequence[str]) -> list[str]:
     given = [patterns] if isinstance(patterns, str) else patterns
     words = [word.strip() for pattern in given for word in pattern.split(",") if word.strip()]
     if not words:
-        raise InputError("no layer is named; give names or globs such as body.*, and list them with asvp-export layers.")
+        raise InputError(
+            "No layer is named; give names or globs such as body.*, and list them with asvp-export layers."
+        )
     survey = _survey(teacher)
     aliases = _aliases(teacher.module)
     plain: set[str] = set()
@@ -149,17 +162,18 @@ def select(teacher: Teacher, patterns: Sequence[str]) -> list[str]:
             matched |= _match(word, survey)
         else:
             plain.add(_named(word, survey, aliases))
-    return _without_doubles([name for name in survey.axes if name in plain | matched], plain, survey)
+    names = _without_doubles([name for name in survey.axes if name in plain | matched], plain, survey)
+    return {name: Site(survey.traces[name].shapes[0], survey.axes[name]) for name in names}
 
 
 def _named(word: str, survey: _Survey, aliases: dict[str, str]) -> str:
     if word not in aliases:
         near = difflib.get_close_matches(word, aliases, n=3, cutoff=0.5)
         hint = f"the nearest are {', '.join(near)}" if near else "list them with asvp-export layers"
-        raise InputError(f"there is no layer {word!r}; {hint}.")
+        raise InputError(f"There is no layer {word!r}; {hint}.")
     name = aliases[word]
     if name not in survey.axes:
-        raise InputError(f"the layer {word} cannot carry the node: it {survey.reasons[name]}.")
+        raise InputError(f"The layer {word} cannot carry the node: it {survey.reasons[name]}.")
     return name
 
 
@@ -170,12 +184,12 @@ def _match(glob: str, survey: _Survey) -> set[str]:
     if not found:
         near = difflib.get_close_matches(re.sub(r"[*?\[\]]", "", glob), everyone, n=3, cutoff=0.3)
         hint = f"the nearest names are {', '.join(near)}" if near else "list them with asvp-export layers"
-        raise InputError(f"no layer matches {glob!r} (* stays between dots, ** crosses them); {hint}.")
+        raise InputError(f"No layer matches {glob!r} (* stays between dots, ** crosses them); {hint}.")
     carriers = {name for name in found if name in survey.axes}
     if not carriers:
         why = "; ".join(f"{name} {survey.reasons[name]}" for name in found[:3])
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        raise InputError(f"none of the layers that match {glob!r} can carry the node: {why}{more}.")
+        raise InputError(f"None of the layers that match {glob!r} can carry the node: {why}{more}.")
     return carriers
 
 
@@ -192,7 +206,7 @@ def _translate(glob: str) -> re.Pattern[str]:
     try:
         return re.compile("".join(out))
     except re.error as error:
-        raise InputError(f"the pattern {glob!r} cannot be read: {error}.") from error
+        raise InputError(f"The pattern {glob!r} cannot be read: {error}.") from error
 
 
 def _without_doubles(names: list[str], plain: set[str], survey: _Survey) -> list[str]:
@@ -214,9 +228,7 @@ def _aliases(root: nn.Module) -> dict[str, str]:
     """Every name of every module but the root; a module with two names goes under the first."""
     first: dict[int, str] = {}
     return {
-        name: first.setdefault(id(module), name)
-        for name, module in root.named_modules(remove_duplicate=False)
-        if name
+        name: first.setdefault(id(module), name) for name, module in root.named_modules(remove_duplicate=False) if name
     }
 
 
@@ -292,7 +304,7 @@ def _run(
         with torch.no_grad():
             teacher.module(image)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MachineError(f"memory ran out while {teacher.source} ran at {_shape(image)}.") from error
+        raise MachineError(f"Memory ran out while {teacher.source} ran at {_shape(image)}.") from error
     except Exception as error:
         raise InputError(f"{teacher.source} fails on an image of {_shape(image)}: {one_line(error)}.") from error
     finally:
@@ -369,8 +381,8 @@ def _infer_axis(shape: tuple[int, ...], batch: int, image: tuple[int, int]) -> i
             return f"returns {shown}: there is no spatial axis"
         return -1 if last and not first else 1
     if len(shape) == 3:
-        counts = {height * width * up * up for up in (2, 3, 4)}
-        counts |= {(height // down) * (width // down) for down in range(1, 65)} - {0, 1}
+        counts = {height * width * up * up for up in (1, 2, 3, 4)}
+        counts |= {height * width // down**2 for down in (2, 4, 8, 16, 32) if height % down == width % down == 0}
         fits = [axis for axis in (1, 2) if shape[axis] in counts]
         if len(fits) == 1:
             return _normal(3 - fits[0], 3)

@@ -54,9 +54,11 @@ def load(
     """
     _check_device(device)
     if not (isinstance(data_range, (int, float)) and math.isfinite(data_range) and data_range > 0):
-        raise InputError(f"data_range is {data_range!r}; expected the largest pixel value, 1.0 or 255.0.")
+        raise InputError(f"The data range is {data_range!r}; expected the largest pixel value, 1.0 or 255.0.")
     if arch_args and not arch:
-        raise InputError("arch_args were given without arch; name the architecture too (--arch package.module:factory).")
+        raise InputError(
+            "The arch_args were given without arch; name the architecture too (--arch package.module:factory)."
+        )
     if isinstance(model, nn.Module):
         _check_weights(model, type(model).__name__)
         _refuse_arch(arch, "a module")
@@ -116,26 +118,30 @@ def _check_weights(module: nn.Module, source: str) -> None:
     if not weights:
         raise InputError(f"{source} has no weights; expected a trained model.")
     if any(weight.is_meta or is_lazy(weight) for weight in weights):
-        raise InputError(f"{source} has weights without values (lazy, or on the meta device); expected a trained model.")
+        raise InputError(
+            f"{source} has weights without values (lazy, or on the meta device); expected a trained model."
+        )
 
 
 def _copied(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module)
     except Exception as error:
-        raise InputError(f"the module {type(module).__name__} cannot be copied: {one_line(error)}.") from error
+        raise InputError(f"The module {type(module).__name__} cannot be copied: {one_line(error)}.") from error
 
 
 def _check_device(device: str) -> None:
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"the device {device!r} is unknown; expected cpu or cuda.") from error
+        raise InputError(f"The device {device!r} is unknown; expected cpu or cuda.") from error
     if wanted.type not in ("cpu", "cuda"):
-        raise InputError(f"the device {device!r} is not supported; expected cpu or cuda.")
+        raise InputError(f"The device {device!r} is not supported; expected cpu or cuda.")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise InputError(f"the device {device!r} was asked for, but PyTorch sees {found} CUDA devices; use --device cpu.")
+        raise InputError(
+            f"The device {device!r} was asked for, but PyTorch sees {found} CUDA devices; use --device cpu."
+        )
 
 
 def _hash_file(path: Path) -> str:

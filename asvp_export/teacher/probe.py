@@ -30,7 +30,7 @@ class Findings:
     """The frozen dimensions that were given, with N = 1 added where two images at a time made the model fail."""
 
 
-class _NotAnImage(InputError):
+class _NotAnImageError(InputError):
     """The output is of a kind that no other input size would change."""
 
 
@@ -93,8 +93,8 @@ def _smallest_multiple(run: _Runner) -> tuple[int, int, int, int]:
                 return smaller, height + smaller, width + smaller, scale
         return multiple, height, width, scale
     raise InputError(
-        f"{run.source} takes none of the sizes that were tried (49x51 to 128x384 pixels, {run.channels} channels, multiples "
-        f"of 1 to 128); at the last it said: {run.problem}."
+        f"{run.source} takes none of the sizes that were tried (49x51 to 128x384 pixels, {run.channels} channels, "
+        f"multiples of 1 to 128); at the last it said: {run.problem}."
     )
 
 
@@ -117,8 +117,8 @@ class _Runner:
             with torch.no_grad():
                 output = self.module(image)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise MachineError(f"memory ran out while {self.source} ran at {height}x{width} pixels.") from error
-        except Exception as error:  # noqa: BLE001  a user's model may raise anything
+            raise MachineError(f"Memory ran out while {self.source} ran at {height}x{width} pixels.") from error
+        except Exception as error:  # a user's model may raise anything
             self.problem = one_line(error)
             return None
         self._check(output, batch, height, width)
@@ -137,7 +137,7 @@ class _Runner:
         """Whether this size fits, with this scale."""
         try:
             return self.scale_at(height, width) == scale
-        except _NotAnImage:
+        except _NotAnImageError:
             return False
 
     def frozen_batch(self, height: int, width: int, scale: int) -> Dims:
@@ -157,7 +157,7 @@ class _Runner:
             found = f"a tensor of {'x'.join(map(str, output.shape)) or 'no dimensions'}"
         else:
             return
-        raise _NotAnImage(
+        raise _NotAnImageError(
             f"{self.source} is a teacher whose output is not an image batch: {found} came {asked}. Expected one float "
             f"tensor N,C,H,W with 1, 3 or 4 channels; wrap the model so that it returns its image alone."
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import io
 import json
+import logging
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +38,9 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
     `torch.export.load` is no safe reader: it unpickles in full whatever the archive marks as pickled (tensor
     subclasses, custom objects, old layouts, and sample inputs that the restricted unpickler refuses), it loads compiled
     libraries, it evaluates the archive's size expressions as Python through sympy, and it turns the graph's names into
-    Python source. So without `trust_pickle` an archive that uses any of these is refused before torch.export.load sees
-    it: see `_screen`. That leaves PyTorch's own handling of an ordinary graph, which PyTorch does not promise to be safe.
+    Python source. So without `trust_pickle` an archive that uses any of these is refused before torch.export.load
+    sees it: see `_screen`. What is left is PyTorch's own handling of an ordinary graph of its operators, which
+    PyTorch does not promise to be safe: load archives of strangers in a sandbox.
 
     Args:
         path: the archive.
@@ -48,7 +51,7 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
         The module, and the frozen dimensions of its one image input (N, C, H, W), None where dynamic.
 
     Raises:
-        InputError: refused as above, damaged, exported in training mode, or it takes anything but one float32 image batch.
+        InputError: refused as above, damaged, exported in training mode, or its input is not one float32 image batch.
     """
     if not trust_pickle:
         if old:
@@ -57,16 +60,33 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
                 f"newer PyTorch, or pass --trust-pickle if you trust its author."
             )
         _screen(path)
+    said = _Captured()
+    logging.getLogger("torch.export").addFilter(said)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch's loader warns of PyTorch's own classes
             program = torch.export.load(file)
-        dims = _input_dims(program, path)
-        _check_evaluation(program, path)
-        return torch.export.unflatten(program), dims
+            dims = _input_dims(program, path)
+            _check_evaluation(program, path)
+            return torch.export.unflatten(program), dims
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path} cannot be loaded as a torch.export archive: {one_line(error)}.") from error
+        reason = one_line(said.error or error)
+        raise InputError(f"{path} cannot be loaded as a torch.export archive: {reason}.") from error
+    finally:
+        logging.getLogger("torch.export").removeFilter(said)
+
+
+class _Captured(logging.Filter):
+    """Keeps the error that torch.export.load logs, with a traceback, before it raises a vaguer one."""
+
+    error: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            self.error = record.exc_info[1]
+        return False
 
 
 def _screen(path: Path) -> None:
@@ -101,7 +121,7 @@ def _danger(reader: PT2ArchiveReader, names: list[str]) -> str:
         if name.startswith("data/sample_inputs/") and (sample := reader.read_bytes(name)):
             try:
                 torch.load(io.BytesIO(sample), weights_only=True)
-            except Exception:  # noqa: BLE001  whatever the reason, torch.export.load would fall back to a full unpickling
+            except Exception:  # whatever the reason, torch.export.load would fall back to a full unpickling
                 return "pickled sample inputs other than tensors"
         if name.startswith("models/"):
             for key, value in _walk(json.loads(reader.read_string(name))):

@@ -1,0 +1,16 @@
+"""The five example teachers as the export commands of examples/README.md take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asvp_export
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = ("sr_x2", "lowlight", "underwater", "dehaze", "derain")
+LAYER = "after_body"
+
+
+def teacher(task: str) -> asvp_export.Teacher:
+    examples = ROOT / "examples"
+    return asvp_export.load(examples / "teachers" / f"{task}.safetensors", arch=f"{examples / 'nets.py'}:{task}")

@@ -1,0 +1,316 @@
+"""Protect, export, verify, publish: what a file promises, and what is left when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from teachers import TASKS, arch, example, recurrent, save_pictures, weights
+
+import asvp_export
+from asvp_export.graph import publish
+from asvp_export.graph.export import OPSETS, to_onnx
+from asvp_export.graph.metadata import read_provenance
+from asvp_export.graph.passes import perturbation_nodes, without_nodes
+from asvp_export.graph.protect import insert
+from asvp_export.images import photographs
+from asvp_export.operator import Perturbation
+
+LAYER = "after_body"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return save_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def lowlight() -> asvp_export.Teacher:
+    return example("lowlight")
+
+
+@pytest.fixture(scope="module")
+def small() -> asvp_export.Teacher:
+    return asvp_export.load(recurrent())
+
+
+def properties(path: Path) -> dict[str, str]:
+    return {p.key: p.value for p in onnx.load(path).metadata_props}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_example_teacher_passes_both_gates_on_the_verify_photographs(task, tmp_path):
+    result = asvp_export.export(asvp_export.protect(example(task), LAYER, gain=1.05), tmp_path / "p.onnx")
+    assert result.passed and result.output == tmp_path / "p.onnx"
+    assert result.fidelity and result.fidelity.min_psnr >= 80
+    assert result.preservation.min_psnr >= 48
+    sizes = {score.size for score in result.preservation.per_image}
+    heights_widths = [tuple(map(int, size.split("x"))) for size in sizes]
+    assert len(sizes) >= 2
+    assert any(h != w for h, w in heights_widths) and any(h % 2 and w % 2 for h, w in heights_widths)
+    assert any(score.batch == 2 for score in result.preservation.per_image)
+    assert len({score.name for score in result.preservation.per_image if score.batch == 1}) == len(
+        list(photographs("verify").iterdir())
+    )
+
+
+BARE = """
+import sys
+import numpy as np
+import onnxruntime as ort
+session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+np.save(sys.argv[3], session.run(None, {"input": np.load(sys.argv[2])})[0])
+assert not [m for m in sys.modules if m.startswith(("asvp", "torch", "onnxscript"))], "something of ours was imported"
+"""
+
+
+def test_the_file_runs_in_a_bare_onnxruntime(tmp_path, lowlight):
+    assert asvp_export.export(asvp_export.protect(lowlight, LAYER, gain=1.05), tmp_path / "p.onnx").passed
+    x = lowlight.example(96, 130, batch=3)
+    np.save(tmp_path / "x.npy", x.numpy())
+    files = [str(tmp_path / name) for name in ("p.onnx", "x.npy", "y.npy")]
+    subprocess.run([sys.executable, "-c", BARE, *files], check=True, cwd=tmp_path)
+    y = np.load(tmp_path / "y.npy")
+    expected = lowlight.module(x).numpy()
+    assert 10 * np.log10(1 / np.mean((y - expected) ** 2)) >= 48
+
+
+def test_sizes_are_free_and_named(tmp_path, pictures):
+    teacher = example("sr_x2")
+    asvp_export.export(asvp_export.protect(teacher, LAYER, gain=1.01), tmp_path / "p.onnx", images=pictures)
+    found = asvp_export.describe(tmp_path / "p.onnx")
+    assert found["inputs"] == {"input": ["batch", 3, "height", "width"]}
+    assert found["outputs"] == {"output": ["batch", 3, "2*height", "2*width"]}
+    session = ort.InferenceSession(tmp_path / "p.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"input": np.zeros((3, 3, 17, 40), np.float32)})[0].shape == (3, 3, 34, 80)
+
+
+def test_static_freezes_the_one_size(tmp_path, pictures, lowlight):
+    protected = asvp_export.protect(lowlight, LAYER, gain=1.01)
+    result = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, sizes=[(48, 64)], static=True)
+    assert result.passed and any("48x64" in note for note in result.notes)
+    assert asvp_export.describe(tmp_path / "p.onnx")["inputs"] == {"input": [1, 3, 48, 64]}
+    with pytest.raises(asvp_export.InputError, match="one --size"):
+        asvp_export.export(protected, tmp_path / "q.onnx", images=pictures, static=True)
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_every_opset_is_written_as_asked(opset, small, tmp_path, pictures):
+    protected = asvp_export.protect(small, "block", gain=1.01)
+    assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, opset=opset).passed
+    assert asvp_export.describe(tmp_path / "p.onnx")["opset"] == {"ai.onnx": opset, "asvp": 1}
+
+
+@pytest.mark.parametrize("opset", [0, 17, 27, 30])
+def test_an_opset_that_is_not_written_is_refused(opset, small, tmp_path, pictures):
+    with pytest.raises(asvp_export.InputError, match="18 to 26"):
+        asvp_export.export(asvp_export.protect(small, "block"), tmp_path / "p.onnx", images=pictures, opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_called_several_times_has_a_node_at_each_call(small):
+    nodes = perturbation_nodes(to_onnx(asvp_export.protect(small, "block", rank=2, gain=1.3)))
+    assert [node.name for node in nodes] == ["asvp/block", "asvp/block#2", "asvp/block#3"]
+
+
+def test_nodes_of_different_ranks_each_have_their_body(small, tmp_path, pictures):
+    protected = insert(small, {"head": Perturbation(4, 1.01), "block": Perturbation(1, 1.02, 0.9)})
+    assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures).passed
+    found = asvp_export.describe(tmp_path / "p.onnx")
+    assert len(found["functions"]) == 2
+    assert [(n["name"], n["rank"], round(n["gain"], 6)) for n in found["nodes"]][:2] == [
+        ("asvp/head", 4, 1.01), ("asvp/block", 1, 1.02)
+    ]  # fmt: skip
+
+
+def test_protected_module_runs_the_defence_and_leaves_the_teacher_alone(lowlight):
+    x = lowlight.example()
+    before = lowlight.module(x)
+    protected = asvp_export.protect(lowlight, LAYER, gain=2.0)
+    assert not torch.allclose(protected(x), before, atol=1e-4)
+    torch.testing.assert_close(lowlight.module(x), before, rtol=0, atol=0)
+    clean = output_of(lowlight.module, LAYER, x)
+    exposed = output_of(protected.module, LAYER, x)
+    torch.testing.assert_close(exposed, asvp_export.reference(clean, 1, 2.0))
+
+
+def output_of(module: torch.nn.Module, layer: str, x: torch.Tensor) -> torch.Tensor:
+    """What leaves the layer, its node passed."""
+    seen = []
+    handle = module.get_submodule(layer).register_forward_hook(lambda m, i, output: seen.append(output))
+    module(x)
+    handle.remove()
+    return seen[0]
+
+
+def test_taking_the_nodes_out_gives_the_original_back(lowlight):
+    model = to_onnx(asvp_export.protect(lowlight, "body.*", gain=3.0))
+    bare = ort.InferenceSession(without_nodes(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    x = lowlight.example(64, 96)
+    y = bare.run(None, {bare.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(y, lowlight.module(x).numpy(), atol=1e-5)
+
+
+def test_metadata_says_what_was_measured_and_names_no_machine(tmp_path, pictures, lowlight):
+    output = tmp_path / "p.onnx"
+    result = asvp_export.export(asvp_export.protect(lowlight, LAYER, gain=1.05), output, images=pictures)
+    provenance = read_provenance(properties(output))
+    assert provenance is not None and provenance.source_sha256 == lowlight.sha256
+    assert provenance.layers == {LAYER: Perturbation(1, 1.05)}
+    assert provenance.scope == "whole-image"
+    measured = provenance.gates["preservation"]["min_psnr"]
+    assert 0 <= result.preservation.min_psnr - measured < 0.1
+    content = output.read_bytes()
+    for trace in (
+        str(Path.home()),
+        str(Path(__file__).parents[1]),
+        str(tmp_path),
+        ".py",
+        "site-packages",
+        "stack_trace",
+    ):
+        assert trace.encode() not in content, trace
+    model = onnx.load(output)
+    assert not any(n.doc_string or n.metadata_props for n in model.graph.node)
+
+
+def test_repeated_from_another_folder_the_bytes_are_the_same(tmp_path, pictures):
+    digests = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        command = [sys.executable, "-m", "asvp_export", str(weights("derain")), "--arch", arch("derain"), "--layers",
+                   "body.1,after_body", "--gain", "1.01", "--images", str(pictures), "-o", "p.onnx", "--json"]  # fmt: skip
+        done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+        digests.append(json.loads(done.stdout)["output_sha256"])
+        assert (folder / "p.onnx").is_file()
+    assert digests[0] == digests[1]
+    assert (tmp_path / "one" / "p.onnx").read_bytes() == (tmp_path / "two" / "p.onnx").read_bytes()
+
+
+def test_external_data_lies_beside_the_model_named_by_content(tmp_path, pictures, lowlight):
+    output = tmp_path / "p.onnx"
+    protected = asvp_export.protect(lowlight, LAYER, gain=1.01)
+    assert asvp_export.export(protected, output, images=pictures, external_data=True).passed
+    (data,) = tmp_path.glob("p.*.data")
+    assert data.stat().st_size > 50_000 > output.stat().st_size
+    onnx.checker.check_model(str(output), full_check=True)
+    again = asvp_export.export(
+        asvp_export.protect(lowlight, LAYER, gain=1.02), output, images=pictures, external_data=True, force=True
+    )
+    assert again.passed and list(tmp_path.glob("p.*.data")) == [data], "the same weights, the same name"
+    assert asvp_export.export(protected, output, images=pictures, force=True).passed
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.onnx"], "data that no model needs is not left behind"
+
+
+def test_external_data_is_automatic_where_protobuf_ends(tmp_path, pictures, lowlight, monkeypatch):
+    monkeypatch.setattr(publish, "EXTERNAL_LIMIT", 10_000)  # the real limit is 2 GiB
+    monkeypatch.setattr("asvp_export.pipeline.EXTERNAL_LIMIT", 10_000)
+    assert asvp_export.export(
+        asvp_export.protect(lowlight, LAYER, gain=1.01), tmp_path / "p.onnx", images=pictures
+    ).passed
+    assert len(list(tmp_path.glob("p.*.data"))) == 1
+
+
+def test_a_failed_gate_leaves_no_file(tmp_path, pictures, lowlight):
+    result = asvp_export.export(asvp_export.protect(lowlight, LAYER, gain=30.0), tmp_path / "p.onnx", images=pictures)
+    assert not result.passed and result.output is None
+    assert result.fidelity and result.fidelity.passed, "the export itself was right"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_gate_leaves_an_older_file_as_it_was(tmp_path, pictures, lowlight):
+    (tmp_path / "p.onnx").write_bytes(b"older")
+    protected = asvp_export.protect(lowlight, LAYER, gain=30.0)
+    assert not asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, force=True).passed
+    assert (tmp_path / "p.onnx").read_bytes() == b"older"
+
+
+def test_keep_failed_keeps_it_under_another_name(tmp_path, pictures, lowlight):
+    protected = asvp_export.protect(lowlight, LAYER, gain=30.0)
+    assert not asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, keep_failed=True).passed
+    assert [p.name for p in tmp_path.iterdir()] == ["p.failed.onnx"]
+
+
+def test_an_existing_output_is_not_replaced_without_force(tmp_path, pictures, lowlight):
+    (tmp_path / "p.onnx").write_bytes(b"older")
+    with pytest.raises(asvp_export.InputError, match="--force"):
+        asvp_export.export(asvp_export.protect(lowlight, LAYER), tmp_path / "p.onnx", images=pictures)
+    assert (tmp_path / "p.onnx").read_bytes() == b"older"
+
+
+def command(output: Path, pictures: Path) -> list[str]:
+    return [sys.executable, "-m", "asvp_export", str(weights("lowlight")), "--arch", arch("lowlight"), "--layers", LAYER,
+            "--gain", "1.01", "--images", str(pictures), "-o", str(output)]  # fmt: skip
+
+
+def test_a_full_disk_leaves_nothing_and_exits_3(tmp_path, pictures):
+    def limit() -> None:  # the kernel then refuses to write on, as a full disk does
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run(command(tmp_path / "p.onnx", pictures), capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr and "could not be written" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_nothing(number, code, tmp_path, pictures):
+    running = subprocess.Popen(command(tmp_path / "p.onnx", pictures), stderr=subprocess.PIPE, text=True)
+    assert running.stderr
+    for line in running.stderr:  # wait for the work, not for a time
+        if line.startswith("verifying"):
+            break
+    assert list(tmp_path.iterdir()), "the staging folder is there while it works"
+    running.send_signal(number)
+    rest = running.stderr.read()
+    assert running.wait() == code, rest
+    assert "Traceback" not in rest
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pt2_archive_goes_the_whole_road(tmp_path, pictures, lowlight):
+    free = torch.export.Dim.AUTO
+    program = torch.export.export(lowlight.module, (lowlight.example(),), dynamic_shapes=({0: free, 2: free, 3: free},))
+    torch.export.save(program, tmp_path / "t.pt2")
+    teacher = asvp_export.load(tmp_path / "t.pt2")
+    result = asvp_export.export(asvp_export.protect(teacher, LAYER, gain=1.02), tmp_path / "p.onnx", images=pictures)
+    assert result.passed
+    assert asvp_export.describe(tmp_path / "p.onnx")["nodes"][0]["name"] == f"asvp/{LAYER}"
+
+
+def test_a_static_archive_says_that_it_cannot_become_dynamic(tmp_path, pictures, lowlight):
+    program = torch.export.export(lowlight.module, (lowlight.example(48, 64),))
+    torch.export.save(program, tmp_path / "t.pt2")
+    protected = asvp_export.protect(asvp_export.load(tmp_path / "t.pt2"), LAYER, gain=1.02)
+    with pytest.raises(asvp_export.InputError, match="cannot become dynamic"):
+        asvp_export.export(protected, tmp_path / "p.onnx", images=pictures)
+    assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, static=True).passed
+
+
+def test_strength_and_change_are_those_of_the_definition(lowlight, tmp_path, pictures):
+    protected = asvp_export.protect(lowlight, LAYER, gain=3.0)
+    effect = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, min_psnr=0).effects[LAYER]
+    assert 0 < effect.strength <= effect.strength_cap < 1
+    assert 0 < effect.relative_feature_change <= 2.0  # gain - 1
+    share = (effect.relative_feature_change / 2.0) ** 2
+    assert effect.strength_cap == pytest.approx((1 - share) ** 0.5, abs=0.05)  # means of a nonlinear relation
+
+
+def test_the_environment_of_a_report_has_no_host_name(tmp_path, pictures, small):
+    result = asvp_export.export(asvp_export.protect(small, "block", gain=1.01), tmp_path / "p.onnx", images=pictures)
+    text = json.dumps(result.as_dict())
+    assert os.uname().nodename not in text and str(tmp_path) not in text
+    assert time.strftime("%Y-%m-%d") not in text
