@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 PHOTOGRAPHS = HERE.parent / "asvp_export" / "photographs"
 TASK = "lowlight"
 PICTURE = "astronaut_1"
-LAYER, GAIN = "after_body", "1.1"
+LAYER, GAIN = "after_body", "1.02"
 
 
 def main() -> None:
