@@ -17,7 +17,7 @@ def describe(path: str | Path) -> dict[str, object]:
     """Read an ONNX file and tell what the defence in it is.
 
     Args:
-        path: the file; its external data is not read.
+        path: the file; its external data has to lie beside it, and is not read.
 
     Returns:
         `file`, `bytes`, `sha256`, `ir_version`, `opset` (domain to version), `inputs` and `outputs` (name to shape),
@@ -25,7 +25,7 @@ def describe(path: str | Path) -> dict[str, object]:
         the file has no `asvp.` metadata).
 
     Raises:
-        InputError: the file is not there or not an ONNX model.
+        InputError: the file is not there, not an ONNX model, or without its external data.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,7 +33,11 @@ def describe(path: str | Path) -> dict[str, object]:
     try:
         content = path.read_bytes()
         model = onnx.load_from_string(content)
+        if lost := [name for name in _external_files(model) if not (path.parent / name).is_file()]:
+            raise InputError(f"The tensors of {path} are kept in {lost[0]}, which is not beside it; put it there.")
         onnx.checker.check_model(str(path))
+    except InputError:
+        raise
     except Exception as error:  # protobuf's and the checker's errors have no common base
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"The file {path} is not an ONNX model ({reason}); an exported file was expected.") from error
@@ -52,5 +56,9 @@ def describe(path: str | Path) -> dict[str, object]:
     }
 
 
+def _external_files(model: onnx.ModelProto) -> set[str]:
+    return {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+
+
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+    return [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in value.type.tensor_type.shape.dim]

@@ -14,7 +14,7 @@ from torch.export import UnflattenedModule
 
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.graph.passes import attach_functions, name_nodes, strip_traces
-from asvp_export.graph.protect import Protected
+from asvp_export.graph.protect import Protected, observed
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
 from asvp_export.teacher.model import Teacher
 
@@ -50,7 +50,7 @@ def to_onnx(
     if written != opset:
         raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
     _check_free(model, frozen)
-    name_nodes(model, protected.nodes)
+    name_nodes(model, protected.nodes, _calls(protected, frozen))
     strip_traces(model)
     if None in (frozen[2], frozen[3]):
         _name_output(model, teacher.scale)
@@ -59,7 +59,6 @@ def to_onnx(
 
 
 def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, ...], opset: int) -> onnx.ModelProto:
-    example = teacher.example(height=frozen[2], width=frozen[3], batch=frozen[0] or 2)
     free = {i: name for i, name in enumerate(DIMENSIONS) if name and frozen[i] is None}
     # Modules from .pt2 archives take *args, whose shapes come in a tuple of their own.
     shapes = ((free,),) if isinstance(module, UnflattenedModule) else (free,)
@@ -67,7 +66,7 @@ def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, 
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (example,),
+                (_example(teacher, frozen),),
                 dynamo=True,
                 opset_version=opset,
                 dynamic_shapes=shapes if free else None,
@@ -84,6 +83,18 @@ def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, 
     if program is None:
         raise AsvpError("PyTorch's exporter returned no model.")
     return program.model_proto
+
+
+def _example(teacher: Teacher, frozen: tuple[int | None, ...]) -> torch.Tensor:
+    return teacher.example(height=frozen[2], width=frozen[3], batch=frozen[0] or 2)
+
+
+def _calls(protected: Protected, frozen: tuple[int | None, ...]) -> list[str]:
+    """The protected layers in the order in which a forward reaches their nodes."""
+    calls: list[str] = []
+    with observed(protected, lambda layer, before, after: calls.append(layer)):
+        protected(_example(protected.teacher, frozen))
+    return calls
 
 
 _Schema = onnx.defs.OpSchema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -25,37 +25,30 @@ def attributes_of(node: onnx.NodeProto) -> Perturbation:
     return Perturbation(**{k: v for k, v in found.items() if k in Perturbation.__dataclass_fields__})
 
 
-def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation]) -> None:
+def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Sequence[str]) -> None:
     """Give each ASVP node its layer's name and, written out in one order, the attributes asked for.
 
-    The layer is read from the module path that the exporter leaves on each node.
+    Args:
+        model: as the exporter wrote it.
+        nodes: layer name to attributes.
+        calls: the layers in the order in which one forward reaches their nodes, which is the order of the graph.
 
     Raises:
-        AsvpError: a layer lost its node on the way through the exporter, which means that the exporter dropped the
-            layer's result.
+        AsvpError: a node was lost on the way through the exporter, which drops what the output does not depend on.
     """
-    calls: Counter[str] = Counter()
-    for proto in perturbation_nodes(model):
-        layer = _layer_of(proto, nodes)
-        calls[layer] += 1
-        proto.name = f"asvp/{layer}" + (f"#{calls[layer]}" if calls[layer] > 1 else "")
+    protos = perturbation_nodes(model)
+    if len(protos) != len(calls):
+        raise AsvpError(
+            f"The exported graph has {len(protos)} ASVP nodes, and a forward reaches {len(calls)} ({', '.join(calls)}): "
+            "the output does not depend on one of these layers. Choose others."
+        )
+    count: Counter[str] = Counter()
+    for proto, layer in zip(protos, calls, strict=True):
+        count[layer] += 1
+        proto.name = f"asvp/{layer}" + (f"#{count[layer]}" if count[layer] > 1 else "")
         proto.overload = nodes[layer].overload
         del proto.attribute[:]
         proto.attribute.extend(helper.make_attribute(k, v) for k, v in nodes[layer].attributes().items())
-    lost = [name for name in nodes if not calls[name]]
-    if lost:
-        raise AsvpError(
-            f"The exported graph has no node for {', '.join(lost)}: what the layer computes is not used for the "
-            "output. Choose layers that the output depends on."
-        )
-
-
-def _layer_of(proto: onnx.NodeProto, nodes: dict[str, Perturbation]) -> str:
-    scopes = next((p.value for p in proto.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
-    for scope in reversed(scopes.strip("[]").replace("'", "").split(", ")):
-        if scope in nodes:
-            return scope
-    raise AsvpError(f"Node {proto.name} of the exported graph stands in none of the protected layers ({scopes}).")
 
 
 def attach_functions(model: onnx.ModelProto) -> None:
