@@ -28,6 +28,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_cli.py
 	$(BIN)/python benchmarks/bench_export.py
 	$(BIN)/python benchmarks/bench_latency.py
+	$(BIN)/python benchmarks/bench_examples.py
 
 clean:
 	rm -rf build dist *.egg-info

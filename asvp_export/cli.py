@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import errno
 import json
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +29,9 @@ class _DefaultGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
+            if near and not Path(args[0]).exists():
+                ctx.fail(f"There is no command and no file {args[0]!r}; did you mean {near[0]}?")
             args = ["export", *args]
         return super().parse_args(ctx, args)
 
@@ -33,10 +42,10 @@ class _Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        parts = str(value).lower().split("x")
-        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        found = re.fullmatch("0*([1-9][0-9]{0,8})x0*([1-9][0-9]{0,8})", str(value).lower())
+        if found is None:
             self.fail(f"{value!r} is not a size; height x width was expected, such as 256x384.", param, ctx)
-        return int(parts[0]), int(parts[1])
+        return int(found[1]), int(found[2])
 
 
 class _Json(click.ParamType):
@@ -103,7 +112,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="Protect MODEL, export it and verify the file (the default).")
 @click.argument("model", type=_PATH)
 @click.option(
     "--layers",
@@ -122,7 +131,9 @@ def cli() -> None:
     help="Stop once this share of the squared singular values is covered.",
 )
 @click.option("--axis", type=int, help="The channel axis. Default: what the layer's output shows.")
-@click.option("-o", "--output", type=_PATH, required=True, help="The ONNX file to write.")
+@click.option(
+    "-o", "--output", type=_PATH, help="The ONNX file to write. Default: MODEL's stem + .protected.onnx, here."
+)
 @_teacher_options
 @_gate_options
 @click.option("--opset", type=int, default=18, show_default=True, help="Of the default ONNX domain, 18 to 26.")
@@ -132,31 +143,38 @@ def cli() -> None:
 @click.option("--keep-failed", is_flag=True, help="When a gate fails, keep the file as OUTPUT's <stem>.failed.onnx.")
 @_output_options
 def export(
-    model: Path, layers: Sequence[str], rank: int, gain: float, energy: float, axis: int | None, output: Path,
+    model: Path, layers: Sequence[str], rank: int, gain: float, energy: float, axis: int | None, output: Path | None,
     arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: float, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
     junit: Path | None, opset: int, static: bool, external_data: bool, force: bool, keep_failed: bool,
     as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
+    from asvp_export.files import check_output
     from asvp_export.graph.protect import protect
     from asvp_export.operator.schema import Perturbation
     from asvp_export.pipeline import export as run_export
 
-    Perturbation(rank, gain, energy)  # a bad number is told before a large model is loaded
+    Perturbation(rank, gain, energy)  # what is wrong with the words is told before a large model is loaded
+    output = output or Path(f"{model.stem}.protected.onnx")
+    check_output(output, force=force)
+    reports = _report_files(output, report or output.parent, junit)
+    code = {"architecture": Path(arch.rpartition(":")[0])} if arch else {}
+    _keep({"model": model, **code}, {"output": output, **reports})
     say = _progress(quiet or as_json)
     _warn_of_two_runtimes()
-    say(f"loading {model.name}")
-    teacher = _load(model, arch, arch_args, trust_pickle, data_range, device)
-    protected = protect(teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis)
-    result = run_export(
-        protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, static=static,
-        external_data=external_data, force=force, keep_failed=keep_failed, provider=provider, progress=say,
-    )  # fmt: skip
-    return _finish(result, output, report or output.parent, junit, as_json, quiet)
+    with _stdout_for_results():
+        say(f"loading {model.name}")
+        teacher = _load(model, arch, arch_args, trust_pickle, data_range, device)
+        protected = protect(teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis)
+        result = run_export(
+            protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, static=static,
+            external_data=external_data, force=force, keep_failed=keep_failed, provider=provider, progress=say,
+        )  # fmt: skip
+    return _finish(result, output, reports, as_json, quiet)
 
 
-@cli.command()
+@cli.command(short_help="Compare PROTECTED with ORIGINAL: the parity gate for CI.")
 @click.argument("original", type=_PATH)
 @click.argument("protected", type=_PATH)
 @_teacher_options
@@ -170,15 +188,18 @@ def check(
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
     from asvp_export.pipeline import check as run_check
 
+    reports = _report_files(protected, report, junit)
+    _keep({"original": original, "protected file": protected}, reports)
     say = _progress(quiet or as_json)
     _warn_of_two_runtimes()
-    source: Path | Teacher = original
-    if original.suffix.lower() != ".onnx":
-        source = _load(original, arch, arch_args, trust_pickle, data_range, device)
-    result = run_check(
-        source, protected, images=images, sizes=sizes, min_psnr=min_psnr, provider=provider, progress=say
-    )
-    return _finish(result, protected, report, junit, as_json, quiet)
+    with _stdout_for_results():
+        source: Path | Teacher = original
+        if original.suffix.lower() != ".onnx":
+            source = _load(original, arch, arch_args, trust_pickle, data_range, device)
+        result = run_check(
+            source, protected, images=images, sizes=sizes, min_psnr=min_psnr, provider=provider, progress=say
+        )
+    return _finish(result, protected, reports, as_json, quiet)
 
 
 @cli.command()
@@ -193,7 +214,8 @@ def layers(
     from asvp_export.report.tables import layers_as_dict, layers_table
     from asvp_export.teacher.layers import candidates
 
-    found, refused = candidates(_load(model, arch, arch_args, trust_pickle, data_range, device))
+    with _stdout_for_results():
+        found, refused = candidates(_load(model, arch, arch_args, trust_pickle, data_range, device))
     if as_json:
         _print_json(layers_as_dict(found, refused))
     elif not quiet:
@@ -232,6 +254,7 @@ def run(protected: Path, image: Path, output: Path, provider: str, force: bool, 
 
     image_format(output)
     check_output(output, force=force)
+    _keep({"protected file": protected, "image": image}, {"output": output})
     picture = read_image(image)
     restored = restore(protected, picture, provider=provider)
     write_image(output, restored)
@@ -252,16 +275,35 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.exit(cli.main(args=arguments, prog_name="asvp-export", standalone_mode=False) or 0)
     except AsvpError as error:
-        if "--debug" in arguments:
-            raise
+        _trace(arguments)
         _fail(str(error), error.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        helped = f" {context.command_path} --help lists what it takes." if context else ""
+        _fail(error.format_message() + helped, 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("Interrupted; nothing was left behind.", 130)
     except MemoryError:
         _fail("The machine ran out of memory; use smaller images, or a machine with more.", 3)
+    except OSError as error:
+        _trace(arguments)
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            f"The machine says {error.strerror or error}{where}; see to that and run again.",
+            2 if error.errno == errno.ENAMETOOLONG else 3,
+        )
+    except Exception as error:  # Python would end with 1, which says that a gate failed
+        _trace(arguments)
+        reason = next(iter(str(error).splitlines()), "").rstrip(".")
+        _fail(f"Something went wrong that was not foreseen, {type(error).__name__}: {reason}. Run it with --debug.", 3)
+
+
+def _trace(arguments: Sequence[str]) -> None:
+    if "--debug" in arguments:
+        traceback.print_exc()
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -277,34 +319,72 @@ def _load(
     return load(model, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle, data_range=data_range, device=device)
 
 
-def _finish(
-    result: ParityResult, file: Path, report: Path | None, junit: Path | None, as_json: bool, quiet: bool
-) -> int:
+@contextlib.contextmanager
+def _stdout_for_results() -> Iterator[None]:
+    """What a user's module prints while it runs goes to stderr: stdout holds the result, one JSON object perhaps."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _report_files(file: Path, folder: Path | None, junit: Path | None) -> dict[str, Path]:
+    """Where the reports on `file` go; refused here, before the long work, where they could not be written."""
+    from asvp_export.files import write_error
+
+    found: dict[str, Path] = {}
+    if folder is not None:
+        found["report"] = folder / f"{file.stem}.report.json"
+    if junit is not None:
+        found["JUnit file"] = junit
+    for what, path in found.items():
+        if not path.parent.is_dir():
+            raise InputError(f"The folder of the {what}, {path.parent}, does not exist; create it first.")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise write_error(error, file if path.parent == file.parent else path) from error
+    return found
+
+
+def _keep(read: dict[str, Path], written: dict[str, Path]) -> None:
+    """Refuse to write two things to one file, over a file that is read, or over what is no file, --force or not."""
+    seen = dict(read)
+    for what, path in written.items():
+        if path.exists() and not path.is_file():
+            raise InputError(f"The {what} {path} is a folder or a device; name a file.")
+        for other, theirs in seen.items():
+            same = path.exists() and theirs.exists() and path.samefile(theirs)  # hard links too
+            if same or path.resolve() == theirs.resolve():
+                raise InputError(f"The {what} {path} is the {other} itself; name another file for the {what}.")
+        seen[what] = path
+
+
+def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json: bool, quiet: bool) -> int:
     """Write the reports, print the verdict, and say with which code to exit."""
     from asvp_export.report.junit import write_junit
     from asvp_export.report.report import write_json
     from asvp_export.report.tables import result_table
 
     data = result.as_dict()
-    written = []
-    if report is not None:
-        if not report.is_dir():
-            raise InputError(f"The report folder {report} does not exist; create it first.")
-        written.append(report / f"{file.stem}.report.json")
-        write_json(written[-1], data)
-    if junit is not None:
-        written.append(junit)
-        write_junit(junit, file.name, result.gates)
+    if path := reports.get("report"):
+        write_json(path, data)
+    if path := reports.get("JUnit file"):
+        write_junit(path, file.name, result.gates)
     if as_json:
         _print_json(data)
     elif not quiet:
-        result_table(result, file, written)
+        result_table(result, file, tuple(reports.values()))
     if not result.passed and not as_json:
         from asvp_export.parity.verify import failure_text
 
         for name, gate in result.gates.items():
             if not gate.passed:
                 click.echo(failure_text(name, gate), err=True)
+        if result.fitting_gain:
+            click.echo(
+                f"At these layers --gain {result.fitting_gain:g} would about fit, or accept a lower --min-psnr.",
+                err=True,
+            )
     return 0 if result.passed else 1
 
 

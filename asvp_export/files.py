@@ -23,8 +23,8 @@ def check_output(path: Path, *, force: bool) -> None:
     """
     if not path.parent.is_dir():
         raise InputError(f"The output folder {path.parent} does not exist; create it, or choose another with -o.")
-    if path.is_dir():
-        raise InputError(f"The output {path} is a folder; name a file in it.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"The output {path} is a folder or a device; name a file.")
     if path.exists() and not force:
         raise InputError(f"The output {path} exists; give --force to replace it, or choose another with -o.")
 

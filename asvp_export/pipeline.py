@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,14 @@ from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
 from asvp_export.graph.metadata import Provenance, read_provenance, tool_version, write_provenance
 from asvp_export.graph.passes import without_nodes
 from asvp_export.graph.protect import Protected, insert, observed
-from asvp_export.graph.publish import EXTERNAL_LIMIT, Staging
+from asvp_export.graph.publish import Staging
 from asvp_export.graph.strength import EffectMeter, NodeEffect
 from asvp_export.images import list_images, photographs
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.latency import latency
-from asvp_export.parity.session import fits, run_model, session
+from asvp_export.parity.metrics import IDENTICAL_DB
+from asvp_export.parity.session import fits, inputs_of, run_model, session
 from asvp_export.parity.verify import GateResult, score
 from asvp_export.report.report import environment
 from asvp_export.teacher.model import SizeRule, Teacher
@@ -80,6 +80,21 @@ class ParityResult:
         return {"fidelity": self.fidelity, "preservation": self.preservation} if self.fidelity else {
             "preservation": self.preservation
         }  # fmt: skip
+
+    @property
+    def fitting_gain(self) -> float | None:
+        """About the gain that would have preserved enough; None where one was not missed by the gain alone.
+
+        The change at the output is nearly linear in gain - 1, so a miss of x dB asks for 10^(-x/20) of it; half a dB is
+        kept in hand.
+        """
+        gains = {node.gain for node in self.nodes.values()}
+        missing = self.preservation.threshold - self.preservation.min_psnr
+        if len(gains) != 1 or not 0 < missing < 100:
+            return None
+        change = (gains.pop() - 1) * 10 ** (-(missing + 0.5) / 20)
+        rounded = math.floor(abs(change) * 1000) / 1000
+        return 1 + math.copysign(rounded, change) if rounded else None
 
     def as_dict(self) -> dict[str, object]:
         """The report: strict JSON types, dB rounded down."""
@@ -147,8 +162,10 @@ def export(
         InputError: bad options, images or output; the exporter's refusals are AsvpError.
         MachineError: the disk or the memory is full.
     """
+    _check_gate(min_psnr, provider)
     teacher, path = protected.teacher, Path(output)
     frozen = _frozen_size(teacher, sizes, static)
+    notes = [*_static_notes(frozen or teacher.fixed[2:])]
     with Staging(path, force=force, external_data=external_data) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
         cases = _cases(teacher, images, sizes, fixed)
@@ -165,13 +182,14 @@ def export(
             if stamp == measured:
                 break
             measured = stamp
-        timed = _latency(staging.path, model, cases[0], provider)
+        timed = _latency(staging.path, None, cases[0], provider)
         passed = fidelity.passed and preservation.passed
         digest = _sha256(staging.path)
         if passed:
             staging.publish()
         elif keep_failed:
-            staging.publish(path.with_name(f"{path.stem}.failed.onnx"))
+            kept = staging.publish(staging.output.with_name(f"{path.stem}.failed.onnx"))
+            notes.append(f"The file that failed was kept as {kept.name}.")
     return ParityResult(
         passed=passed,
         model=teacher.source,
@@ -183,7 +201,7 @@ def export(
         fidelity=fidelity,
         preservation=preservation,
         latency_ms=timed,
-        notes=_static_notes(frozen or teacher.fixed[2:]),
+        notes=tuple(notes),
     )
 
 
@@ -210,22 +228,27 @@ def check(
     Raises:
         InputError: a file that cannot be read, or whose inputs do not fit the original's.
     """
+    _check_gate(min_psnr, provider)
     path = Path(protected)
     opened = session(path, provider)
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
-    size = SizeRule(provenance.minimum, provenance.multiple) if provenance else SizeRule()
+    size = _size_rule(provenance)
     nodes = provenance.layers if provenance else {}
-    shape = opened.get_inputs()[0].shape
-    fixed = tuple(dim if isinstance(dim, int) else None for dim in shape)
-    if len(shape) != 4:
+    shapes = [one.shape for one in inputs_of(opened)]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        found = ", ".join(str(list(shape)) for shape in shapes) or "nothing"
         raise InputError(
-            f"The file {path.name} takes an input of shape {shape}; an image batch (N, C, H, W) was expected."
+            f"The file {path.name} takes {found}; one image batch [N, C, H, W] was expected. Is it a file of asvp-export?"
         )
+    fixed = tuple(dim if isinstance(dim, int) else None for dim in shapes[0])
     if isinstance(original, Teacher):
         size = original.size
         data_range, scale = original.data_range, original.scale
     else:
-        data_range, scale = (provenance.data_range, provenance.scale) if provenance else (1.0, None)
+        meta = session(original, provider).get_modelmeta()  # it may be a file of ours too, with sizes of its own
+        own = _size_rule(read_provenance(meta.custom_metadata_map))
+        size = SizeRule(max(size.minimum, own.minimum), math.lcm(size.multiple, own.multiple))
+        data_range, scale = provenance.data_range if provenance else 1.0, None
     cases = build_cases(
         _pictures(images), minimum=size.minimum, multiple=size.multiple, data_range=data_range, sizes=sizes, fixed=fixed
     )
@@ -235,15 +258,23 @@ def check(
     notes: list[str] = []
     if isinstance(original, Teacher):
         source, digest = original.source, original.sha256
-        expected = _expected(_reinsert(original, nodes, notes), cases)
-        bare: Path | onnx.ModelProto = _load(path)
+        expected = _expected(_reinsert(original, nodes), cases)
+        if provenance is None:  # which layers carry a node is not known
+            expected = replace(expected, protected=[])
+            notes.append(
+                "Fidelity was not measured: the file has no asvp metadata, which would name the protected layers."
+            )
+        file = None
     else:
-        bare, source, digest = Path(original), Path(original).name, _sha256(Path(original))
-        expected = _expected_of_file(bare, cases, provider)
+        file = Path(original)
+        source, digest = file.name, _sha256(file)
+        expected = _expected_of_file(file, cases, provider)
         notes.append("Fidelity was not measured: the original is an ONNX file, not a teacher that PyTorch can run.")
     if provenance and provenance.source_sha256 != digest and isinstance(original, Teacher):
         notes.append(f"The protected file was made from another file than {source} (its sha256 differs).")
-    scale = scale or max(1, expected.original[0].shape[2] // cases[0].input.shape[2])
+    if scale is None:
+        given, made = cases[0].input.shape, expected.original[0].shape
+        scale = max(1, made[2] // given[2]) if len(made) == 4 else 1  # the score says what is wrong with other outputs
     got = [run_model(opened, case.input) for case in cases]
     preservation = score(zip(cases, expected.original, got, strict=True), min_psnr, data_range, scale)
     fidelity = None
@@ -259,7 +290,7 @@ def check(
         effects=expected.effects,
         fidelity=fidelity,
         preservation=preservation,
-        latency_ms=_latency(path, bare, cases[0], provider),
+        latency_ms=_latency(path, file, cases[0], provider),
         notes=(*notes, *_static_notes(fixed[2:])),
     )
 
@@ -304,7 +335,11 @@ def _expected_of_file(original: Path, cases: Sequence[Case], provider: str) -> _
     return _Expected([run_model(opened, case.input) for case in cases], [], {})
 
 
-def _reinsert(original: Teacher, nodes: dict[str, Perturbation], notes: list[str]) -> Protected:
+def _size_rule(provenance: Provenance | None) -> SizeRule:
+    return SizeRule(provenance.minimum, provenance.multiple) if provenance else SizeRule()
+
+
+def _reinsert(original: Teacher, nodes: dict[str, Perturbation]) -> Protected:
     """The protected model again, from the layers that the file names."""
     missing = sorted(set(nodes) - {name for name, _ in original.module.named_modules()})
     if missing:
@@ -312,8 +347,6 @@ def _reinsert(original: Teacher, nodes: dict[str, Perturbation], notes: list[str
             f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); "
             "hand in the teacher that it was exported from."
         )
-    if not nodes:
-        notes.append("The file holds no ASVP node, or its metadata is gone; fidelity is measured against the original.")
     return insert(original, nodes)
 
 
@@ -351,17 +384,27 @@ def _provenance(protected: Protected, gates: Stamps) -> Provenance:
     )
 
 
-def _latency(path: Path, bare: Path | onnx.ModelProto, case: Case, provider: str) -> tuple[float, float]:
+def _latency(path: Path, original: Path | None, case: Case, provider: str) -> tuple[float, float]:
     """Milliseconds of the unprotected and of the protected file in onnxruntime."""
-    protected = session(path, provider)
-    if isinstance(bare, Path):
-        return latency(session(bare, provider), protected, case.input)
-    stripped = without_nodes(bare)
-    if stripped.ByteSize() > EXTERNAL_LIMIT:  # too large to hand over in memory
-        with tempfile.TemporaryDirectory() as folder, Staging(Path(folder) / "original.onnx") as staging:
-            staging.write(stripped)
-            return latency(session(staging.path, provider), protected, case.input)
-    return latency(session(stripped.SerializeToString(), provider), protected, case.input)
+    if original is None:  # the same graph without its nodes
+        bare = without_nodes(onnx.load(path, load_external_data=False)).SerializeToString()
+        return latency(session(bare, provider, data_folder=path.parent), session(path, provider), case.input)
+    return latency(session(original, provider), session(path, provider), case.input)
+
+
+def _check_gate(min_psnr: float, provider: str) -> None:
+    """Refuse a threshold that nothing reaches and a provider that is not there, before the long work."""
+    if not (math.isfinite(min_psnr) and min_psnr <= IDENTICAL_DB):
+        raise InputError(
+            f"The least PSNR asked for is {min_psnr!r} dB; a number of at most {IDENTICAL_DB:g} was expected, which is what "
+            "identical images score."
+        )
+    if provider != "cpu":
+        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+        identity = onnx.helper.make_node("Identity", ["x"], ["y"])
+        graph = onnx.helper.make_graph([identity], "probe", [value], [onnx.helper.make_tensor_value_info("y", 1, [1])])
+        opsets = [onnx.helper.make_opsetid("", DEFAULT_OPSET)]
+        session(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString(), provider)
 
 
 def _cases(
@@ -402,13 +445,6 @@ def _static_notes(size: Sequence[int | None]) -> tuple[str, ...]:
     if None in size:
         return ()
     return (f"The file takes only inputs of {size[0]}x{size[1]}; other sizes were not verified.",)
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(path)
-    except Exception as error:  # protobuf's errors have no base of their own
-        raise InputError(f"The file {path} is not an ONNX model ({type(error).__name__}); export it again.") from error
 
 
 def _sha256(path: Path) -> str:

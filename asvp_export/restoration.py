@@ -9,7 +9,7 @@ import numpy as np
 from asvp_export.errors import InputError
 from asvp_export.graph.metadata import read_provenance
 from asvp_export.images import pad_to
-from asvp_export.parity.session import run_model, session
+from asvp_export.parity.session import inputs_of, run_model, session
 
 
 def restore(model: str | Path, picture: np.ndarray, *, provider: str = "cpu") -> np.ndarray:
@@ -27,6 +27,9 @@ def restore(model: str | Path, picture: np.ndarray, *, provider: str = "cpu") ->
         InputError: the model does not load, or its output is not an image of the input.
     """
     opened = session(model, provider)
+    if [len(one.shape) for one in inputs_of(opened)] != [4]:
+        found = "; ".join(map(str, inputs_of(opened))) or "nothing"
+        raise InputError(f"The model takes {found}; one image batch (N, C, H, W) was expected.")
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
     minimum, multiple, peak = (
         (provenance.minimum, provenance.multiple, provenance.data_range) if provenance else (1, 1, 1.0)
@@ -35,9 +38,9 @@ def restore(model: str | Path, picture: np.ndarray, *, provider: str = "cpu") ->
     x = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], dtype=np.float32) * np.float32(peak)
     x = pad_to(x, minimum, multiple)
     y = run_model(opened, x)
-    if y.ndim != 4 or y.shape[1] != 3 or y.shape[2] % x.shape[2] or y.shape[3] % x.shape[3]:
+    scale = y.shape[2] // x.shape[2] if y.ndim == 4 else 0
+    if scale < 1 or y.shape != (1, 3, scale * x.shape[2], scale * x.shape[3]):
         raise InputError(
             f"The model's output has shape {y.shape} for an input of {x.shape}; an RGB image was expected."
         )
-    scale = y.shape[2] // x.shape[2]
     return y[0, :, : height * scale, : width * scale].transpose(1, 2, 0).astype(np.float32) / np.float32(peak)

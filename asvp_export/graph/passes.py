@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import helper
 
 from asvp_export.errors import AsvpError
@@ -21,7 +22,11 @@ def perturbation_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 def attributes_of(node: onnx.NodeProto) -> Perturbation:
     """The attributes that stand on an ASVP node, defaults filled in."""
-    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        # Attributes are float32: 1.02 comes back as 1.0199999809..., its shortest form as 1.02.
+        found[attribute.name] = float(str(np.float32(value))) if isinstance(value, float) else value
     return Perturbation(**{k: v for k, v in found.items() if k in Perturbation.__dataclass_fields__})
 
 
@@ -82,13 +87,21 @@ _GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
 def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the ASVP nodes taken out and no metadata: the graph of the unprotected teacher."""
-    graph = gs.import_onnx(model)
-    for node in [n for n in graph.nodes if n.op == OP_TYPE]:
-        before, after = node.inputs[0], node.outputs[0]
-        for consumer in list(after.outputs):
-            consumer.inputs = [before if tensor is after else tensor for tensor in consumer.inputs]
-        graph.outputs = [before if tensor is after else tensor for tensor in graph.outputs]
-        node.outputs.clear()
-    graph.functions = []
-    return gs.export_onnx(graph.cleanup(), do_type_check=False)
+    """A copy with the ASVP nodes taken out: the graph of the unprotected teacher."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    before = {node.output[0]: node.input[0] for node in perturbation_nodes(bare)}
+
+    def clean(name: str) -> str:
+        while name in before:
+            name = before[name]
+        return name
+
+    kept = [node for node in bare.graph.node if not (node.domain == DOMAIN and node.op_type == OP_TYPE)]
+    for node in kept:
+        node.input[:] = [clean(name) for name in node.input]
+    outputs = [value.name for value in bare.graph.output if value.name in before]
+    kept += [helper.make_node("Identity", [clean(name)], [name]) for name in outputs]
+    del bare.graph.node[:], bare.functions[:]
+    bare.graph.node.extend(kept)
+    return bare

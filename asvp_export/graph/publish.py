@@ -37,7 +37,7 @@ class Staging:
     """
 
     def __init__(self, output: Path, *, force: bool = False, external_data: bool = False) -> None:
-        self.output = output
+        self.output = Path(os.path.realpath(output))  # a link is followed, as `open` does
         self._force = force
         self._external = external_data
         self._folder: Path | None = None

@@ -22,7 +22,7 @@ class NodeEffect:
     """min over s of ||s F' - F|| / ||F|| = sqrt(1 - <F, F'>^2 / (||F||^2 ||F'||^2)); 0: normalising removes all."""
 
     strength_cap: float
-    """What the strength tends to as the gain grows: sqrt(1 - share of the amplified singular values)."""
+    """What the strength tends to as the gain grows: sqrt(1 - share of the amplified s_i^2); NaN for a gain of 1."""
 
 
 class EffectMeter:
@@ -40,8 +40,8 @@ class EffectMeter:
                 continue
             change = float((exposed - clean).square().sum()) / power
             aligned = float(clean @ exposed) ** 2 / (power * float(exposed @ exposed))
-            share = change / (self._gains[layer] - 1) ** 2 if self._gains[layer] != 1 else 0.0
-            for i, value in enumerate((1.0, change**0.5, max(0.0, 1 - aligned) ** 0.5, max(0.0, 1 - share) ** 0.5)):
+            share = change / (self._gains[layer] - 1) ** 2 if self._gains[layer] != 1 else math.nan
+            for i, value in enumerate((1.0, change**0.5, max(0.0, 1 - aligned) ** 0.5, (1 - min(share, 1.0)) ** 0.5)):
                 self._sums[layer][i] += value
 
     def effects(self) -> dict[str, NodeEffect]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from asvp_export.errors import InputError
 
 DOMAIN = "asvp"
 OP_TYPE = "AdaptiveSingularValuePerturbation"
 VERSION = 1
+
+_FLOAT32 = np.finfo(np.float32)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Perturbation:
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise InputError(f"The rank is {self.rank!r}; it must be an integer of at least 1.")
-        if not math.isfinite(self.gain) or self.gain <= 0:
+        if not _FLOAT32.tiny <= self.gain <= _FLOAT32.max:  # it stands on the node in float32
             raise InputError(f"The gain is {self.gain!r}; it must be a finite number above 0 (1 changes nothing).")
         if not 0 < self.energy <= 1:
             raise InputError(f"The energy is {self.energy!r}; it must be in (0, 1] (1: always `rank` values).")

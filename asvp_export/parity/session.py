@@ -48,15 +48,18 @@ class ModelInput:
         return f"{self.name} {self.type} {'x'.join('?' if dim is None else str(dim) for dim in self.shape)}"
 
 
-def session(model: str | Path | bytes, provider: str = "cpu", threads: int | None = None) -> ort.InferenceSession:
+def session(
+    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, data_folder: Path | None = None
+) -> ort.InferenceSession:
     """Load an ONNX model into onnxruntime, on the provider asked for and no other.
 
     On CUDA, TF32 is switched off: it rounds factors to 10 bits, which would hide what a comparison shows.
 
     Args:
-        model: a file, or the bytes of one (without external data).
+        model: a file, or the bytes of one.
         provider: "cpu" or "cuda".
         threads: how many threads a node may use; onnxruntime's choice when None.
+        data_folder: where the external data of a model given as bytes lies.
 
     Raises:
         InputError: the provider is not there, or onnxruntime does not load the model.
@@ -67,6 +70,8 @@ def session(model: str | Path | bytes, provider: str = "cpu", threads: int | Non
         raise InputError(f"The provider {provider!r} was asked for; this onnxruntime has {there}.")
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
+    if data_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
     if threads is not None:
         options.intra_op_num_threads = threads
     name, source = _source(model)

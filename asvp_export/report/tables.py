@@ -26,7 +26,7 @@ def layers_as_dict(found: Sequence[Layer], refused: Mapping[str, str]) -> dict[s
 def layers_table(found: Sequence[Layer], refused: Mapping[str, str]) -> None:
     """Print the layers that can carry the node, then the others by the reason why they cannot."""
     console = _console()
-    table = _table("layer", "type", "output", "axis", "s1 share", "rank", "layer ms", "node ms")
+    table = _table("layer", "type", "output", "axis", "s1", "rank", "ms", "node ms")
     for layer in found:
         calls = f" (x{layer.calls})" if layer.calls > 1 else ""
         table.add_row(
@@ -41,8 +41,8 @@ def layers_table(found: Sequence[Layer], refused: Mapping[str, str]) -> None:
         )
     console.print(table)
     console.print(
-        "output: of the first call, without the batch; s1 share: part of the squared singular values that the first one "
-        "holds; rank: the effective rank; ms: in PyTorch, on this machine, at this size.",
+        "output: of the first call, without the batch; s1: share of the squared singular values that the first one "
+        "holds; rank: the effective rank; ms, node ms: of the layer and of the node, in PyTorch, here, at this size.",
         style="dim",
     )
     names: dict[str, list[str]] = defaultdict(list)
@@ -74,10 +74,13 @@ def result_table(result: ParityResult, file: Path, written: Sequence[Path]) -> N
     )
     for note in result.notes:
         console.print(escape(note))
-    if result.output:
-        console.print(f"[bold green]passed[/]  {escape(str(file))}", soft_wrap=True)
+    shown = escape(str(file))
+    if result.passed:
+        console.print(f"[bold green]passed[/]  {shown}", soft_wrap=True)
+    elif result.output:
+        console.print(f"[bold red]failed[/]  {shown}", soft_wrap=True)
     else:
-        console.print("[bold red]failed[/]  no file was left at the output", soft_wrap=True)
+        console.print(f"[bold red]failed[/]  nothing was written to {shown}", soft_wrap=True)
     for path in written:
         console.print(f"report  {escape(str(path))}", soft_wrap=True)
 
@@ -125,7 +128,7 @@ def _gate_row(gate: GateResult) -> list[str]:
 
 def _console() -> Console:
     """As wide as the terminal; where there is none (a pipe, a log), wide enough not to break names."""
-    return Console(width=None if sys.stdout.isatty() else 160)
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def _table(*columns: str) -> Table:

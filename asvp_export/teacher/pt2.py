@@ -92,7 +92,8 @@ class _Captured(logging.Filter):
 def _copyable(module: nn.Module) -> nn.Module:
     """Drop the fake tensors that the graphs carry along: a module with symbolic sizes in them cannot be copied."""
     for part in module.modules():
-        for node in part.graph.nodes if isinstance(getattr(part, "graph", None), torch.fx.Graph) else ():
+        graph = getattr(part, "graph", None)
+        for node in graph.nodes if isinstance(graph, torch.fx.Graph) else ():
             for key in [k for k, v in node.meta.items() if isinstance(v, torch.Tensor | tuple | list)]:
                 del node.meta[key]
     return module
