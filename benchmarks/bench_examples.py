@@ -15,7 +15,9 @@ import asvp_export
 
 def main() -> None:
     trained = json.loads((ROOT / "examples" / "teachers" / "results.json").read_text())
-    print("| teacher | input, dB | restored, dB | gain | fidelity, worst | preservation, worst / mean | SSIM | strength |")
+    print(
+        "| teacher | input, dB | restored, dB | gain | fidelity, worst | preservation, worst / mean | SSIM | strength |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for task, gain in GAINS.items():
