@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asvp_export.errors import AsvpError, GateError, InputError, MachineError
+    from asvp_export.gate import check
     from asvp_export.graph.describe import describe
     from asvp_export.graph.protect import Protected, protect
     from asvp_export.operator.reference import reference
     from asvp_export.operator.schema import Perturbation
-    from asvp_export.pipeline import ParityResult, check, export
+    from asvp_export.parity.result import ParityResult
+    from asvp_export.pipeline import export
     from asvp_export.restoration import restore
     from asvp_export.teacher.layers import Layer, candidates
     from asvp_export.teacher.load import load
@@ -24,13 +26,13 @@ _HOME = {
     "InputError": "errors",
     "Layer": "teacher.layers",
     "MachineError": "errors",
-    "ParityResult": "pipeline",
+    "ParityResult": "parity.result",
     "Perturbation": "operator.schema",
     "Protected": "graph.protect",
     "SizeRule": "teacher.model",
     "Teacher": "teacher.model",
     "candidates": "teacher.layers",
-    "check": "pipeline",
+    "check": "gate",
     "describe": "graph.describe",
     "export": "pipeline",
     "load": "teacher.load",

@@ -20,7 +20,7 @@ import click
 from asvp_export.errors import AsvpError, InputError
 
 if TYPE_CHECKING:
-    from asvp_export.pipeline import ParityResult
+    from asvp_export.parity.result import ParityResult
     from asvp_export.teacher.model import Teacher
 
 
@@ -186,7 +186,7 @@ def check(
     provider: str, report: Path | None, junit: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
-    from asvp_export.pipeline import check as run_check
+    from asvp_export.gate import check as run_check
 
     reports = _report_files(protected, report, junit)
     _keep({"original": original, "protected file": protected}, reports)

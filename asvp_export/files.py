@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Callable
@@ -13,6 +14,19 @@ from typing import BinaryIO
 from asvp_export.errors import AsvpError, InputError, MachineError
 
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file's bytes, read in pieces.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"The file {path} cannot be read ({error.strerror}).") from error
 
 
 def check_output(path: Path, *, force: bool) -> None:

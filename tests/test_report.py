@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asvp_export.environment import environment
 from asvp_export.errors import InputError
 from asvp_export.parity.verify import GateResult, ImageScore
 from asvp_export.report.junit import write_junit
-from asvp_export.report.report import environment, write_json
+from asvp_export.report.report import write_json
 
 
 def gate(threshold: float, *scores: tuple[str, float]) -> GateResult:
@@ -73,7 +74,7 @@ def test_the_environment_names_versions_and_no_machine() -> None:
 
 def test_the_environment_does_not_import_torch() -> None:
     script = (
-        "import sys; from asvp_export.report.report import environment; environment();"
+        "import sys; from asvp_export.environment import environment; environment();"
         "raise SystemExit(len({'torch', 'onnxruntime', 'numpy'} & set(sys.modules)))"
     )
     assert run([sys.executable, "-c", script], check=False).returncode == 0

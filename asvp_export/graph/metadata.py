@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import onnx
@@ -97,11 +96,6 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             f"The file's asvp metadata cannot be read ({type(error).__name__}: {error}); it was changed after the export, "
             "or written by another version. Export it anew."
         ) from error
-
-
-def tool_version() -> str:
-    """Version of asvp-export as it is installed."""
-    return metadata.version("asvp-export")
 
 
 def _json(value: Any) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
-from asvp_export.parity.session import run_model
+from asvp_export.graph.passes import without_nodes
+from asvp_export.parity.session import run_model, session
 
 
 def latency(
@@ -39,3 +42,19 @@ def _milliseconds(opened: ort.InferenceSession, x: np.ndarray) -> float:
     start = time.perf_counter()
     run_model(opened, x)
     return 1000 * (time.perf_counter() - start)
+
+
+def file_latency(path: Path, original: Path | None, x: np.ndarray, provider: str) -> tuple[float, float]:
+    """Milliseconds of the original and of the protected file at `path`, side by side.
+
+    Args:
+        path: the protected file.
+        original: an ONNX file; None: the protected graph without its nodes.
+        x: N, C, H, W.
+        provider: of onnxruntime, "cpu" or "cuda".
+    """
+    protected = session(path, provider)
+    if original is not None:
+        return latency(session(original, provider), protected, x)
+    bare = without_nodes(onnx.load(path, load_external_data=False)).SerializeToString()
+    return latency(session(bare, provider, data_folder=path.parent), protected, x)

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from asvp_export.errors import AsvpError, InputError, MachineError
@@ -92,6 +93,18 @@ def session(
             "CPU. Check that there is a GPU, its driver, and the CUDA and cuDNN that onnxruntime needs."
         )
     return opened
+
+
+def check_provider(provider: str) -> None:
+    """Start an empty session, so that a provider that is not there is told before long work.
+
+    Raises:
+        InputError: as for `session`.
+    """
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    session(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString(), provider)
 
 
 def _source(model: str | Path | bytes) -> tuple[str, str | bytes]:

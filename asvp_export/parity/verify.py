@@ -11,7 +11,7 @@ import numpy as np
 
 from asvp_export.errors import InputError
 from asvp_export.parity.cases import Case
-from asvp_export.parity.metrics import psnr, ssim
+from asvp_export.parity.metrics import IDENTICAL_DB, psnr, ssim
 
 # How |difference| / peak is counted: decades between 1e-8 and 1, and what lies beside them.
 _DECADES = range(-8, 1)
@@ -83,6 +83,19 @@ class GateResult:
             "passed": self.passed,
             "per_image": [one.as_dict() for one in self.per_image],
         }
+
+
+def check_threshold(decibels: float) -> None:
+    """Refuse a threshold that is no number or that nothing reaches.
+
+    Raises:
+        InputError: says what was asked for and what can be.
+    """
+    if not (math.isfinite(decibels) and decibels <= IDENTICAL_DB):
+        raise InputError(
+            f"The least PSNR asked for is {decibels!r} dB; a number of at most {IDENTICAL_DB:g} was expected, which is what "
+            "identical images score."
+        )
 
 
 def score(

@@ -1,13 +1,10 @@
-"""The report as JSON, and the environment it was made in."""
+"""The report as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 from asvp_export.files import atomic_write
@@ -41,30 +38,3 @@ def _strict(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def environment() -> dict[str, str | int | None]:
-    """What a result may depend on, and nothing that names the machine or its user.
-
-    Returns:
-        Versions (None: not installed), the platform, and how many processors this process may use.
-    """
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "torch": _version("torch"),
-        "onnx": _version("onnx"),
-        "onnxruntime": _version("onnxruntime", "onnxruntime-gpu"),
-        "numpy": _version("numpy"),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
-
-
-def _version(*packages: str) -> str | None:
-    """Version of the first that is installed, read without importing it."""
-    for package in packages:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None

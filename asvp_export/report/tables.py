@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult
-from asvp_export.pipeline import ParityResult
 from asvp_export.teacher.layers import Layer
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from asvp_export.errors import InputError
+from asvp_export.files import sha256
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
 from asvp_export.teacher.model import Teacher
@@ -67,7 +68,7 @@ def load(
     else:
         path = Path(model)
         module, kind, fixed = _from_file(path, arch, arch_args, trust_pickle)
-        source, digest = path.name, _hash_file(path)
+        source, digest = path.name, sha256(path)
     if fixed[1] not in (None, _CHANNELS):
         raise InputError(f"{source} takes images of {fixed[1]} channels; expected {_CHANNELS}.")
     _check_weights(module, source)
@@ -142,11 +143,6 @@ def _check_device(device: str) -> None:
         raise InputError(
             f"The device {device!r} was asked for, but PyTorch sees {found} CUDA devices; use --device cpu."
         )
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_state(module: nn.Module) -> str:

@@ -1,0 +1,161 @@
+"""The parity gate alone: a shipped file against its original."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from asvp_export.errors import InputError
+from asvp_export.files import sha256
+from asvp_export.graph.metadata import Provenance, read_provenance
+from asvp_export.graph.protect import Protected, insert
+from asvp_export.images import inputs_in
+from asvp_export.operator import Perturbation
+from asvp_export.parity.cases import Case, build_cases
+from asvp_export.parity.expected import Expected, expected_of_file, expected_of_teacher
+from asvp_export.parity.latency import file_latency
+from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
+from asvp_export.parity.session import check_provider, fits, inputs_of, run_model, session
+from asvp_export.parity.verify import check_threshold, score
+from asvp_export.teacher.model import SizeRule, Teacher
+
+
+def check(
+    original: Teacher | str | Path,
+    protected: str | Path,
+    *,
+    images: str | Path | None = None,
+    sizes: Sequence[tuple[int, int]] = (),
+    min_psnr: float = PRESERVATION_DB,
+    provider: str = "cpu",
+    progress: Progress = lambda line: None,
+) -> ParityResult:
+    """Compare a shipped file with its original; nothing is written.
+
+    Args:
+        original: a teacher, or an ONNX file.
+        protected: the shipped ONNX file.
+        images: folder of inputs of the teacher; by default the project's own photographs.
+        sizes: (height, width) of the crops to compare on.
+        min_psnr: dB that the worst image has to reach against the original.
+        provider: of onnxruntime, "cpu" or "cuda".
+        progress: called with a line at each step.
+
+    Returns:
+        The verdict. Fidelity is measured where the original is a teacher and the file names its protected layers.
+
+    Raises:
+        InputError: a file that cannot be read, or whose inputs do not fit the original's.
+    """
+    check_threshold(min_psnr)
+    check_provider(provider)
+    path = Path(protected)
+    opened = session(path, provider)
+    provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
+    against = _original(original, provenance, provider)
+    fixed = _frozen_dimensions(path, [one.shape for one in inputs_of(opened)])
+    cases = build_cases(
+        inputs_in(images),
+        minimum=against.size.minimum,
+        multiple=against.size.multiple,
+        data_range=against.data_range,
+        sizes=sizes,
+        fixed=fixed,
+    )
+    for case in cases:
+        fits(opened, case)
+    progress(f"comparing on {len(cases)} inputs")
+    expected, notes = _expected(against, provenance, cases, provider)
+    got = [run_model(opened, case.input) for case in cases]
+    scale = against.scale or _scale_of(expected, cases)
+    preservation = score(zip(cases, expected.original, got, strict=True), min_psnr, against.data_range, scale)
+    fidelity = None
+    if expected.protected:
+        fidelity = score(zip(cases, expected.protected, got, strict=True), FIDELITY_DB, against.data_range, scale)
+    return ParityResult(
+        passed=preservation.passed and (fidelity is None or fidelity.passed),
+        model=against.source,
+        source_sha256=against.sha256,
+        output=path,
+        output_sha256=sha256(path),
+        nodes=provenance.layers if provenance else {},
+        effects=expected.effects,
+        fidelity=fidelity,
+        preservation=preservation,
+        latency_ms=file_latency(path, against.file, cases[0].input, provider),
+        notes=(*notes, *frozen_notes(*fixed[2:])),
+    )
+
+
+@dataclass(frozen=True)
+class _Original:
+    """What a file is compared with."""
+
+    source: str
+    sha256: str
+    size: SizeRule
+    data_range: float
+    scale: int | None  # None: to be seen from the outputs
+    teacher: Teacher | None
+    file: Path | None
+
+
+def _original(original: Teacher | str | Path, provenance: Provenance | None, provider: str) -> _Original:
+    if isinstance(original, Teacher):
+        return _Original(
+            original.source, original.sha256, original.size, original.data_range, original.scale, original, None
+        )
+    file = Path(original)
+    properties = session(file, provider).get_modelmeta().custom_metadata_map
+    size, own = _size_rule(provenance), _size_rule(read_provenance(properties))  # it may be a file of ours as well
+    both = SizeRule(max(size.minimum, own.minimum), math.lcm(size.multiple, own.multiple))
+    return _Original(file.name, sha256(file), both, provenance.data_range if provenance else 1.0, None, None, file)
+
+
+def _size_rule(provenance: Provenance | None) -> SizeRule:
+    return SizeRule(provenance.minimum, provenance.multiple) if provenance else SizeRule()
+
+
+def _frozen_dimensions(path: Path, shapes: Sequence[Sequence[int | str | None]]) -> tuple[int | None, ...]:
+    """N, C, H, W of the one input, None where free."""
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        found = ", ".join(str(list(shape)) for shape in shapes) or "nothing"
+        raise InputError(
+            f"The file {path.name} takes {found}; one image batch [N, C, H, W] was expected. Is it a file of asvp-export?"
+        )
+    return tuple(dim if isinstance(dim, int) else None for dim in shapes[0])
+
+
+def _expected(
+    against: _Original, provenance: Provenance | None, cases: Sequence[Case], provider: str
+) -> tuple[Expected, list[str]]:
+    """What the file's outputs are held against, and what the reader of the verdict has to know of it."""
+    if against.file is not None:
+        note = "Fidelity was not measured: the original is an ONNX file, not a teacher that PyTorch can run."
+        return expected_of_file(against.file, cases, provider), [note]
+    assert against.teacher is not None
+    expected = expected_of_teacher(_reinserted(against.teacher, provenance.layers if provenance else {}), cases)
+    if provenance is None:  # which layers carry a node is not known
+        note = "Fidelity was not measured: the file has no asvp metadata, which would name the protected layers."
+        return replace(expected, protected=[]), [note]
+    if provenance.source_sha256 != against.sha256:
+        return expected, [f"The protected file was made from another file than {against.source} (its sha256 differs)."]
+    return expected, []
+
+
+def _reinserted(original: Teacher, nodes: dict[str, Perturbation]) -> Protected:
+    """The protected model again, from the layers that the file names."""
+    missing = sorted(set(nodes) - {name for name, _ in original.module.named_modules()})
+    if missing:
+        raise InputError(
+            f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); "
+            "hand in the teacher that it was exported from."
+        )
+    return insert(original, nodes)
+
+
+def _scale_of(expected: Expected, cases: Sequence[Case]) -> int:
+    given, made = cases[0].input.shape, expected.original[0].shape
+    return max(1, made[2] // given[2]) if len(made) == 4 else 1  # the score says what is wrong with other outputs

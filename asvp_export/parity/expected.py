@@ -1,0 +1,57 @@
+"""What the outputs of a file are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from asvp_export.errors import InputError, MachineError
+from asvp_export.graph.protect import Protected, observed
+from asvp_export.graph.strength import EffectMeter, NodeEffect
+from asvp_export.parity.cases import Case
+from asvp_export.parity.session import fits, run_model, session
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the outputs of a file are held against, case by case."""
+
+    original: list[np.ndarray]
+    protected: list[np.ndarray]
+    effects: dict[str, NodeEffect]
+
+
+def expected_of_teacher(protected: Protected, cases: Sequence[Case]) -> Expected:
+    """list[np.ndarray] of the original and of the protected module in PyTorch, and the effect of the nodes meanwhile."""
+    meter = EffectMeter(protected.nodes)
+    original = list(_torch_outputs(protected.teacher.module, cases, protected.teacher.device))
+    with observed(protected, meter):
+        outputs = list(_torch_outputs(protected.module, cases, protected.teacher.device))
+    return Expected(original, outputs, meter.effects())
+
+
+def _torch_outputs(module: torch.nn.Module, cases: Sequence[Case], device: str) -> Iterator[np.ndarray]:
+    for case in cases:
+        try:
+            with torch.inference_mode():
+                output = module(torch.from_numpy(case.input).to(device))
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            if "memory" in reason:
+                raise MachineError(f"The teacher ran out of memory on {case.name} ({case.size}): {reason}.") from error
+            raise InputError(
+                f"The teacher does not run on {case.name} ({case.size}): {reason}. Use other images or another --size."
+            ) from error
+        yield output.float().cpu().numpy()
+
+
+def expected_of_file(original: Path, cases: Sequence[Case], provider: str) -> Expected:
+    """Outputs of an ONNX original; there is no protected module to run."""
+    opened = session(original, provider)
+    for case in cases:
+        fits(opened, case)
+    return Expected([run_model(opened, case.input) for case in cases], [], {})

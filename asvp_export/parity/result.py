@@ -1,0 +1,111 @@
+"""What an export or a check found: the gates, the nodes, and the report made from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from asvp_export.environment import environment, tool_version
+from asvp_export.graph.strength import NodeEffect
+from asvp_export.operator import Perturbation
+from asvp_export.parity.verify import GateResult
+
+FIDELITY_DB = 80.0  # float32: the export is right
+PRESERVATION_DB = 48.0  # an RMSE of one 8-bit step
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """What was verified, and the verdict."""
+
+    passed: bool
+    """Whether every gate that was measured passed."""
+
+    model: str
+    """File name of the original."""
+
+    source_sha256: str
+    """Of the original's bytes."""
+
+    output: Path | None
+    """The verified file; None when it was not published."""
+
+    output_sha256: str
+    """Of the verified bytes."""
+
+    nodes: dict[str, Perturbation]
+    """Layer name to the attributes of its node."""
+
+    effects: dict[str, NodeEffect]
+    """What each node does to its feature map; empty when the protected model could not be run in PyTorch."""
+
+    fidelity: GateResult | None
+    """The file against the protected model in PyTorch; None when there was none to compare with."""
+
+    preservation: GateResult
+    """The file against the original teacher."""
+
+    latency_ms: tuple[float, float]
+    """Milliseconds of the original and of the protected model in onnxruntime, on the first input."""
+
+    notes: tuple[str, ...] = ()
+    """What a reader of the verdict has to know."""
+
+    @property
+    def gates(self) -> dict[str, GateResult]:
+        """The gates that were measured, by name."""
+        return {"fidelity": self.fidelity, "preservation": self.preservation} if self.fidelity else {
+            "preservation": self.preservation
+        }  # fmt: skip
+
+    @property
+    def fitting_gain(self) -> float | None:
+        """About the gain that would have preserved enough; None where one was not missed by the gain alone.
+
+        The change at the output is nearly linear in gain - 1, so a miss of x dB asks for 10^(-x/20) of it; half a dB is
+        kept in hand.
+        """
+        gains = {node.gain for node in self.nodes.values()}
+        missing = self.preservation.threshold - self.preservation.min_psnr
+        if len(gains) != 1 or not 0 < missing < 100:
+            return None
+        change = (gains.pop() - 1) * 10 ** (-(missing + 0.5) / 20)
+        rounded = math.floor(abs(change) * 1000) / 1000
+        return 1 + math.copysign(rounded, change) if rounded else None
+
+    def as_dict(self) -> dict[str, object]:
+        """The report: strict JSON types, dB rounded down."""
+        original, protected = self.latency_ms
+        return {
+            "passed": self.passed,
+            "tool_version": tool_version(),
+            "model": self.model,
+            "source_sha256": self.source_sha256,
+            "output": self.output.name if self.output else None,
+            "output_sha256": self.output_sha256,
+            "layers": [
+                {"name": name, **node.attributes(), **(asdict(self.effects[name]) if name in self.effects else {})}
+                for name, node in self.nodes.items()
+            ],
+            "fidelity": self.fidelity.as_dict() if self.fidelity else None,
+            "preservation": self.preservation.as_dict(),
+            "latency": {
+                "original": round(original, 3),
+                "protected": round(protected, 3),
+                "ratio": round(protected / original, 4),
+                "unit": "milliseconds",
+            },
+            "notes": list(self.notes),
+            "environment": environment(),
+        }
+
+
+def frozen_notes(height: int | None, width: int | None) -> tuple[str, ...]:
+    """What a reader has to know of a file with fixed sizes."""
+    if height is None or width is None:
+        return ()
+    return (f"The file takes only inputs of {height}x{width}; other sizes were not verified.",)
