@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch.fx import Graph
 
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
@@ -72,11 +73,21 @@ def protect(
 
 def insert(teacher: Teacher, nodes: dict[str, Perturbation]) -> Protected:
     """Insert nodes with the given attributes behind the named modules of a copy of the teacher."""
-    module = copy.deepcopy(teacher.module)
+    module = _copied(teacher)
     modules = dict(module.named_modules())
     for name, node in nodes.items():
         modules[name].register_forward_hook(_Node(name, node))
     return Protected(teacher, module, dict(nodes))
+
+
+def _copied(teacher: Teacher) -> torch.nn.Module:
+    """A copy of the module; the fake tensors in the graphs of a .pt2 archive cannot be copied and are shared."""
+    graphs = [graph for part in teacher.module.modules() if isinstance(graph := getattr(part, "graph", None), Graph)]
+    shared = {id(node.meta): node.meta for graph in graphs for node in graph.nodes}
+    try:
+        return copy.deepcopy(teacher.module, shared)
+    except Exception as error:  # a user's module may raise anything
+        raise InputError(f"{teacher.source} cannot be copied ({error}); give a state dict and --arch.") from error
 
 
 @contextmanager

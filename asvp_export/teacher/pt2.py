@@ -68,7 +68,7 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
             program = torch.export.load(file)
             dims = _input_dims(program, path)
             _check_evaluation(program, path)
-            return _copyable(torch.export.unflatten(program)), dims
+            return torch.export.unflatten(program), dims
     except InputError:
         raise
     except Exception as error:
@@ -87,16 +87,6 @@ class _Captured(logging.Filter):
         if record.exc_info:
             self.error = record.exc_info[1]
         return False
-
-
-def _copyable(module: nn.Module) -> nn.Module:
-    """Drop the fake tensors that the graphs carry along: a module with symbolic sizes in them cannot be copied."""
-    for part in module.modules():
-        graph = getattr(part, "graph", None)
-        for node in graph.nodes if isinstance(graph, torch.fx.Graph) else ():
-            for key in [k for k, v in node.meta.items() if isinstance(v, torch.Tensor | tuple | list)]:
-                del node.meta[key]
-    return module
 
 
 def _screen(path: Path) -> None:
