@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asvp_export.errors import AsvpError, GateError, InputError, MachineError
+    from asvp_export.errors import AsvpError, InputError, MachineError
     from asvp_export.gate import check
     from asvp_export.graph.describe import describe
     from asvp_export.graph.protect import Protected, protect
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # Names are imported when first used: `asvp-export --help` must not wait for torch.
 _HOME = {
     "AsvpError": "errors",
-    "GateError": "errors",
     "InputError": "errors",
     "Layer": "teacher.layers",
     "MachineError": "errors",

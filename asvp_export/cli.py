@@ -187,6 +187,7 @@ def check(
 ) -> int:  # fmt: skip
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
     from asvp_export.gate import check as run_check
+    from asvp_export.teacher.formats import is_onnx
 
     reports = _report_files(protected, report, junit)
     _keep({"original": original, "protected file": protected}, reports)
@@ -194,7 +195,7 @@ def check(
     _warn_of_two_runtimes()
     with _stdout_for_results():
         source: Path | Teacher = original
-        if original.suffix.lower() != ".onnx":
+        if not is_onnx(original):
             source = _load(original, arch, arch_args, trust_pickle, data_range, device)
         result = run_check(
             source, protected, images=images, sizes=sizes, min_psnr=min_psnr, provider=provider, progress=say
@@ -271,7 +272,9 @@ def run(protected: Path, image: Path, output: Path, provider: str, force: bool, 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: exit codes 0 done, 1 gate failed, 2 bad usage or input, 3 the machine failed us, 130 Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that a kill also cleans up
+    for name in ("SIGTERM", "SIGHUP"):  # so that a kill and a closed terminal also clean up
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(cli.main(args=arguments, prog_name="asvp-export", standalone_mode=False) or 0)
     except AsvpError as error:
@@ -285,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         helped = f" {context.command_path} --help lists what it takes." if context else ""
         _fail(error.format_message() + helped, 2)
     except (click.Abort, KeyboardInterrupt):
-        _fail("Interrupted; nothing was left behind.", 130)
+        _fail("Interrupted; nothing half-written was left.", 130)
     except MemoryError:
         _fail("The machine ran out of memory; use smaller images, or a machine with more.", 3)
     except OSError as error:

@@ -15,12 +15,6 @@ class InputError(AsvpError):
     exit_code = 2
 
 
-class GateError(AsvpError):
-    """A gate failed: the file that was asked for would not keep its promise."""
-
-    exit_code = 1
-
-
 class MachineError(AsvpError):
     """The machine failed us: no space, no memory, no permission to finish what was begun."""
 

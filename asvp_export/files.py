@@ -93,5 +93,5 @@ def write_error(error: OSError, path: str | Path) -> AsvpError:
     if error.errno in _REFUSED:
         return InputError(f"{path} cannot be written ({reason}); name an output where you may write.")
     return MachineError(
-        f"{path} could not be written ({reason}); nothing was left behind. Check the disk and run again."
+        f"{path} could not be written ({reason}); it is as it was before. Check the disk and run again."
     )

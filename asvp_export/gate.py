@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
+
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.graph.metadata import Provenance, read_provenance
+from asvp_export.graph.passes import attributes_of, perturbation_nodes
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.images import inputs_in
 from asvp_export.operator import Perturbation
@@ -56,6 +59,7 @@ def check(
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
     against = _original(original, provenance, provider)
     fixed = _frozen_dimensions(path, [one.shape for one in inputs_of(opened)])
+    notes = _node_notes(path, provenance)
     cases = build_cases(
         inputs_in(images),
         minimum=against.size.minimum,
@@ -67,7 +71,7 @@ def check(
     for case in cases:
         fits(opened, case)
     progress(f"comparing on {len(cases)} inputs")
-    expected, notes = _expected(against, provenance, cases, provider)
+    expected, more = _expected(against, provenance, cases, provider)
     got = [run_model(opened, case.input) for case in cases]
     scale = against.scale or _scale_of(expected, cases)
     preservation = score(zip(cases, expected.original, got, strict=True), min_psnr, against.data_range, scale)
@@ -85,7 +89,7 @@ def check(
         fidelity=fidelity,
         preservation=preservation,
         latency_ms=file_latency(path, against.file, cases[0].input, provider),
-        notes=(*notes, *frozen_notes(*fixed[2:])),
+        notes=(*notes, *more, *frozen_notes(*fixed[2:])),
     )
 
 
@@ -125,7 +129,34 @@ def _frozen_dimensions(path: Path, shapes: Sequence[Sequence[int | str | None]])
         raise InputError(
             f"The file {path.name} takes {found}; one image batch [N, C, H, W] was expected. Is it a file of asvp-export?"
         )
-    return tuple(dim if isinstance(dim, int) else None for dim in shapes[0])
+    fixed = tuple(dim if isinstance(dim, int) else None for dim in shapes[0])
+    if fixed[1] not in (None, 3) or (fixed[1] is None and fixed[3] == 3):
+        raise InputError(
+            f"The file {path.name} takes {list(shapes[0])}; an image batch [N, 3, H, W] was expected, channels first."
+        )
+    return fixed
+
+
+def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
+    """Hold the nodes in the graph against the metadata: a file whose nodes were taken out must not pass for protected."""
+    nodes = perturbation_nodes(onnx.load(path, load_external_data=False))
+    if provenance is None:
+        return [] if nodes else ["The file carries no ASVP node."]
+    found = {node.name.removeprefix("asvp/").partition("#")[0]: attributes_of(node) for node in nodes}
+    wrong = [name for name, node in provenance.layers.items() if not _same(found.get(name), node)]
+    if wrong:
+        raise InputError(
+            f"The metadata of {path.name} names ASVP nodes that its graph does not carry ({', '.join(wrong[:3])}); it was "
+            "changed after the export. Export it anew."
+        )
+    return []
+
+
+def _same(found: Perturbation | None, named: Perturbation) -> bool:
+    """Equal attributes, up to the float32 in which they stand on a node."""
+    if found is None or (found.rank, found.axis) != (named.rank, named.axis):
+        return False
+    return math.isclose(found.gain, named.gain, rel_tol=1e-6) and math.isclose(found.energy, named.energy, rel_tol=1e-6)
 
 
 def _expected(

@@ -39,8 +39,9 @@ def restore(model: str | Path, picture: np.ndarray, *, provider: str = "cpu") ->
     x = pad_to(x, minimum, multiple)
     y = run_model(opened, x)
     scale = y.shape[2] // x.shape[2] if y.ndim == 4 else 0
-    if scale < 1 or y.shape != (1, 3, scale * x.shape[2], scale * x.shape[3]):
+    if scale < 1 or y.shape not in [(1, c, scale * x.shape[2], scale * x.shape[3]) for c in (1, 3)]:
         raise InputError(
-            f"The model's output has shape {y.shape} for an input of {x.shape}; an RGB image was expected."
+            f"The model's output has shape {y.shape} for an input of {x.shape}; a grey or RGB image was expected."
         )
+    y = np.broadcast_to(y, (1, 3, *y.shape[2:]))
     return y[0, :, : height * scale, : width * scale].transpose(1, 2, 0).astype(np.float32) / np.float32(peak)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from _teachers import LAYER, TASKS, teacher
-from _timing import in_turns
 
 import asvp_export
 from asvp_export.graph.export import _quiet, to_onnx
 from asvp_export.graph.publish import Staging
+from asvp_export.parity.latency import in_turns
 
 
 def bare(model: asvp_export.Teacher, path: Path) -> None:
@@ -42,7 +42,7 @@ def main() -> None:
                 lambda m=model: bare(m, Path(folder) / "bare.onnx"),
                 lambda m=model: ours(m, Path(folder) / "ours.onnx"),
             )
-            print(f"| {task} | {plain:.2f} | {protected:.2f} | {protected / plain:.2f} |", flush=True)
+            print(f"| {task} | {plain / 1000:.2f} | {protected / 1000:.2f} | {protected / plain:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ Made by [`examples/make_photographs.py`](../../examples/make_photographs.py), th
 |---|---|---|---|---|---|---|---|
 {rows}
 
-The Debian licences stand in `/usr/share/doc/lomiri-wallpapers-*/copyright`; those of scikit-image in the
+The Debian licences stand in the copyright file of the package lomiri-wallpapers; those of scikit-image in the
 docstrings of `skimage.data` ([astronaut](https://flic.kr/p/r9qvLn),
 [rocket](https://www.flickr.com/photos/spacexphotos/16511594820/)); those of scikit-learn in
 `sklearn/datasets/images/README.txt` ([pagoda](https://www.flickr.com/photos/danielbuechele/6061409035/),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -24,7 +25,7 @@ from asvp_export.graph.export import OPSETS, to_onnx
 from asvp_export.graph.metadata import read_provenance
 from asvp_export.graph.passes import perturbation_nodes, without_nodes
 from asvp_export.graph.protect import insert
-from asvp_export.images import photographs
+from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
 
 LAYER = "after_body"
@@ -72,20 +73,24 @@ import sys
 import numpy as np
 import onnxruntime as ort
 session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-np.save(sys.argv[3], session.run(None, {"input": np.load(sys.argv[2])})[0])
+inputs = np.load(sys.argv[2])
+np.savez(sys.argv[3], **{name: session.run(None, {"input": inputs[name]})[0] for name in inputs.files})
 assert not [m for m in sys.modules if m.startswith(("asvp", "torch", "onnxscript"))], "something of ours was imported"
 """
 
 
-def test_the_file_runs_in_a_bare_onnxruntime(tmp_path, lowlight):
-    assert asvp_export.export(asvp_export.protect(lowlight, LAYER, gain=GAIN), tmp_path / "p.onnx").passed
-    x = lowlight.example(96, 130, batch=3)
-    np.save(tmp_path / "x.npy", x.numpy())
-    files = [str(tmp_path / name) for name in ("p.onnx", "x.npy", "y.npy")]
+def test_the_file_runs_in_a_bare_onnxruntime_and_matches_on_the_verify_photographs(tmp_path, lowlight):
+    """The README's promise, with the settings of `make demo` and without anything of ours."""
+    assert asvp_export.export(asvp_export.protect(lowlight, LAYER, gain=1.02), tmp_path / "p.onnx").passed
+    inputs = {path.stem: read_image(path).transpose(2, 0, 1)[None] for path in list_images(photographs("verify"))}
+    inputs["odd"] = inputs["dogs_1"][:, :, :102, :130].repeat(3, 0)
+    np.savez(tmp_path / "x.npz", **inputs)
+    files = [str(tmp_path / name) for name in ("p.onnx", "x.npz", "y.npz")]
     subprocess.run([sys.executable, "-c", BARE, *files], check=True, cwd=tmp_path)
-    y = np.load(tmp_path / "y.npy")
-    expected = lowlight.module(x).numpy()
-    assert 10 * np.log10(1 / np.mean((y - expected) ** 2)) >= 48
+    outputs = np.load(tmp_path / "y.npz")
+    for name, x in inputs.items():
+        expected = lowlight.module(torch.from_numpy(x)).numpy()
+        assert 10 * np.log10(1 / np.mean((outputs[name] - expected) ** 2)) >= 48, name
 
 
 def test_sizes_are_free_and_named(tmp_path, pictures):
@@ -124,6 +129,28 @@ def test_an_opset_that_is_not_written_is_refused(opset, small, tmp_path, picture
 def test_a_module_called_several_times_has_a_node_at_each_call(small):
     nodes = perturbation_nodes(to_onnx(asvp_export.protect(small, "block", rank=2, gain=1.3)))
     assert [node.name for node in nodes] == ["asvp/block", "asvp/block#2", "asvp/block#3"]
+
+
+class TwoEqualCalls(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.tail = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 8), (8, 8), (8, 3)))
+
+    def forward(self, x):
+        y = self.head(x)
+        return self.tail(self.body(y) + self.body(y))
+
+
+def test_equal_calls_that_the_exporter_merges_keep_one_node():
+    nodes = perturbation_nodes(to_onnx(asvp_export.protect(asvp_export.load(TwoEqualCalls()), "head,body", gain=1.3)))
+    assert [node.name for node in nodes] in (["asvp/head", "asvp/body"], ["asvp/head", "asvp/body", "asvp/body#2"])
+
+
+def test_whole_numbers_and_numpy_scalars_are_as_good_as_floats(small, tmp_path, pictures):
+    protected = asvp_export.protect(small, HEAD, rank=np.int64(1), gain=2, energy=1)
+    assert protected.nodes[HEAD] == Perturbation(1, 2.0, 1.0)
+    asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, min_psnr=0)
+    json.dumps(asvp_export.protect(small, HEAD, gain=np.float32(1.5)).nodes[HEAD].attributes())
 
 
 def test_nodes_of_different_ranks_each_have_their_body(small, tmp_path, pictures):
@@ -187,18 +214,21 @@ def test_metadata_says_what_was_measured_and_names_no_machine(tmp_path, pictures
     assert not any(n.doc_string or n.metadata_props for n in model.graph.node)
 
 
-def test_repeated_from_another_folder_the_bytes_are_the_same(tmp_path, pictures):
-    digests = []
-    for name in ("one", "two"):
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the number of processors cannot be limited here")
+def test_repeated_from_another_folder_and_with_fewer_threads_the_bytes_are_the_same(tmp_path, pictures):
+    files = []
+    for name, processors in (("one", {min(os.sched_getaffinity(0))}), ("two", os.sched_getaffinity(0))):
         folder = tmp_path / name
         folder.mkdir()
         command = [sys.executable, "-m", "asvp_export", str(weights("derain")), "--arch", arch("derain"), "--layers",
                    "body.1,after_body", "--gain", str(GAIN), "--images", str(pictures), "-o", "p.onnx", "--json"]  # fmt: skip
-        done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-        digests.append(json.loads(done.stdout)["output_sha256"])
-        assert (folder / "p.onnx").is_file()
-    assert digests[0] == digests[1]
-    assert (tmp_path / "one" / "p.onnx").read_bytes() == (tmp_path / "two" / "p.onnx").read_bytes()
+        done = subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True,
+            preexec_fn=lambda processors=processors: os.sched_setaffinity(0, processors),
+        )  # fmt: skip
+        files.append((folder / "p.onnx").read_bytes())
+        assert json.loads(done.stdout)["output_sha256"] == hashlib.sha256(files[-1]).hexdigest()
+    assert files[0] == files[1]
 
 
 def test_external_data_lies_beside_the_model_named_by_content(tmp_path, pictures, small):
@@ -248,6 +278,8 @@ def test_keep_failed_keeps_it_under_another_name(tmp_path, pictures, small):
     protected = asvp_export.protect(small, HEAD, gain=30.0)
     assert not asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, keep_failed=True).passed
     assert [p.name for p in tmp_path.iterdir()] == ["p.failed.onnx"]
+    with pytest.raises(asvp_export.InputError, match=r"p\.failed\.onnx exists"):
+        asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, keep_failed=True)
 
 
 def test_an_existing_output_is_not_replaced_without_force(tmp_path, pictures, small):
@@ -273,7 +305,7 @@ def test_a_full_disk_leaves_nothing_and_exits_3(tmp_path, pictures):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupt_leaves_nothing(number, code, tmp_path, pictures):
     running = subprocess.Popen(command(tmp_path / "p.onnx", pictures), stderr=subprocess.PIPE, text=True)
     assert running.stderr

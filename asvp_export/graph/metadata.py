@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +81,9 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
     try:
         layers = json.loads(ours["layers"])
         size = json.loads(ours["size"])
-        return Provenance(
+        if not isinstance(layers, list):
+            raise TypeError("layers is no list")
+        found = Provenance(
             version=ours["version"],
             layers={layer.pop("name"): Perturbation(**layer) for layer in layers},
             source_sha256=ours["source_sha256"],
@@ -91,11 +94,26 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             gates=json.loads(ours["gates"]),
             scope=ours["scope"],
         )
-    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        _check_ranges(found)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:
         raise InputError(
             f"The file's asvp metadata cannot be read ({type(error).__name__}: {error}); it was changed after the export, "
             "or written by another version. Export it anew."
         ) from error
+    return found
+
+
+def _check_ranges(found: Provenance) -> None:
+    """Anyone can edit metadata: refuse values that padding, scaling or printing would stumble over."""
+    whole = {"scale": found.scale, "multiple": found.multiple, "minimum": found.minimum}
+    wrong = [f"{name} {value}" for name, value in whole.items() if not 1 <= value <= 2**16]
+    if not (math.isfinite(found.data_range) and found.data_range > 0):
+        wrong.append(f"data_range {found.data_range}")
+    if wrong:
+        raise ValueError(", ".join(wrong))
+    for gate in found.gates.values():
+        float(gate["threshold"])
+        float(gate["min_psnr"] or 0)
 
 
 def _json(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,13 +40,16 @@ def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Se
         calls: the layers in the order in which one forward reaches their nodes, which is the order of the graph.
 
     Raises:
-        AsvpError: a node was lost on the way through the exporter, which drops what the output does not depend on.
+        AsvpError: a layer lost its node on the way through the exporter.
     """
     protos = perturbation_nodes(model)
-    if len(protos) != len(calls):
+    if len(protos) != len(calls):  # equal calls were merged, or unused ones dropped: read each node's module path
+        calls = [_layer_of(proto, nodes) for proto in protos]
+    lost = [layer for layer in nodes if layer not in calls]
+    if lost:
         raise AsvpError(
-            f"The exported graph has {len(protos)} ASVP nodes, and a forward reaches {len(calls)} ({', '.join(calls)}): "
-            "the output does not depend on one of these layers. Choose others."
+            f"The exported graph has no node for {', '.join(lost)}: the exporter drops what the output does not depend on. "
+            "Choose other layers."
         )
     count: Counter[str] = Counter()
     for proto, layer in zip(protos, calls, strict=True):
@@ -54,6 +58,17 @@ def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Se
         proto.overload = nodes[layer].overload
         del proto.attribute[:]
         proto.attribute.extend(helper.make_attribute(k, v) for k, v in nodes[layer].attributes().items())
+
+
+def _layer_of(proto: onnx.NodeProto, nodes: dict[str, Perturbation]) -> str:
+    """The protected layer in whose module path the exporter made the node."""
+    paths = next((p.value for p in proto.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    for path in reversed(re.findall(r"'([^']*)'", paths)):
+        if path in nodes:
+            return path
+    raise AsvpError(
+        "The exporter merged or dropped some of the nodes and this opset keeps no record of which; use --opset 18."
+    )
 
 
 def attach_functions(model: onnx.ModelProto) -> None:

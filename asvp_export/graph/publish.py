@@ -110,16 +110,22 @@ class Staging:
             output: another name in the same folder than the one asked for.
         """
         output = output or self.output
-        previous = _external_files(output)
+        previous, new = _external_files(output), list[Path]()
         written = [p for p in self.path.parent.iterdir() if p != self.path]
         try:
             for part in (*written, self.path):
                 _sync(part)
             for part in written:
-                os.replace(part, output.parent / part.name)
+                place = output.parent / part.name
+                new += [] if place.exists() else [place]
+                os.replace(part, place)
             os.replace(self.path, output)
-        except OSError as error:
-            raise write_error(error, output) from error
+        except BaseException as error:
+            for part in new:
+                part.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise write_error(error, output) from error
+            raise
         for name in previous - {p.name for p in written}:
             (output.parent / name).unlink(missing_ok=True)
         return output

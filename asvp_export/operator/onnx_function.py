@@ -112,7 +112,7 @@ def _scaled(b: _Body, matrix: str) -> str:
     high = b.op("ReduceMax", matrix, b.constant([2]))  # two reductions cost half of Abs and one
     low = b.op("Neg", b.op("ReduceMin", matrix, b.constant([2])))
     peak = b.op("ReduceMax", b.op("Max", high, low), b.constant([1]))
-    return b.op("Mul", matrix, b.op("Reciprocal", _or_one(b, peak, np.float32)))
+    return b.op("Div", matrix, _or_one(b, peak, np.float32))
 
 
 def _or_one(b: _Body, value: str, dtype: Any) -> str:

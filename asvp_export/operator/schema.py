@@ -37,11 +37,19 @@ class Perturbation:
     """The channel axis: 1 for N,C,H,W; -1 for N,L,C and N,H,W,C. Never 0, which is the batch."""
 
     def __post_init__(self) -> None:
+        for name in ("gain", "energy"):  # a whole number or a NumPy scalar is as good as a float
+            if isinstance(value := getattr(self, name), int | float | np.number):
+                object.__setattr__(self, name, float(value))
+        for name in ("rank", "axis"):
+            if isinstance(value := getattr(self, name), np.integer):
+                object.__setattr__(self, name, int(value))
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise InputError(f"The rank is {self.rank!r}; it must be an integer of at least 1.")
-        if not _FLOAT32.tiny <= self.gain <= _FLOAT32.max:  # it stands on the node in float32
+        if (
+            not isinstance(self.gain, float) or not _FLOAT32.tiny <= self.gain <= _FLOAT32.max
+        ):  # it stands on the node in float32
             raise InputError(f"The gain is {self.gain!r}; it must be a finite number above 0 (1 changes nothing).")
-        if not 0 < self.energy <= 1:
+        if not isinstance(self.energy, float) or not _FLOAT32.tiny <= self.energy <= 1:
             raise InputError(f"The energy is {self.energy!r}; it must be in (0, 1] (1: always `rank` values).")
         if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis == 0:
             raise InputError(

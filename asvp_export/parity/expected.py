@@ -26,7 +26,7 @@ class Expected:
 
 
 def expected_of_teacher(protected: Protected, cases: Sequence[Case]) -> Expected:
-    """list[np.ndarray] of the original and of the protected module in PyTorch, and the effect of the nodes meanwhile."""
+    """Outputs of the original and of the protected module in PyTorch, and the effect of the nodes meanwhile."""
     meter = EffectMeter(protected.nodes)
     original = list(_torch_outputs(protected.teacher.module, cases, protected.teacher.device))
     with observed(protected, meter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +15,35 @@ from asvp_export.graph.passes import without_nodes
 from asvp_export.parity.session import run_model, session
 
 
+def in_turns(repeats: int, *tasks: Callable[[], object]) -> list[float]:
+    """Median milliseconds of each task.
+
+    The tasks take turns, so that a machine that slows down or is shared slows all alike; two rounds go uncounted.
+    """
+    rounds = []
+    for _ in range(repeats + 2):
+        times = []
+        for task in tasks:
+            start = time.perf_counter()
+            task()
+            times.append(1000 * (time.perf_counter() - start))
+        rounds.append(times)
+    return [statistics.median(column) for column in zip(*rounds[2:], strict=True)]
+
+
 def latency(
     first: ort.InferenceSession, second: ort.InferenceSession, x: np.ndarray, repeats: int = 10
 ) -> tuple[float, float]:
-    """The median time of a run of each model.
-
-    The runs take turns, so that a machine that slows down or is shared slows both alike; two runs of each go
-    before.
+    """The median milliseconds of a run of each model.
 
     Args:
         first: a session.
         second: another one, with the same number of threads.
         x: N, C, H, W.
         repeats: how many runs of each are timed.
-
-    Returns:
-        Milliseconds of the first and of the second.
     """
-    for _ in range(2):
-        run_model(first, x)
-        run_model(second, x)
-    turns = [(_milliseconds(first, x), _milliseconds(second, x)) for _ in range(repeats)]
-    return statistics.median(a for a, _ in turns), statistics.median(b for _, b in turns)
-
-
-def _milliseconds(opened: ort.InferenceSession, x: np.ndarray) -> float:
-    start = time.perf_counter()
-    run_model(opened, x)
-    return 1000 * (time.perf_counter() - start)
+    a, b = in_turns(repeats, lambda: run_model(first, x), lambda: run_model(second, x))
+    return a, b
 
 
 def file_latency(path: Path, original: Path | None, x: np.ndarray, provider: str) -> tuple[float, float]:

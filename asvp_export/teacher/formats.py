@@ -46,6 +46,15 @@ def recognise(path: Path) -> str:
     raise InputError(f"{path} is of an unknown format (it begins with {head[:8].hex(' ')}); {_EXPECTED}.")
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether a file looks like an ONNX model; False also where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return _looks_like_onnx(file.read(64))
+    except OSError:
+        return path.suffix.lower() == ".onnx"
+
+
 def _head(path: Path) -> bytes:
     if path.is_dir():
         raise InputError(f"{path} is a directory; {_EXPECTED}.")
