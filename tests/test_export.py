@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from teachers import TASKS, arch, example, recurrent, save_pictures, weights
+from teachers import EXAMPLES, TASKS, arch, example, recurrent, save_pictures, weights
 
 import asvp_export
 from asvp_export.graph import publish
@@ -79,11 +79,15 @@ assert not [m for m in sys.modules if m.startswith(("asvp", "torch", "onnxscript
 """
 
 
-def test_the_file_runs_in_a_bare_onnxruntime_and_matches_on_the_verify_photographs(tmp_path, lowlight):
+def test_the_demo_file_runs_in_a_bare_onnxruntime_and_matches_on_the_verify_scenes(tmp_path, lowlight):
     """The README's promise, with the settings of `make demo` and without anything of ours."""
-    assert asvp_export.export(asvp_export.protect(lowlight, LAYER, gain=1.02), tmp_path / "p.onnx").passed
-    inputs = {path.stem: read_image(path).transpose(2, 0, 1)[None] for path in list_images(photographs("verify"))}
-    inputs["odd"] = inputs["dogs_1"][:, :, :102, :130].repeat(3, 0)
+    degrade = [sys.executable, EXAMPLES / "degrade.py", "lowlight", photographs("verify"), tmp_path / "inputs"]
+    subprocess.run(degrade, check=True, stdout=subprocess.DEVNULL)
+    protected = asvp_export.protect(lowlight, LAYER, gain=1.02)
+    assert asvp_export.export(protected, tmp_path / "p.onnx", images=tmp_path / "inputs").passed
+    inputs = {path.stem: read_image(path).transpose(2, 0, 1)[None] for path in list_images(tmp_path / "inputs")}
+    assert len(inputs) == len(list_images(photographs("verify")))
+    inputs["batch"] = inputs["dogs_1"][:, :, :102, :130].repeat(3, 0)
     np.savez(tmp_path / "x.npz", **inputs)
     files = [str(tmp_path / name) for name in ("p.onnx", "x.npz", "y.npz")]
     subprocess.run([sys.executable, "-c", BARE, *files], check=True, cwd=tmp_path)
