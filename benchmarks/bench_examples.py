@@ -16,7 +16,7 @@ import asvp_export
 def main() -> None:
     trained = json.loads((ROOT / "examples" / "teachers" / "results.json").read_text())
     print(
-        "| teacher | input, dB | restored, dB | gain | fidelity, worst | preservation, worst / mean | SSIM | strength |"
+        "| teacher | input, dB | restored, dB | gain | fidelity, worst | preservation, worst / mean | SSIM, worst | strength |"
     )
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

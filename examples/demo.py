@@ -13,7 +13,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 PHOTOGRAPHS = HERE.parent / "asvp_export" / "photographs"
 TASK = "lowlight"
-PICTURE = "astronaut_1"
+PICTURE = "dogs_1"
 LAYER, GAIN = "after_body", "1.02"
 
 

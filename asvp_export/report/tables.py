@@ -115,7 +115,8 @@ def description_table(found: Mapping[str, Any]) -> None:
     console.print(f"height and width: {size}; scale x{provenance['scale']}; values 0..{provenance['data_range']:g}")
     console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
     for gate, values in provenance["gates"].items():
-        console.print(f"{gate}: {values['min_psnr']} dB measured, {values['threshold']:g} dB needed")
+        more = " or more" if values["min_psnr"] == 100 else ""
+        console.print(f"{gate}: {values['min_psnr']} dB{more} measured, {values['threshold']:g} dB needed")
 
 
 def _gate_row(gate: GateResult) -> list[str]:
