@@ -345,7 +345,7 @@ BAD_OTHERS = {
     "check: a folder": ([*CHECK_EVEN, "pictures"], "pictures is not a file"),
     "check: text": ([*CHECK_EVEN, "text.onnx"], "does not load text.onnx"),
     "check: an empty file": ([*CHECK_EVEN, "empty.onnx"], "empty.onnx is empty"),
-    "check: other channels": ([*CHECK_EVEN, "grey.onnx"], r"takes x0 .* nx1xhxw; the input .* 1x3x"),
+    "check: other channels": ([*CHECK_EVEN, "grey.onnx"], r"an image batch \[N, 3, H, W\] was expected"),
     "check: another rank": ([*CHECK_EVEN, "rank3.onnx"], r"takes \[3, 'h', 'w'\]; one image batch"),
     "check: two inputs": ([*CHECK_EVEN, "two.onnx"], "one image batch"),
     "check: no input": ([*CHECK_EVEN, "none.onnx"], "takes nothing; one image batch"),

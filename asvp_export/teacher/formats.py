@@ -47,12 +47,14 @@ def recognise(path: Path) -> str:
 
 
 def is_onnx(path: Path) -> bool:
-    """Whether a file looks like an ONNX model; False also where it cannot be read."""
+    """Whether a file is to be read as an ONNX model: by its content, or its name where the content is no teacher's."""
     try:
         with path.open("rb") as file:
-            return _looks_like_onnx(file.read(64))
+            head = file.read(64)
     except OSError:
-        return path.suffix.lower() == ".onnx"
+        head = b""
+    of_a_teacher = head[:1] == b"\x80" or head[:2] == b"PK" or head[8:9] == b"{"
+    return _looks_like_onnx(head) or (path.suffix.lower() == ".onnx" and not of_a_teacher)
 
 
 def _head(path: Path) -> bytes:
