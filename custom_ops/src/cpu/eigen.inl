@@ -1,0 +1,312 @@
+// Leading eigenvectors of a symmetric float64 matrix; included by kernels.inl, compiled once for each vector length.
+//
+// A direct method, at every size: Householder tridiagonalisation, the wanted eigenvalues by bisection, then implicit QL whose
+// shifts are these values, so that the wanted ones deflate first and the sweeps end after them; only the wanted eigenvectors
+// are carried back through the rotations and reflections. The reasons for this over a subspace or Lanczos iteration for large
+// C: its time does not depend on the spectrum (flat and clustered ones, common in noise, cost an iteration hundreds of
+// steps), repeated values need no care, every transformation is orthogonal, so the vectors are orthogonal to machine
+// precision whatever the gaps, and it takes 4/3 C^3 operations, 0.3 of one product of 4096 columns at C = 256.
+
+namespace asvp {
+namespace {
+
+typedef Vec<double> Wide;
+constexpr int kWide = kLanes<double>;
+
+// Row group of the sweep below: its broadcast factors stay in registers.
+constexpr int kGroup = kWide < 4 ? kWide : 4;
+
+// Takes the pending update a -= v q^T + q v^T, and adds a * next to p, in one pass over the lower triangle: the matrix goes
+// through the registers once a step instead of twice. Diagonal blocks of kWide x kWide are stored in full, so everything is
+// whole vectors; rows and columns past `size` meet zeros in v, q and next.
+void update_and_multiply(double* a, int64_t ld, int64_t size, const double* v, const double* q, const double* next,
+                         double* p) {
+  for (int64_t j = 0; j < round_up(size, kWide); j += kWide) store(p + j, Wide{});
+  for (int64_t block = 0; block < size; block += kWide) {
+    for (int64_t r = block; r < block + kWide; r += kGroup) {
+      double* row = a + r * ld;
+      Wide vr[kGroup], qr[kGroup], nr[kGroup], sum[kGroup] = {};
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroup; ++g) {
+        vr[g] = broadcast(v[r + g]);
+        qr[g] = broadcast(q[r + g]);
+        nr[g] = broadcast(next[r + g]);
+      }
+      for (int64_t c = 0; c < block; c += kWide) {
+        const Wide vc = load(v + c), qc = load(q + c), nc = load(next + c);
+        Wide pc = load(p + c);
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) {
+          const Wide x = load(row + g * ld + c) - vr[g] * qc - qr[g] * vc;
+          store(row + g * ld + c, x);
+          sum[g] += x * nc;
+          pc += x * nr[g];
+        }
+        store(p + c, pc);
+      }
+      const Wide vc = load(v + block), qc = load(q + block), nc = load(next + block);
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroup; ++g) {
+        const Wide x = load(row + g * ld + block) - vr[g] * qc - qr[g] * vc;
+        store(row + g * ld + block, x);
+        sum[g] += x * nc;
+        p[r + g] += lane_sum<double>(sum[g]);
+      }
+    }
+  }
+}
+
+inline double dot(const double* x, const double* y, int64_t size) {
+  Wide sum[2] = {};
+  int64_t j = 0;
+  for (; j + 2 * kWide <= size; j += 2 * kWide) {
+    sum[0] += load(x + j) * load(y + j);
+    sum[1] += load(x + j + kWide) * load(y + j + kWide);
+  }
+  if (j < size) sum[0] += load(x + j) * load(y + j);
+  return lane_sum<double>(sum[0] + sum[1]);
+}
+
+// a -> tridiagonal: diagonal d[0 .. n), d[i] and d[i + 1] coupled by e[i]. Row i of `a` keeps the vector of the reflection
+// I - v v^T / h[i] that cleared it (h = 0: none), i from the last row upwards. Vectors of ld elements, all zero past n.
+void tridiagonalise(double* a, int64_t n, int64_t ld, double* d, double* e, double* h, double* work) {
+  double *v = work, *q = work + ld, *next = work + 2 * ld, *p = work + 3 * ld;
+  for (int64_t j = 0; j < 4 * ld; ++j) work[j] = 0;
+  for (int64_t i = n - 1; i >= 0; --i) {
+    double* row = a + i * ld;
+    for (int64_t j = 0; j <= i; ++j) row[j] -= v[i] * q[j] + q[i] * v[j];
+    d[i] = row[i];
+    h[i] = 0;
+    if (i == 0) break;
+    v[i] = q[i] = 0;  // row i is done: the sweep below must leave it alone
+    next[i] = 0;
+    const int64_t last = i - 1, whole = round_up(i, kWide);
+    for (int64_t j = 0; j < i; ++j) next[j] = row[j];
+    const double pivot = next[last];
+    next[last] = 0;
+    const double others = dot(next, next, whole), length = others + pivot * pivot;
+    e[last] = pivot;
+    if (others > 1e-290) {
+      const double value = pivot > 0 ? -__builtin_sqrt(length) : __builtin_sqrt(length);
+      e[last] = value;
+      h[i] = length - pivot * value;
+      next[last] = pivot - value;
+    }
+    if (h[i] == 0)
+      for (int64_t j = 0; j < i; ++j) next[j] = 0;
+    for (int64_t j = 0; j < i; ++j) row[j] = next[j];
+    update_and_multiply(a, ld, i, v, q, next, p);
+    const double inverse = h[i] > 0 ? 1 / h[i] : 0, half = dot(next, p, whole) * inverse * inverse / 2;
+    for (int64_t j = 0; j < whole; j += kWide) {
+      store(q + j, load(p + j) * inverse - load(next + j) * half);
+      store(v + j, load(next + j));
+    }
+    for (int64_t j = i; j < whole; ++j) q[j] = 0;
+  }
+}
+
+// The `count` largest eigenvalues of the tridiagonal matrix, descending, to about 2^-36 of the largest, by bisection on the
+// number of positive pivots (Sturm); as many values at once as a vector has lanes, since the divisions are a chain.
+void bisect(const double* d, const double* e, int64_t n, int64_t count, double norm, double* values) {
+  for (int64_t first = 0; first < count; first += kWide) {
+    Wide low = broadcast(-norm), high = broadcast(norm), index;
+    for (int i = 0; i < kWide; ++i) index[i] = static_cast<double>(first + i);
+    const Wide tiny = broadcast(norm * 1e-30 + 1e-300);
+    for (int step = 0; step < 36; ++step) {
+      const Wide x = (low + high) * 0.5;
+      Wide above = {}, pivot = broadcast(1.0), square = {};
+      for (int64_t i = 0; i < n; ++i) {
+        pivot = d[i] - x - square / pivot;
+        pivot = ((pivot < tiny) & (pivot > -tiny)) ? -tiny : pivot;
+        above += pivot > 0.0 ? broadcast(1.0) : Wide{};
+        square = broadcast(i + 1 < n ? e[i] * e[i] : 0.0);
+      }
+      low = above > index ? x : low;
+      high = above > index ? high : x;
+    }
+    for (int64_t i = 0; i < least(kWide, count - first); ++i) values[first + i] = (low[i] + high[i]) / 2;
+  }
+}
+
+struct Rotation {
+  double c, s;
+};
+
+// One implicit QL sweep over rows l .. m, as in EISPACK's tql2 (Bowdler, Martin, Reinsch, Wilkinson, Numer. Math. 11, 1968),
+// given the shift. Calls turn(i, c, s) for the rotation of columns i and i + 1.
+template <class Turn>
+inline void sweep(double* d, double* e, int64_t l, int64_t m, double shift, Turn turn) {
+  double g = d[m] - shift, s = 1, c = 1, p = 0;
+  for (int64_t i = m - 1; i >= l; --i) {
+    const double f = s * e[i], b = c * e[i];
+    double r = __builtin_sqrt(f * f + g * g);  // values of order 1 by scaling: no hypot needed
+    if (i + 1 < m) e[i + 1] = r;
+    if (r < 1e-150) {  // the matrix splits here
+      d[i + 1] -= p;
+      return;
+    }
+    s = f / r;
+    c = g / r;
+    g = d[i + 1] - p;
+    r = (d[i] - g) * s + 2 * c * b;
+    p = s * r;
+    d[i + 1] = g + p;
+    g = c * r - b;
+    turn(i, c, s);
+  }
+  d[l] -= p;
+  e[l] = g;
+}
+
+inline double wilkinson(const double* d, const double* e, int64_t l) {
+  const double half = (d[l + 1] - d[l]) / 2, b = e[l], root = __builtin_sqrt(half * half + b * b);
+  return d[l] - b * b / (half + (half < 0 ? -root : root));
+}
+
+// First row after l that is no longer coupled to the one before it; e counts as zero relative to the whole matrix, which is
+// what a backward-stable answer asks for, and ends the work on null spaces at once.
+inline int64_t block_end(const double* e, int64_t n, int64_t l, double negligible) {
+  int64_t m = l;
+  while (m + 1 < n && __builtin_fabs(e[m]) > negligible) ++m;
+  return m;
+}
+
+constexpr double kNegligible = 0x1p-53;
+
+// All eigenvalues; rows of z (n x ld, starting as the identity) become the eigenvectors.
+void all_rotations(double* d, double* e, int64_t n, double* z, int64_t ld, double norm) {
+  for (int64_t l = 0; l < n; ++l) {
+    for (int tries = 0; tries < 60; ++tries) {
+      const int64_t m = block_end(e, n, l, kNegligible * norm);
+      if (m == l) break;
+      sweep(d, e, l, m, wilkinson(d, e, l), [&](int64_t i, double c, double s) {
+        double *one = z + i * ld, *two = one + ld;
+        for (int64_t j = 0; j < ld; j += kWide) {
+          const Wide x = load(one + j), y = load(two + j);
+          store(one + j, c * x - s * y);
+          store(two + j, s * x + c * y);
+        }
+      });
+    }
+  }
+}
+
+// The k values near wanted[0 .. k) only. Fills y (n rows of `ld`) with their eigenvectors; false if the storage for rotations
+// runs out, which leaves the work to all_rotations.
+bool some_rotations(double* d, double* e, int64_t n, int64_t k, double* wanted, double norm, Rotation* kept,
+                    int32_t* rows, int64_t room, double* y, int64_t ld) {
+  int64_t used = 0, found = 0;
+  bool done[64] = {};
+  int64_t place[64];
+  const double near = norm * 0x1p-33;
+  for (int64_t l = 0; l < n && found < k; ++l) {
+    int64_t target = 0;
+    while (done[target]) ++target;
+    for (int tries = 0;; ++tries) {
+      const int64_t m = block_end(e, n, l, kNegligible * norm);
+      if (m == l) break;
+      if (used + (m - l) > room || tries == 60) return false;
+      // The given value draws the right eigenvalue; after that the usual shift converges cubically.
+      sweep(d, e, l, m, tries < 2 ? wanted[target] : wilkinson(d, e, l), [&](int64_t i, double c, double s) {
+        kept[used] = {c, s};
+        rows[used++] = static_cast<int32_t>(i);
+      });
+    }
+    for (int64_t t = 0; t < k; ++t) {
+      if (done[t] || __builtin_fabs(d[l] - wanted[t]) > near) continue;
+      done[t] = true;
+      place[t] = l;
+      ++found;
+      break;
+    }
+  }
+  if (found < k) return false;
+  const int64_t columns = round_up(k, kWide);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t t = 0; t < columns; ++t) y[i * ld + t] = 0;
+  for (int64_t t = 0; t < k; ++t) {
+    y[place[t] * ld + t] = 1;
+    wanted[t] = d[place[t]];
+  }
+  for (int64_t turn = used - 1; turn >= 0; --turn) {
+    const double c = kept[turn].c, s = kept[turn].s;
+    double *one = y + rows[turn] * ld, *two = one + ld;
+    for (int64_t t = 0; t < columns; t += kWide) {
+      const Wide above = load(one + t), below = load(two + t);
+      store(one + t, c * above + s * below);
+      store(two + t, c * below - s * above);
+    }
+  }
+  return true;
+}
+
+// y = H_(n-1) ... H_2 y, the reflections kept in the rows of a.
+void reflect_back(const double* a, int64_t n, int64_t ld, const double* h, double* y, int64_t k) {
+  for (int64_t i = 2; i < n; ++i) {
+    if (h[i] == 0) continue;
+    const double *v = a + i * ld, inverse = 1 / h[i];
+    for (int64_t t = 0; t < k; t += kWide) {
+      Wide sum[4] = {};
+      int64_t j = 0;
+      for (; j + 4 <= i; j += 4)
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) sum[g] += v[j + g] * load(y + (j + g) * ld + t);
+      for (; j < i; ++j) sum[0] += v[j] * load(y + j * ld + t);
+      const Wide factor = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse;
+      for (j = 0; j < i; ++j) store(y + j * ld + t, load(y + j * ld + t) - v[j] * factor);
+    }
+  }
+}
+
+// Descending, by insertion: nearly sorted as it comes.
+void sort_descending(double* values, int64_t* order, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) order[i] = i;
+  for (int64_t i = 1; i < n; ++i) {
+    const int64_t moved = order[i];
+    int64_t j = i;
+    for (; j > 0 && values[order[j - 1]] < values[moved]; --j) order[j] = order[j - 1];
+    order[j] = moved;
+  }
+}
+
+void leading(Symmetric& problem, int64_t k) {
+  const int64_t n = problem.n, ld = problem.ld;
+  double *d = problem.work, *e = d + ld, *h = e + ld, *scratch = h + ld, *d_kept = scratch + 4 * ld, *e_kept = d_kept + ld;
+  for (int64_t i = 0; i <= n; ++i) problem.values[i] = 0;
+  tridiagonalise(problem.a, n, ld, d, e, h, scratch);
+  double norm = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double row = __builtin_fabs(d[i]) + (i > 0 ? __builtin_fabs(e[i - 1]) : 0) + (i + 1 < n ? __builtin_fabs(e[i]) : 0);
+    norm = row > norm ? row : norm;
+  }
+  // A tenth of the vectors or more: all of them cost about as much, and more rotations than z can store.
+  if (10 * k <= n && k < 64) {
+    for (int64_t i = 0; i < n; ++i) {
+      d_kept[i] = d[i];
+      e_kept[i] = e[i];
+    }
+    bisect(d, e, n, k + 1, norm, problem.values);
+    const int64_t room = n * ld / 3;  // of the doubles in z: two for a rotation, half of one for its row
+    if (some_rotations(d, e, n, k, problem.values, norm, reinterpret_cast<Rotation*>(problem.z),
+                       reinterpret_cast<int32_t*>(problem.z + 2 * room), room, problem.y, ld)) {
+      reflect_back(problem.a, n, ld, h, problem.y, round_up(k, kWide));
+      return;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      d[i] = d_kept[i];
+      e[i] = e_kept[i];
+    }
+  }
+  for (int64_t i = 0; i < n * ld; ++i) problem.z[i] = 0;
+  for (int64_t i = 0; i < n; ++i) problem.z[i * ld + i] = 1;
+  all_rotations(d, e, n, problem.z, ld, norm);
+  int64_t* order = reinterpret_cast<int64_t*>(scratch);
+  sort_descending(d, order, n);
+  for (int64_t t = 0; t < n; ++t) problem.values[t] = d[order[t]];
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t t = 0; t < ld; ++t) problem.y[i * ld + t] = t < k ? problem.z[order[t] * ld + i] : 0;
+  reflect_back(problem.a, n, ld, h, problem.y, round_up(k, kWide));
+}
+
+}  // namespace
+}  // namespace asvp

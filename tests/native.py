@@ -1,0 +1,119 @@
+"""libasvp through ctypes, for the tests and the benchmark: built once, one copy for each level of kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+SOURCE = Path(__file__).resolve().parents[1] / "custom_ops"
+LEVELS = ("portable", "avx2", "avx512")
+BFLOAT16 = "bfloat16"  # carried as uint16, numpy has no such type
+CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2, np.dtype(np.float64): 3}
+
+
+class Problem(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("n", "c", "l", "sample_stride", "channel_stride", "position_stride")),
+        ("dtype", ctypes.c_int),
+        ("rank", ctypes.c_int64),
+        ("gain", ctypes.c_double),
+        ("energy", ctypes.c_double),
+    ]
+
+
+def build(folder: Path, *options: str) -> Path:
+    """Configure and build custom_ops in `folder`."""
+    for command in (
+        ["cmake", "-S", str(SOURCE), "-B", str(folder), "-DASVP_TESTS=ON", *options],
+        ["cmake", "--build", str(folder), "--parallel", "2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+class Native:
+    """One loaded library; `level` forces its kernels (ASVP_CPU_KERNELS is read at the first call)."""
+
+    def __init__(self, folder: Path, level: str | None = None) -> None:
+        name = folder / "libasvp.so"
+        if level:
+            name = shutil.copy(name, folder / f"libasvp_{level}.so")
+            os.environ["ASVP_CPU_KERNELS"] = level
+        self.library = library = ctypes.CDLL(str(name))
+        library.asvp_cpu_kernels.restype = ctypes.c_char_p
+        library.asvp_check.restype = ctypes.c_char_p
+        library.asvp_check.argtypes = [ctypes.c_void_p]
+        library.asvp_workspace_cpu.restype = ctypes.c_size_t
+        library.asvp_workspace_cpu.argtypes = [ctypes.c_void_p]
+        void, size = ctypes.c_void_p, ctypes.c_size_t
+        library.asvp_perturb_cpu.argtypes = [void, void, void, void, size, void, void]
+        self.kernels = library.asvp_cpu_kernels().decode()
+        os.environ.pop("ASVP_CPU_KERNELS", None)
+        pool = ctypes.CDLL(str(folder / "libasvp_threads.so"))
+        pool.asvp_threads_new.restype = void
+        pool.asvp_threads_new.argtypes = [ctypes.c_int]
+        self._new_pool, self._pools = pool.asvp_threads_new, {}
+        self._parallel_for = ctypes.cast(pool.asvp_threads_for, void)
+
+    def pool(self, threads: int) -> int:
+        if threads not in self._pools:
+            self._pools[threads] = self._new_pool(threads)
+        return self._pools[threads]
+
+    def workspace(self, problem: Problem) -> np.ndarray:
+        """Aligned to 64; filled with a NaN pattern, so that nothing counts on zeros."""
+        size = self.library.asvp_workspace_cpu(ctypes.byref(problem))
+        raw = np.full(size + 64, 0xFF, np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start : start + size]
+
+    def call(self, problem: Problem, x: int, y: int, workspace: np.ndarray, threads: int = 1) -> int:
+        parallel = (self._parallel_for, self.pool(threads)) if threads > 1 else (None, None)
+        return self.library.asvp_perturb_cpu(
+            ctypes.byref(problem), x, y, workspace.ctypes.data, workspace.nbytes, *parallel
+        )
+
+    def perturb(
+        self,
+        x: np.ndarray,
+        rank: int,
+        gain: float,
+        energy: float = 1.0,
+        axis: int = 1,
+        *,
+        threads: int = 1,
+        in_place: bool = False,
+        offset: int = 0,
+    ) -> np.ndarray:
+        """The operator on a contiguous array; `offset`: bytes by which both pointers miss an alignment of 64."""
+        problem = problem_of(x, rank, gain, energy, axis)
+        source = _placed(x.nbytes, offset)
+        source[:] = np.ascontiguousarray(x).view(np.uint8).reshape(-1)
+        target = source if in_place else _placed(x.nbytes, offset)
+        workspace = self.workspace(problem)
+        status = self.call(problem, source.ctypes.data, target.ctypes.data, workspace, threads)
+        assert status == 0, (status, self.library.asvp_check(ctypes.byref(problem)))
+        if not in_place:
+            assert (source == np.ascontiguousarray(x).view(np.uint8).reshape(-1)).all(), "the input was changed"
+        return target.copy().view(x.dtype).reshape(x.shape)
+
+
+def _placed(size: int, offset: int) -> np.ndarray:
+    raw = np.zeros(size + 128 + offset, np.uint8)
+    start = -raw.ctypes.data % 64 + offset
+    return raw[start : start + size]
+
+
+def problem_of(x: np.ndarray, rank: int, gain: float, energy: float = 1.0, axis: int = 1) -> Problem:
+    """The problem of a contiguous array with its channels on axis 1 or the last one."""
+    n, c = x.shape[0], x.shape[axis]
+    length = int(np.prod(x.shape)) // max(n * c, 1)
+    last = axis % x.ndim == x.ndim - 1 and x.ndim > 2
+    strides = (c * length, 1, c) if last else (c * length, length, 1)
+    return Problem(n, c, length, *strides, CODES[x.dtype], rank, gain, energy)
