@@ -105,27 +105,46 @@ void tridiagonalise(double* a, int64_t n, int64_t ld, double* d, double* e, doub
   }
 }
 
-// The `count` largest eigenvalues of the tridiagonal matrix, descending, to about 2^-36 of the largest, by bisection on the
-// number of positive pivots (Sturm); as many values at once as a vector has lanes, since the divisions are a chain.
+// How many eigenvalues of the tridiagonal matrix lie above x, for as many x as a vector has lanes (the divisions are a chain):
+// the number of positive pivots (Sturm).
+inline Wide count_above(const double* d, const double* e, int64_t n, double norm, Wide x) {
+  const Wide tiny = broadcast(norm * 1e-30 + 1e-300), one = broadcast(1.0);
+  Wide above = {}, pivot = one;
+  double square = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    pivot = d[i] - x - square / pivot;
+    pivot = ((pivot < tiny) & (pivot > -tiny)) ? -tiny : pivot;
+    above += pivot > 0.0 ? one : Wide{};
+    square = e[i] * e[i];
+  }
+  return above;
+}
+
+// The `count` largest eigenvalues, descending, to about 2^-35 of the largest, by bisection.
 void bisect(const double* d, const double* e, int64_t n, int64_t count, double norm, double* values) {
   for (int64_t first = 0; first < count; first += kWide) {
     Wide low = broadcast(-norm), high = broadcast(norm), index;
     for (int i = 0; i < kWide; ++i) index[i] = static_cast<double>(first + i);
-    const Wide tiny = broadcast(norm * 1e-30 + 1e-300);
     for (int step = 0; step < 36; ++step) {
-      const Wide x = (low + high) * 0.5;
-      Wide above = {}, pivot = broadcast(1.0), square = {};
-      for (int64_t i = 0; i < n; ++i) {
-        pivot = d[i] - x - square / pivot;
-        pivot = ((pivot < tiny) & (pivot > -tiny)) ? -tiny : pivot;
-        above += pivot > 0.0 ? broadcast(1.0) : Wide{};
-        square = broadcast(i + 1 < n ? e[i] * e[i] : 0.0);
-      }
+      const Wide x = (low + high) * 0.5, above = count_above(d, e, n, norm, x);
       low = above > index ? x : low;
       high = above > index ? high : x;
     }
     for (int64_t i = 0; i < least(kWide, count - first); ++i) values[first + i] = (low[i] + high[i]) / 2;
   }
+}
+
+// Whether values[0 .. k), each the eigenvalue of a vector that was found, are the k largest ones, as far as float64 can tell.
+// Bisection to 2^-35 may take one for its neighbour.
+bool are_largest(const double* d, const double* e, int64_t n, int64_t k, double norm, double* values) {
+  for (int64_t first = 0; first < k; first += kWide) {
+    Wide x = broadcast(norm);
+    for (int64_t i = 0; i < least(kWide, k - first); ++i) x[i] = values[first + i] + 64 * 0x1p-52 * norm;
+    const Wide above = count_above(d, e, n, norm, x);
+    for (int64_t i = 0; i < least(kWide, k - first); ++i)
+      if (above[i] > static_cast<double>(first + i)) return false;
+  }
+  return true;
 }
 
 struct Rotation {
@@ -191,10 +210,10 @@ void all_rotations(double* d, double* e, int64_t n, double* z, int64_t ld, doubl
   }
 }
 
-// The k values near wanted[0 .. k) only. Fills y (n rows of `ld`) with their eigenvectors; false if the storage for rotations
-// runs out, which leaves the work to all_rotations.
+// The k values near wanted[0 .. k) only. Fills y (n rows of `y_stride`) with their eigenvectors; false if the storage for rotations
+// runs out, which leaves the work to all_rotations. d and e run backwards against the rows of y.
 bool some_rotations(double* d, double* e, int64_t n, int64_t k, double* wanted, double norm, Rotation* kept,
-                    int32_t* rows, int64_t room, double* y, int64_t ld) {
+                    int32_t* rows, int64_t room, double* y, int64_t y_stride) {
   int64_t used = 0, found = 0;
   bool done[64] = {};
   int64_t place[64];
@@ -222,15 +241,14 @@ bool some_rotations(double* d, double* e, int64_t n, int64_t k, double* wanted, 
   }
   if (found < k) return false;
   const int64_t columns = round_up(k, kWide);
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t t = 0; t < columns; ++t) y[i * ld + t] = 0;
+  for (int64_t i = 0; i < n * y_stride; ++i) y[i] = 0;
   for (int64_t t = 0; t < k; ++t) {
-    y[place[t] * ld + t] = 1;
+    y[(n - 1 - place[t]) * y_stride + t] = 1;
     wanted[t] = d[place[t]];
   }
   for (int64_t turn = used - 1; turn >= 0; --turn) {
     const double c = kept[turn].c, s = kept[turn].s;
-    double *one = y + rows[turn] * ld, *two = one + ld;
+    double *one = y + (n - 1 - rows[turn]) * y_stride, *two = one - y_stride;
     for (int64_t t = 0; t < columns; t += kWide) {
       const Wide above = load(one + t), below = load(two + t);
       store(one + t, c * above + s * below);
@@ -241,7 +259,7 @@ bool some_rotations(double* d, double* e, int64_t n, int64_t k, double* wanted, 
 }
 
 // y = H_(n-1) ... H_2 y, the reflections kept in the rows of a.
-void reflect_back(const double* a, int64_t n, int64_t ld, const double* h, double* y, int64_t k) {
+void reflect_back(const double* a, int64_t n, int64_t ld, const double* h, double* y, int64_t y_stride, int64_t k) {
   for (int64_t i = 2; i < n; ++i) {
     if (h[i] == 0) continue;
     const double *v = a + i * ld, inverse = 1 / h[i];
@@ -250,10 +268,10 @@ void reflect_back(const double* a, int64_t n, int64_t ld, const double* h, doubl
       int64_t j = 0;
       for (; j + 4 <= i; j += 4)
 #pragma GCC unroll 4
-        for (int g = 0; g < 4; ++g) sum[g] += v[j + g] * load(y + (j + g) * ld + t);
-      for (; j < i; ++j) sum[0] += v[j] * load(y + j * ld + t);
+        for (int g = 0; g < 4; ++g) sum[g] += v[j + g] * load(y + (j + g) * y_stride + t);
+      for (; j < i; ++j) sum[0] += v[j] * load(y + j * y_stride + t);
       const Wide factor = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * inverse;
-      for (j = 0; j < i; ++j) store(y + j * ld + t, load(y + j * ld + t) - v[j] * factor);
+      for (j = 0; j < i; ++j) store(y + j * y_stride + t, load(y + j * y_stride + t) - v[j] * factor);
     }
   }
 }
@@ -269,11 +287,23 @@ void sort_descending(double* values, int64_t* order, int64_t n) {
   }
 }
 
+void reverse(double* values, int64_t count) {
+  for (int64_t i = 0, j = count - 1; i < j; ++i, --j) {
+    const double moved = values[i];
+    values[i] = values[j];
+    values[j] = moved;
+  }
+}
+
 void leading(Symmetric& problem, int64_t k) {
   const int64_t n = problem.n, ld = problem.ld;
   double *d = problem.work, *e = d + ld, *h = e + ld, *scratch = h + ld, *d_kept = scratch + 4 * ld, *e_kept = d_kept + ld;
   for (int64_t i = 0; i <= n; ++i) problem.values[i] = 0;
   tridiagonalise(problem.a, n, ld, d, e, h, scratch);
+  // The reduction starts from the last row, as Lanczos would from the last unit vector, so the leading eigenvectors live near the end
+  // of the tridiagonal matrix. QL deflates at the beginning: turned round, it finds them in two or three sweeps each.
+  reverse(d, n);
+  reverse(e, n - 1);
   double norm = 0;
   for (int64_t i = 0; i < n; ++i) {
     const double row = __builtin_fabs(d[i]) + (i > 0 ? __builtin_fabs(e[i - 1]) : 0) + (i + 1 < n ? __builtin_fabs(e[i]) : 0);
@@ -286,10 +316,12 @@ void leading(Symmetric& problem, int64_t k) {
       e_kept[i] = e[i];
     }
     bisect(d, e, n, k + 1, norm, problem.values);
+    problem.y_stride = round_up(k, 8);  // side by side in the caches
     const int64_t room = n * ld / 3;  // of the doubles in z: two for a rotation, half of one for its row
     if (some_rotations(d, e, n, k, problem.values, norm, reinterpret_cast<Rotation*>(problem.z),
-                       reinterpret_cast<int32_t*>(problem.z + 2 * room), room, problem.y, ld)) {
-      reflect_back(problem.a, n, ld, h, problem.y, round_up(k, kWide));
+                       reinterpret_cast<int32_t*>(problem.z + 2 * room), room, problem.y, problem.y_stride) &&
+        are_largest(d_kept, e_kept, n, k, norm, problem.values)) {
+      reflect_back(problem.a, n, ld, h, problem.y, problem.y_stride, problem.y_stride);
       return;
     }
     for (int64_t i = 0; i < n; ++i) {
@@ -297,6 +329,7 @@ void leading(Symmetric& problem, int64_t k) {
       e[i] = e_kept[i];
     }
   }
+  problem.y_stride = ld;
   for (int64_t i = 0; i < n * ld; ++i) problem.z[i] = 0;
   for (int64_t i = 0; i < n; ++i) problem.z[i * ld + i] = 1;
   all_rotations(d, e, n, problem.z, ld, norm);
@@ -304,8 +337,8 @@ void leading(Symmetric& problem, int64_t k) {
   sort_descending(d, order, n);
   for (int64_t t = 0; t < n; ++t) problem.values[t] = d[order[t]];
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t t = 0; t < ld; ++t) problem.y[i * ld + t] = t < k ? problem.z[order[t] * ld + i] : 0;
-  reflect_back(problem.a, n, ld, h, problem.y, round_up(k, kWide));
+    for (int64_t t = 0; t < ld; ++t) problem.y[(n - 1 - i) * ld + t] = t < k ? problem.z[order[t] * ld + i] : 0;
+  reflect_back(problem.a, n, ld, h, problem.y, ld, round_up(k, kWide));
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ struct Layout {
   int64_t channels, channel_stride, position_stride;
 };
 
-// Loops over one block: up to `width` positions of a sample, packed channel by channel ("tile", 64-byte aligned, `width`
-// elements a row). T is the type of the arithmetic, not of the map.
+// Loops over one block: some positions of a sample, packed channel by channel ("tile", 64-byte aligned, `width` elements from
+// row to row). T is the type of the arithmetic, not of the map.
 //
 // Why every block is packed, even contiguous float32: one pass over memory in long runs does the conversion of half
 // types, the transposition of tokens, the alignment, the zero padding and the search for NaN; and rows whose distance is a
@@ -36,14 +36,15 @@ struct BlockKernels {
   void (*unpack)(const Layout&, const T* tile, int64_t width, int64_t first, int64_t count, void* sample, T* staging);
 };
 
-// One symmetric eigenproblem in float64. Row stride `ld` of a, z and y: n rounded up to 8.
+// One symmetric eigenproblem in float64. Row stride `ld` of a and z: at least n, a multiple of 8, like the number of rows.
 struct Symmetric {
   int64_t n, ld;
-  double* a;     // n rounded up to 8 rows: the matrix, lower triangle and diagonal blocks of 8; destroyed
-  double* z;     // as a: scratch
-  double* y;     // as a: the eigenvectors, column t belongs to values[t]
-  double* work;  // 10 * ld
-  double* values;  // n + 1: descending; all that `leading` leaves out are zero
+  double* a;         // the matrix, lower triangle and diagonal blocks of 8; destroyed
+  double* z;         // as a: scratch
+  double* y;         // as a: the eigenvectors, component i of vector t at i * y_stride + t
+  double* work;      // 10 * ld
+  double* values;    // n + 1: descending; all that `leading` leaves out are zero
+  int64_t y_stride;  // set by `leading`
 };
 
 struct Kernels {

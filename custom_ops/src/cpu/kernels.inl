@@ -14,7 +14,7 @@ template <>
 struct Vectors<float> {
   typedef float Type __attribute__((vector_size(ASVP_VECTOR_BYTES)));
   typedef float Memory __attribute__((vector_size(ASVP_VECTOR_BYTES), may_alias));
-  typedef float Loose __attribute__((vector_size(ASVP_VECTOR_BYTES), aligned(4), may_alias));
+  typedef float Loose __attribute__((vector_size(ASVP_VECTOR_BYTES), aligned(1), may_alias));
   typedef int32_t Bits __attribute__((vector_size(ASVP_VECTOR_BYTES)));
   typedef int32_t Bit;
   static constexpr int32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
@@ -23,7 +23,7 @@ template <>
 struct Vectors<double> {
   typedef double Type __attribute__((vector_size(ASVP_VECTOR_BYTES)));
   typedef double Memory __attribute__((vector_size(ASVP_VECTOR_BYTES), may_alias));
-  typedef double Loose __attribute__((vector_size(ASVP_VECTOR_BYTES), aligned(8), may_alias));
+  typedef double Loose __attribute__((vector_size(ASVP_VECTOR_BYTES), aligned(1), may_alias));
   typedef int64_t Bits __attribute__((vector_size(ASVP_VECTOR_BYTES)));
   typedef int64_t Bit;
   static constexpr int64_t kMagnitude = 0x7fffffffffffffff, kInfinity = 0x7ff0000000000000;
@@ -412,6 +412,7 @@ inline void update_strip(const T* tile, int64_t width, int64_t rows, int64_t cou
       for (int v = 0; v < V; ++v) m[v] += weight * w[t][v];
     }
     T* to = out + c * out_stride;
+    // Plain stores: past the caches they were 10 % faster on maps of 64 MB, but then the next layer reads from memory.
     if (count >= V * kLanes<T>) {
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) store_anywhere(to + v * kLanes<T>, m[v]);
@@ -419,7 +420,7 @@ inline void update_strip(const T* tile, int64_t width, int64_t rows, int64_t cou
       alignas(64) T rest[V * kLanes<T>];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) store(rest + v * kLanes<T>, m[v]);
-      for (int64_t j = 0; j < count; ++j) to[j] = rest[j];
+      for (int64_t j = 0; j < count; ++j) put<T>(to, j, rest[j]);
     }
   }
 }

@@ -23,6 +23,7 @@ namespace asvp {
 namespace {
 
 constexpr int64_t kMostChunks = 64;                   // of a sample; so many threads can share one
+constexpr int64_t kStateBytes = 64;
 constexpr int64_t kMostSlots = 64;                    // working sets; threads beyond wait for one
 constexpr int64_t kWaveBytes = int64_t{64} << 20;     // samples in flight hold about so much
 
@@ -30,8 +31,9 @@ struct Plan {
   int64_t n, c, l, rank;
   asvp_dtype dtype;
   int64_t rows;    // c rounded up to fours
-  int64_t ld;      // c rounded up to whole vectors of float64
+  int64_t ld;      // c rounded up to whole vectors of float64, and not a multiple of 2 KiB
   int64_t width;   // of a block in float32; half of it in float64, which is as many bytes
+  int64_t stride;  // of a block's rows: one cache line more, so that a column of lines spreads over all sets of the caches
   int64_t chunk, chunks, tiles;
   int64_t wave;    // samples in flight
   int64_t slots;
@@ -39,8 +41,6 @@ struct Plan {
   int64_t sums_at, u_at, a_at, z_at, y_at, work_at, sample_bytes;
   int64_t weights_at, staging_at, slot_bytes;
   int64_t samples_at, slots_at, bytes;
-
-  bool narrow() const { return dtype == ASVP_FLOAT32; }
 };
 
 Plan make_plan(const asvp_problem& problem) {
@@ -52,10 +52,12 @@ Plan make_plan(const asvp_problem& problem) {
   p.rank = least(problem.rank, least(p.c, p.l));
   p.rows = round_up(p.c, 4);
   p.ld = round_up(p.c, 8);
+  if (p.ld % 64 == 0) p.ld += 8;
   // 2 KiB a row: long enough that the sums over lanes at its end cost a tenth of the products, short enough that a
   // block of 512 channels stays in a second-level cache of 1 MiB.
   p.width = p.c <= 512 ? 512 : p.c <= 1024 ? 256 : 128;
   p.width = least(p.width, round_up(p.l, 16));
+  p.stride = p.width + 16;
   // A chunk's sums take c^2 / 2 float64, the map's share of it c * chunk elements: with chunks this long the sums of all
   // take at most a quarter of a float32 map.
   const int64_t shortest = most(2 * p.width, 4 * p.c);
@@ -71,9 +73,9 @@ Plan make_plan(const asvp_problem& problem) {
     return here;
   };
   const int64_t square = p.ld * p.ld * 8;
-  take(128 + p.chunks * 8);  // State and the chunks' maxima
+  take(kStateBytes + p.chunks * 8);  // State and the chunks' maxima
   p.sums_at = take(p.chunks * sum_tile(p.tiles, p.tiles, p.tiles) * 8);
-  p.u_at = take(2 * square);
+  p.u_at = take(2 * p.c * p.rank * 8);
   p.a_at = take(square);
   p.z_at = take(square);
   p.y_at = take(square);
@@ -81,8 +83,8 @@ Plan make_plan(const asvp_problem& problem) {
   p.sample_bytes = at;
 
   at = 0;
-  take(p.rows * p.width * 4 + 64);
-  p.weights_at = take((p.narrow() || p.dtype != ASVP_FLOAT64 ? p.rank : p.rows) * p.width * 4 + 64);
+  take(p.rows * p.stride * 4);
+  p.weights_at = take((p.dtype != ASVP_FLOAT64 ? p.rank : p.rows) * p.stride * 4);
   p.staging_at = take(16 * (p.c + 16) * 8);
   p.slot_bytes = at;
 
@@ -102,7 +104,7 @@ struct State {
   int64_t kept;     // r
   int32_t again;    // the Gram matrix is to be summed in float64
 };
-static_assert(sizeof(State) <= 128, "");
+static_assert(sizeof(State) <= kStateBytes, "");
 
 struct Call {
   const asvp_problem* problem;
@@ -118,7 +120,7 @@ struct Call {
 
   char* sample_memory(int64_t s) const { return memory + plan.samples_at + (s - first) * plan.sample_bytes; }
   State& state(int64_t s) const { return *reinterpret_cast<State*>(sample_memory(s)); }
-  double* maxima(int64_t s) const { return reinterpret_cast<double*>(sample_memory(s) + 128); }
+  double* maxima(int64_t s) const { return reinterpret_cast<double*>(sample_memory(s) + kStateBytes); }
   double* sums(int64_t s, int64_t chunk) const {
     return reinterpret_cast<double*>(sample_memory(s) + plan.sums_at) + chunk * sum_tile(plan.tiles, plan.tiles, plan.tiles);
   }
@@ -175,6 +177,8 @@ const BlockKernels<double>& kernels_of(const Call& call) { return call.kernels->
 
 template <class T>
 int64_t block_width(const Plan& plan) { return plan.width * 4 / static_cast<int64_t>(sizeof(T)); }
+template <class T>
+int64_t row_stride(const Plan& plan) { return plan.stride * 4 / static_cast<int64_t>(sizeof(T)); }
 
 // Calls each(first, count) for the blocks of a chunk.
 template <class T, class Each>
@@ -200,7 +204,7 @@ void find_largest(const Call& call, int64_t s, int64_t chunk, const Slot& slot) 
   double largest = 0;
   for_blocks<double>(call.plan, chunk, [&](int64_t first, int64_t count) {
     largest = fmax(largest, kernels.pack(call.layout(), call.input(s), first, count, slot.tile<double>(),
-                                         block_width<double>(call.plan), slot.staging<double>()));
+                                         row_stride<double>(call.plan), slot.staging<double>()));
   });
   call.maxima(s)[chunk] = largest;
 }
@@ -209,13 +213,13 @@ template <class T>
 void sum_chunk(const Call& call, int64_t s, int64_t chunk, const Slot& slot) {
   const Plan& plan = call.plan;
   const auto& kernels = kernels_of<T>(call);
-  const int64_t width = block_width<T>(plan);
+  const int64_t stride = row_stride<T>(plan);
   T* tile = slot.tile<T>();
   double* sums = call.sums(s, chunk);
   memset(sums, 0, sizeof(double) * sum_tile(plan.tiles, plan.tiles, plan.tiles));
   double largest = 0;
   for_blocks<T>(plan, chunk, [&](int64_t first, int64_t count) {
-    const double peak = kernels.pack(call.layout(), call.input(s), first, count, tile, width, slot.staging<T>());
+    const double peak = kernels.pack(call.layout(), call.input(s), first, count, tile, stride, slot.staging<T>());
     largest = fmax(largest, peak);
     if (isinf(largest) || peak == 0) return;
     double factor = 1;
@@ -223,8 +227,8 @@ void sum_chunk(const Call& call, int64_t s, int64_t chunk, const Slot& slot) {
     // Only such blocks pay, and no pass over the map is needed beforehand.
     if (sizeof(T) == 4 && (peak > 0x1p50 || peak < 0x1p-20)) factor = to_order_one(peak, 120);
     if (plan.dtype == ASVP_FLOAT64) factor = call.state(s).factor;
-    if (factor != 1) kernels.scale(tile, width, plan.rows, count, static_cast<T>(factor));
-    kernels.gram(tile, width, plan.rows, count, plan.dtype == ASVP_FLOAT64 ? 1 : 1 / (factor * factor), sums);
+    if (factor != 1) kernels.scale(tile, stride, plan.rows, count, static_cast<T>(factor));
+    kernels.gram(tile, stride, plan.rows, count, plan.dtype == ASVP_FLOAT64 ? 1 : 1 / (factor * factor), sums);
   });
   if (plan.dtype != ASVP_FLOAT64) call.maxima(s)[chunk] = largest;
 }
@@ -233,15 +237,15 @@ void sum_chunk(const Call& call, int64_t s, int64_t chunk, const Slot& slot) {
 void sum_rotated(const Call& call, int64_t s, int64_t chunk, const Slot& slot) {
   const Plan& plan = call.plan;
   const auto& kernels = kernels_of<double>(call);
-  const int64_t width = block_width<double>(plan);
+  const int64_t stride = row_stride<double>(plan);
   double *tile = slot.tile<double>(), *turned = slot.weights<double>(), *sums = call.sums(s, chunk);
   memset(sums, 0, sizeof(double) * sum_tile(plan.tiles, plan.tiles, plan.tiles));
   for_blocks<double>(plan, chunk, [&](int64_t first, int64_t count) {
-    kernels.pack(call.layout(), call.input(s), first, count, tile, width, slot.staging<double>());
-    kernels.scale(tile, width, plan.rows, count, call.state(s).factor);
-    kernels.project(tile, width, plan.c, count, call.part(s, plan.y_at), plan.ld, plan.c, turned);
-    memset(turned + plan.c * width, 0, sizeof(double) * static_cast<size_t>((plan.rows - plan.c) * width));
-    kernels.gram(turned, width, plan.rows, count, 1, sums);
+    kernels.pack(call.layout(), call.input(s), first, count, tile, stride, slot.staging<double>());
+    kernels.scale(tile, stride, plan.rows, count, call.state(s).factor);
+    kernels.project(tile, stride, plan.c, count, call.part(s, plan.y_at), plan.ld, plan.c, turned);
+    memset(turned + plan.c * stride, 0, sizeof(double) * static_cast<size_t>((plan.rows - plan.c) * stride));
+    kernels.gram(turned, stride, plan.rows, count, 1, sums);
   });
 }
 
@@ -249,24 +253,24 @@ template <class T>
 void apply_chunk(const Call& call, int64_t s, int64_t chunk, const Slot& slot) {
   const Plan& plan = call.plan;
   const auto& kernels = kernels_of<T>(call);
-  const int64_t width = block_width<T>(plan), kept = call.state(s).kept;
+  const int64_t stride = row_stride<T>(plan), kept = call.state(s).kept;
   const Layout layout = call.layout();
   T* tile = slot.tile<T>();
   const T* before = reinterpret_cast<const T*>(call.part(s, plan.u_at));
-  const T* after = before + plan.ld * plan.ld;
+  const T* after = before + plan.c * plan.rank;
   for_blocks<T>(plan, chunk, [&](int64_t first, int64_t count) {
     if (kept < 0) {  // NaN or infinity in the sample
       for (int64_t c = 0; c < plan.c; ++c)
-        for (int64_t j = 0; j < count; ++j) tile[c * width + j] = static_cast<T>(NAN);
-      kernels.unpack(layout, tile, width, first, count, call.output(s), slot.staging<T>());
+        for (int64_t j = 0; j < count; ++j) tile[c * stride + j] = static_cast<T>(NAN);
+      kernels.unpack(layout, tile, stride, first, count, call.output(s), slot.staging<T>());
       return;
     }
-    kernels.pack(layout, call.input(s), first, count, tile, width, slot.staging<T>());
+    kernels.pack(layout, call.input(s), first, count, tile, stride, slot.staging<T>());
     const bool direct = layout.position_stride == 1 && plan.dtype == (sizeof(T) == 4 ? ASVP_FLOAT32 : ASVP_FLOAT64);
     T* out = direct ? static_cast<T*>(call.output(s)) + first : tile;
-    kernels.apply(tile, width, plan.c, count, before, after, plan.ld, kept, slot.weights<T>(), out,
-                  direct ? layout.channel_stride : width);
-    if (!direct) kernels.unpack(layout, tile, width, first, count, call.output(s), slot.staging<T>());
+    kernels.apply(tile, stride, plan.c, count, before, after, plan.rank, kept, slot.weights<T>(), out,
+                  direct ? layout.channel_stride : stride);
+    if (!direct) kernels.unpack(layout, tile, stride, first, count, call.output(s), slot.staging<T>());
   });
 }
 
@@ -341,7 +345,7 @@ void keep_basis(const Call& call, int64_t s, const double* from, int64_t row, in
   const Plan& plan = call.plan;
   const State& state = call.state(s);
   T* before = reinterpret_cast<T*>(call.part(s, plan.u_at));
-  T* after = before + plan.ld * plan.ld;
+  T* after = before + plan.c * plan.rank;
   int exponent = 0;
   frexp(state.largest, &exponent);
   const int limit = sizeof(T) == 4 ? 100 : 960;
@@ -350,15 +354,15 @@ void keep_basis(const Call& call, int64_t s, const double* from, int64_t row, in
   for (int64_t c = 0; c < plan.c; ++c)
     for (int64_t t = 0; t < state.kept; ++t) {
       const double value = from[c * row + (order ? order[t] : t) * column];
-      before[c * plan.ld + t] = static_cast<T>(value * shift);
-      after[c * plan.ld + t] = static_cast<T>(value * change / shift);
+      before[c * plan.rank + t] = static_cast<T>(value * shift);
+      after[c * plan.rank + t] = static_cast<T>(value * change / shift);
     }
 }
 
 Symmetric eigenproblem(const Call& call, int64_t s) {
   const Plan& plan = call.plan;
   double* work = call.part(s, plan.work_at);
-  return {plan.c, plan.ld, call.part(s, plan.a_at), call.part(s, plan.z_at), call.part(s, plan.y_at), work, work + 10 * plan.ld};
+  return {plan.c, plan.ld, call.part(s, plan.a_at), call.part(s, plan.z_at), call.part(s, plan.y_at), work, work + 10 * plan.ld, 0};
 }
 
 template <class T>
@@ -378,7 +382,7 @@ void solve(const Call& call, int64_t s) {
     state.again = too_blurred(problem.values, state.kept, trace, (plan.l + plan.width - 1) / plan.width);
     if (state.again) return;
   }
-  keep_basis<T>(call, s, problem.y, plan.ld, 1, nullptr);
+  keep_basis<T>(call, s, problem.y, problem.y_stride, 1, nullptr);
 }
 
 void solve_all(const Call& call, int64_t s) {
