@@ -6,14 +6,19 @@ import ctypes
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 SOURCE = Path(__file__).resolve().parents[1] / "custom_ops"
 LEVELS = ("portable", "avx2", "avx512")
-BFLOAT16 = "bfloat16"  # carried as uint16, numpy has no such type
-CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2, np.dtype(np.float64): 3}
+CODES = {  # bfloat16 is carried as uint16: numpy has no such type
+    np.dtype(np.float32): 0,
+    np.dtype(np.float16): 1,
+    np.dtype(np.uint16): 2,
+    np.dtype(np.float64): 3,
+}
 
 
 class Problem(ctypes.Structure):
@@ -26,11 +31,11 @@ class Problem(ctypes.Structure):
     ]
 
 
-def build(folder: Path, *options: str) -> Path:
+def build(folder: Path, *options: str, target: str = "all") -> Path:
     """Configure and build custom_ops in `folder`."""
     for command in (
         ["cmake", "-S", str(SOURCE), "-B", str(folder), "-DASVP_TESTS=ON", *options],
-        ["cmake", "--build", str(folder), "--parallel", "2"],
+        ["cmake", "--build", str(folder), "--parallel", "2", "--target", target],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -43,7 +48,7 @@ class Native:
     def __init__(self, folder: Path, level: str | None = None) -> None:
         name = folder / "libasvp.so"
         if level:
-            name = shutil.copy(name, folder / f"libasvp_{level}.so")
+            name = shutil.copy(name, Path(tempfile.mkdtemp(dir=folder)) / name.name)  # loaded apart from the others
             os.environ["ASVP_CPU_KERNELS"] = level
         self.library = library = ctypes.CDLL(str(name))
         library.asvp_cpu_kernels.restype = ctypes.c_char_p
