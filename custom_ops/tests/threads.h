@@ -38,11 +38,15 @@ class Threads {
       argument_ = argument;
       count_ = count;
       next_.store(0);
-      busy_.store(static_cast<int>(workers_.size()));
+      open_ = true;
       round_.fetch_add(1);
     }
     wake_.notify_all();
     drain();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      open_ = false;  // a worker that has not come yet is not waited for
+    }
     while (busy_.load() > 0) pause();
   }
 
@@ -53,12 +57,14 @@ class Threads {
   void work() {
     for (int seen = 0;;) {
       // As pools of compute libraries do: look for the next call a little while before going to sleep.
-      for (int spin = 0; spin < 20000 && round_.load() == seen; ++spin) pause();
+      for (int spin = 0; spin < 2000 && round_.load() == seen; ++spin) pause();
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return round_.load() != seen; });
         seen = round_.load();
         if (stop_) return;
+        if (!open_) continue;
+        busy_.fetch_add(1);
       }
       drain();
       busy_.fetch_sub(1);
@@ -78,7 +84,7 @@ class Threads {
   std::vector<std::thread> workers_;
   std::atomic<int> round_{0}, busy_{0};
   std::atomic<size_t> next_{0};
-  bool stop_ = false;
+  bool stop_ = false, open_ = false;
   asvp_task task_ = nullptr;
   void* argument_ = nullptr;
   size_t count_ = 0;
