@@ -100,26 +100,25 @@ def test_half_types_are_the_float64_result_rounded_once(native, dtype, mapped, r
 
 @pytest.mark.parametrize("dtype", [np.float16, np.uint16])
 def test_half_types_hold_where_the_map_and_its_change_cancel(native, dtype):
-    x = filled((1, 24, 150, 200), dtype)
+    x = filled((1, 24, 100, 200), dtype)
     wide, clear = exact(widened(x), 3, 10.0, 1)
     steps = steps_off(widened(native.perturb(x, 3, 10.0)), wide, dtype)
     assert clear.all()
-    assert steps.max() <= 1  # 720,000 elements, some a hundred thousand times smaller than what they are the sum of
+    assert steps.max() <= 1  # 480,000 elements, some a hundred thousand times smaller than what they are the sum of
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("kind", SPECTRA)
-@pytest.mark.parametrize("c, length", [(33, 700), (64, 1111), (97, 4099)])
-def test_spectra_at_medium_sizes(native, dtype, kind, c, length):
-    x = matrix(kind, c, length, np.random.default_rng(c)).astype(dtype)[None]
-    for rank, energy in [(1, 1.0), (4, 1.0), (7, 0.97)]:
+def test_spectra_at_medium_sizes(native, dtype, kind):
+    for c, length, rank, energy in [(33, 700, 7, 0.97), (64, 1111, 1, 1.0), (97, 2051, 4, 1.0)]:
+        x = matrix(kind, c, length, np.random.default_rng(c)).astype(dtype)[None]
         check(x, native.perturb(x, rank, 3.0, energy, threads=2), rank, 3.0, energy, 1, TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(
     "c, length",
-    [(1, 1), (1, 4099), (2, 1), (3, 100_003), (31, 2), (65, 513), (180, 2500), (256, 512), (300, 7), (512, 600)],
+    [(1, 1), (1, 4099), (2, 1), (3, 100_003), (31, 2), (65, 513), (180, 1500), (256, 512), (300, 7), (512, 300)],
 )
 def test_odd_sizes(native, dtype, c, length):
     kind = "image" if c % 2 else "decaying"
