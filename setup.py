@@ -29,6 +29,6 @@ setup(
         "pillow>=10.3",
         "safetensors>=0.4.5",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "pyright[nodejs]"]},
+    extras_require={"dev": ["pytest", "hypothesis", "ruff", "pyright[nodejs]", "cmake"]},
     entry_points={"console_scripts": ["asvp-export = asvp_export.cli:main"]},
 )

@@ -26,7 +26,7 @@ import onnxruntime as ort  # noqa: E402
 import torch  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "custom_ops" / "tests"))
 from native import Native, build, problem_of  # noqa: E402
 
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation  # noqa: E402

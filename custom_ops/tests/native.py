@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-SOURCE = Path(__file__).resolve().parents[1] / "custom_ops"
+SOURCE = Path(__file__).resolve().parents[1]
 LEVELS = ("portable", "avx2", "avx512")
 CODES = {  # bfloat16 is carried as uint16: numpy has no such type
     np.dtype(np.float32): 0,
