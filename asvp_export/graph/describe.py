@@ -10,7 +10,7 @@ import onnx
 
 from asvp_export.errors import InputError
 from asvp_export.graph.metadata import read_provenance
-from asvp_export.graph.passes import attributes_of, perturbation_nodes
+from asvp_export.graph.passes import attributes_of, external_files, perturbation_nodes
 
 
 def describe(path: str | Path) -> dict[str, object]:
@@ -33,7 +33,7 @@ def describe(path: str | Path) -> dict[str, object]:
     try:
         content = path.read_bytes()
         model = onnx.load_from_string(content)
-        if lost := [name for name in _external_files(model) if not (path.parent / name).is_file()]:
+        if lost := [name for name in external_files(model) if not (path.parent / name).is_file()]:
             raise InputError(f"The tensors of {path} are kept in {lost[0]}, which is not beside it; put it there.")
         onnx.checker.check_model(str(path))
     except InputError:
@@ -54,10 +54,6 @@ def describe(path: str | Path) -> dict[str, object]:
         "functions": {f"{f.domain}.{f.name}:{f.overload}": len(f.node) for f in model.functions},
         "provenance": asdict(provenance) if provenance else None,
     }
-
-
-def _external_files(model: onnx.ModelProto) -> set[str]:
-    return {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -101,6 +101,11 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 _GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
 
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files that hold the initializers' data, as the model says them."""
+    return {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+
+
 def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the ASVP nodes taken out: the graph of the unprotected teacher."""
     bare = onnx.ModelProto()

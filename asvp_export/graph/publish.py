@@ -14,6 +14,7 @@ import onnx
 from onnx.external_data_helper import set_external_data
 
 from asvp_export.files import check_output, write_error
+from asvp_export.graph.passes import external_files
 
 # protobuf refuses messages of 2 GiB; what is not a tensor needs room as well.
 EXTERNAL_LIMIT = 2**31 - 2**24
@@ -110,7 +111,7 @@ class Staging:
             output: another name in the same folder than the one asked for.
         """
         output = output or self.output
-        previous, new = _external_files(output), list[Path]()
+        previous, new = _replaced_files(output), list[Path]()
         written = [p for p in self.path.parent.iterdir() if p != self.path]
         try:
             for part in (*written, self.path):
@@ -135,17 +136,16 @@ def _tensor_bytes(model: onnx.ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
-def _external_files(model: Path) -> set[str]:
+def _replaced_files(path: Path) -> set[str]:
     """Data files that a model of ours which is being replaced leaves behind."""
-    if not model.exists():
+    if not path.exists():
         return set()
     try:
-        graph = onnx.load(model, load_external_data=False).graph
+        model = onnx.load(path, load_external_data=False)
     except Exception:  # not a model: it will be replaced, and has no data files
         return set()
-    pattern = re.compile(re.escape(model.stem) + r"\.[0-9a-f]{16}\.data")
-    names = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"}
-    return {name for name in names if pattern.fullmatch(name)}
+    ours = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{16}\.data")
+    return {name for name in external_files(model) if ours.fullmatch(name)}
 
 
 def _sync(path: Path) -> None:
