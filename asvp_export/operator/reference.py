@@ -122,7 +122,7 @@ def _left_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     scale = _scale(matrix)
     if matrix.dtype != torch.float64:
-        squares, basis = torch.linalg.eigh(_streamed_product(matrix, matrix, scale, scale))
+        squares, basis = torch.linalg.eigh(_streamed_product(matrix, matrix, scale))
         return basis.flip(2), squares.flip(1).clamp_min(0)
     n, c, _ = matrix.shape
     triangle = matrix.new_zeros(n, c, c)
@@ -132,15 +132,16 @@ def _left_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return basis, values.square()
 
 
-def _streamed_product(
-    left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor, left_scale: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Left @ right^T in float64, block by block, with `right` (and `left`) divided by their scale: [N, C, C]."""
+def _streamed_product(left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The product left @ right^T in float64, block by block: [N, C, C].
+
+    `scale` is that of `right`, which is divided by it; so is `left` where it is the same map (its Gram matrix).
+    """
     n, c, _ = right.shape
     total = right.new_zeros(n, c, c, dtype=torch.float64)
     for a, b in zip(left.split(_BLOCK, 2), right.split(_BLOCK, 2), strict=True):
         unit = _unit(b, scale)
-        total.baddbmm_(unit if left_scale is not None else a.double(), unit.mT)
+        total.baddbmm_(unit if left is right else a.double(), unit.mT)
     return total
 
 
