@@ -56,6 +56,21 @@ ASVP_API size_t asvp_workspace_cpu(const asvp_problem* problem);
 ASVP_API asvp_status asvp_perturb_cpu(const asvp_problem* problem, const void* x, void* y, void* workspace,
                                       size_t workspace_bytes, asvp_parallel_for parallel_for, void* host);
 
+/* ---------------------------------------------------------------- CUDA */
+
+/* Why asvp_perturb_cuda cannot be used here, as a static string of a few words (built without CUDA, no GPU, a driver too old),
+ * or NULL. Looked up once; never prints, never throws. */
+ASVP_API const char* asvp_cuda_unavailable(void);
+
+/* Bytes of device memory, aligned to 256, that asvp_perturb_cuda wants on the current device; 0 where CUDA is unavailable. */
+ASVP_API size_t asvp_workspace_cuda(const asvp_problem* problem);
+
+/* y = operator(x), all in device memory, on `stream` (a cudaStream_t; NULL: the default stream) of the current device. x and y
+ * may be the same memory, and need the alignment of their elements only. Never allocates, never synchronises, may be captured
+ * into a graph; what fails on the device comes back with a later call, as always with CUDA. */
+ASVP_API asvp_status asvp_perturb_cuda(const asvp_problem* problem, const void* x, void* y, void* workspace,
+                                       size_t workspace_bytes, void* stream);
+
 #ifdef __cplusplus
 }
 #endif
