@@ -1,8 +1,90 @@
-"""Packaging of asvp-export."""
+"""Packaging of asvp-export; builds the native library of custom_ops/ with CMake where there is a C++ compiler."""
 
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).resolve().parent
+LIBRARY = "libasvp.dylib" if sys.platform == "darwin" else "libasvp.so"
+
+
+class BuildLibrary(build_ext):
+    """Builds custom_ops/ and puts the library into the package; without a compiler the package does without it.
+
+    CMAKE_ARGS goes to CMake as it is: CMAKE_ARGS="-DASVP_CUDA=OFF" pip install .
+    """
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split(".")[:-1], LIBRARY))
+
+    def build_extension(self, ext):
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.unlink(missing_ok=True)  # an older one must not pass for what is built now
+        try:
+            built = self._built()
+        except RuntimeError as error:
+            self.warn(f"no native library ({error}); the operator's function body runs instead, slower")
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(built, target)
+
+    def _built(self) -> Path:
+        folder = HERE / "build" / f"native-{sysconfig.get_platform()}"
+        wanted = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        compiler = _nvcc()
+        cuda = [f"-DCMAKE_CUDA_COMPILER={compiler}"] if compiler else []
+        try:
+            _cmake(folder, *cuda, *wanted)
+        except RuntimeError as error:
+            if not compiler or "-DASVP_CUDA=ON" in wanted:
+                raise
+            self.warn(f"the CUDA half does not build ({error}); this library will serve the CPU alone")
+            shutil.rmtree(folder, ignore_errors=True)
+            _cmake(folder, *wanted, "-DASVP_CUDA=OFF")
+        return folder / LIBRARY
+
+
+def _cmake(folder: Path, *options: str) -> None:
+    """Configure and build the library in `folder`. Raises RuntimeError with the first line of what went wrong."""
+    tool = shutil.which("cmake")
+    if tool is None:
+        raise RuntimeError("there is no CMake")
+    jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    for command in (
+        [tool, "-S", str(HERE / "custom_ops"), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release", *options],
+        [tool, "--build", str(folder), "--parallel", jobs, "--target", "asvp"],
+    ):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        print(done.stdout, file=sys.stderr)
+        if done.returncode:
+            lines = [line.strip() for line in done.stdout.splitlines() if "error" in line.lower()]
+            raise RuntimeError(lines[0] if lines else f"CMake ended with {done.returncode}")
+
+
+def _nvcc() -> "str | None":
+    """CUDA's compiler: the one named by CUDACXX, on the PATH, of an installed toolkit, or of pip's nvidia-cuda-nvcc."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    places = [Path(home) for home in homes if home] + sorted(packages.glob("cu*/"), reverse=True)
+    named = [os.environ.get("CUDACXX"), shutil.which("nvcc"), *(str(place / "bin" / "nvcc") for place in places)]
+    return next((found for found in named if found and Path(found).is_file()), None)
+
+
+class Wheel(bdist_wheel):
+    """Tagged py3-none-<platform>: the library knows neither Python nor PyTorch. Without it the wheel fits any platform."""
+
+    def get_tag(self):
+        there = any(Path(self.bdist_dir).rglob(LIBRARY)) if self.bdist_dir else True
+        return ("py3", "none", super().get_tag()[2]) if there else ("py3", "none", "any")
+
 
 setup(
     name="asvp-export",
@@ -14,6 +96,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["asvp_export", "asvp_export.*"]),
     package_data={"asvp_export": ["py.typed", "photographs/*.md", "photographs/*/*.webp"]},
+    ext_modules=[Extension("asvp_export.operator.libasvp", sources=[], optional=True)],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",
@@ -29,6 +113,6 @@ setup(
         "pillow>=10.3",
         "safetensors>=0.4.5",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "pyright[nodejs]", "cmake"]},
+    extras_require={"dev": ["pytest", "hypothesis", "ruff", "pyright[nodejs]", "cmake", "build"]},
     entry_points={"console_scripts": ["asvp-export = asvp_export.cli:main"]},
 )

@@ -6,13 +6,25 @@ from typing import Any
 
 import torch
 
-from asvp_export.operator.reference import reference, reference_backward
+from asvp_export.operator import native
+from asvp_export.operator.reference import as_matrices, reference, reference_backward
+from asvp_export.operator.schema import Perturbation
 
 
 @torch.library.custom_op("asvp::perturb", mutates_args=())
 def perturb(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
     """The operator on a feature map; see `asvp_export.operator.reference.reference`."""
     return reference(x, rank, gain, energy, axis)
+
+
+@perturb.register_kernel(("cpu", "cuda"))
+def _(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
+    """By the native kernel, where there is one; by the reference elsewhere."""
+    if not native.takes(x):
+        return reference(x, rank, gain, energy, axis)
+    node = Perturbation(rank, gain, energy, axis)
+    as_matrices(x, axis)  # refuses an axis that x does not have
+    return native.perturb(x, node)
 
 
 # An operator of its own, so that torch.compile sees a gradient it cannot break open at data-dependent branches.

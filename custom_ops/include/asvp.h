@@ -40,6 +40,17 @@ typedef struct {
 typedef void (*asvp_task)(void* argument, size_t index);
 typedef void (*asvp_parallel_for)(void* host, asvp_task task, size_t count, void* argument);
 
+/* Hosts on OpenMP, as PyTorch on most systems, lend their threads with asvp_openmp_for and one of these as `host`. */
+typedef struct {
+  /* GOMP_parallel of the very OpenMP library that the host uses (GCC's, LLVM's and Intel's have it): a second pool of threads
+   * would fight with the host's for the processors. */
+  void (*parallel)(void (*body)(void*), void* argument, unsigned threads, unsigned flags);
+  unsigned threads;
+} asvp_openmp;
+
+/* An asvp_parallel_for. */
+ASVP_API void asvp_openmp_for(void* host, asvp_task task, size_t count, void* argument);
+
 /* ASVP_ABI_VERSION of the library that was loaded. */
 ASVP_API int asvp_abi_version(void);
 
