@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from asvp_export.gate import check
     from asvp_export.graph.describe import describe
     from asvp_export.graph.protect import Protected, protect
+    from asvp_export.operator.native import library_path
     from asvp_export.operator.reference import reference
     from asvp_export.operator.schema import Perturbation
+    from asvp_export.operator.session import InferenceSession
     from asvp_export.parity.result import ParityResult
     from asvp_export.pipeline import export
     from asvp_export.restoration import restore
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 # Names are imported when first used: `asvp-export --help` must not wait for torch.
 _HOME = {
     "AsvpError": "errors",
+    "InferenceSession": "operator.session",
     "InputError": "errors",
     "Layer": "teacher.layers",
     "MachineError": "errors",
@@ -34,6 +37,7 @@ _HOME = {
     "check": "gate",
     "describe": "graph.describe",
     "export": "pipeline",
+    "library_path": "operator.native",
     "load": "teacher.load",
     "protect": "graph.protect",
     "reference": "operator.reference",

@@ -18,10 +18,11 @@ from asvp_export.images import inputs_in
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.expected import Expected, expected_of_file, expected_of_teacher
+from asvp_export.parity.judge import judge, library_notes
 from asvp_export.parity.latency import file_latency
-from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
-from asvp_export.parity.session import check_provider, fits, inputs_of, run_model, session
-from asvp_export.parity.verify import check_threshold, score
+from asvp_export.parity.result import PRESERVATION_DB, ParityResult, Progress, frozen_notes
+from asvp_export.parity.session import check_provider, fits, inputs_of, session
+from asvp_export.parity.verify import check_threshold
 from asvp_export.teacher.model import SizeRule, Teacher
 
 
@@ -72,12 +73,8 @@ def check(
         fits(opened, case)
     progress(f"comparing on {len(cases)} inputs")
     expected, more = _expected(against, provenance, cases, provider)
-    got = [run_model(opened, case.input) for case in cases]
     scale = against.scale or _scale_of(expected, cases)
-    preservation = score(zip(cases, expected.original, got, strict=True), min_psnr, against.data_range, scale)
-    fidelity = None
-    if expected.protected:
-        fidelity = score(zip(cases, expected.protected, got, strict=True), FIDELITY_DB, against.data_range, scale)
+    fidelity, preservation = judge(path, cases, expected, min_psnr, against.data_range, scale, provider)
     return ParityResult(
         passed=preservation.passed and (fidelity is None or fidelity.passed),
         model=against.source,
@@ -89,7 +86,7 @@ def check(
         fidelity=fidelity,
         preservation=preservation,
         latency_ms=file_latency(path, against.file, cases[0].input, provider),
-        notes=(*notes, *more, *frozen_notes(*fixed[2:])),
+        notes=(*notes, *more, *library_notes(provider), *frozen_notes(*fixed[2:])),
     )
 
 

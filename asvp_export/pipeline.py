@@ -18,10 +18,11 @@ from asvp_export.graph.publish import Staging
 from asvp_export.images import inputs_in
 from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.expected import Expected, expected_of_teacher
+from asvp_export.parity.judge import judge, library_notes
 from asvp_export.parity.latency import file_latency
-from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
-from asvp_export.parity.session import check_provider, run_model, session
-from asvp_export.parity.verify import GateResult, check_threshold, score
+from asvp_export.parity.result import PRESERVATION_DB, ParityResult, Progress, frozen_notes
+from asvp_export.parity.session import check_provider
+from asvp_export.parity.verify import GateResult, check_threshold
 from asvp_export.teacher.model import Teacher
 
 Stamps = dict[str, dict[str, float | None]]
@@ -75,7 +76,7 @@ def export(
     failed = path.with_name(f"{path.stem}.failed.onnx")
     if keep_failed:
         check_output(failed, force=force)
-    notes = [*frozen_notes(*(frozen or teacher.fixed[2:]))]
+    notes = [*library_notes(provider), *frozen_notes(*(frozen or teacher.fixed[2:]))]
     with Staging(path, force=force, external_data=external_data) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
         cases = _cases(teacher, images, sizes, fixed)
@@ -121,12 +122,10 @@ def _settled(
     for _ in range(5):
         write_provenance(model, _provenance(protected, measured))
         staging.write(model)
-        opened = session(staging.path, provider)
-        got = [run_model(opened, case.input) for case in cases]
-        fidelity, preservation = (
-            score(zip(cases, outputs, got, strict=True), threshold, teacher.data_range, teacher.scale)
-            for outputs, threshold in ((expected.protected, FIDELITY_DB), (expected.original, min_psnr))
+        fidelity, preservation = judge(
+            staging.path, cases, expected, min_psnr, teacher.data_range, teacher.scale, provider
         )
+        assert fidelity is not None
         stamps = {"fidelity": _stamp(fidelity), "preservation": _stamp(preservation)}
         if _agree(stamps, measured):
             return fidelity, preservation

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
+GAINS = st.sampled_from([0.25, 1.5, 3.0, 10.0])
+ENERGIES = st.sampled_from([1.0, 1.0, 0.5, 0.9, 0.999])
 SPECTRA = ("flat", "decaying", "steep", "clustered", "deficient", "repeated", "zero", "noise", "image")
 
 

@@ -8,13 +8,10 @@ import torch
 from criterion import REFERENCE32, REFERENCE64, as_matrices, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import feature_maps
+from spectra import ENERGIES, GAINS, feature_maps
 
 import asvp_export
 from asvp_export import reference
-
-GAINS = st.sampled_from([0.25, 1.5, 3.0, 10.0])
-ENERGIES = st.sampled_from([1.0, 1.0, 0.5, 0.9, 0.999])
 
 
 @settings(max_examples=150, deadline=None)

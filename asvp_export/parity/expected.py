@@ -12,6 +12,7 @@ import torch
 from asvp_export.errors import InputError, MachineError
 from asvp_export.graph.protect import Protected, observed
 from asvp_export.graph.strength import EffectMeter, NodeEffect
+from asvp_export.operator import native
 from asvp_export.parity.cases import Case
 from asvp_export.parity.session import fits, run_model, session
 
@@ -26,10 +27,13 @@ class Expected:
 
 
 def expected_of_teacher(protected: Protected, cases: Sequence[Case]) -> Expected:
-    """Outputs of the original and of the protected module in PyTorch, and the effect of the nodes meanwhile."""
+    """Outputs of the original and of the protected module in PyTorch, and the effect of the nodes meanwhile.
+
+    The nodes run by the reference: the native kernels are among what is verified.
+    """
     meter = EffectMeter(protected.nodes)
     original = list(_torch_outputs(protected.teacher.module, cases, protected.teacher.device))
-    with observed(protected, meter):
+    with observed(protected, meter), native.reference_only():
         outputs = list(_torch_outputs(protected.module, cases, protected.teacher.device))
     return Expected(original, outputs, meter.effects())
 

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from asvp_export.errors import AsvpError, InputError, MachineError
+from asvp_export.operator.session import InferenceSession
 from asvp_export.parity.cases import Case
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -50,7 +51,11 @@ class ModelInput:
 
 
 def session(
-    model: str | Path | bytes, provider: str = "cpu", threads: int | None = None, data_folder: Path | None = None
+    model: str | Path | bytes,
+    provider: str = "cpu",
+    threads: int | None = None,
+    data_folder: Path | None = None,
+    library: bool = True,
 ) -> ort.InferenceSession:
     """Load an ONNX model into onnxruntime, on the provider asked for and no other.
 
@@ -61,6 +66,7 @@ def session(
         provider: "cpu" or "cuda".
         threads: how many threads a node may use; onnxruntime's choice when None.
         data_folder: where the external data of a model given as bytes lies.
+        library: take the native kernels where they serve the provider; False: always the function body in the file.
 
     Raises:
         InputError: the provider is not there, or onnxruntime does not load the model.
@@ -78,7 +84,7 @@ def session(
     name, source = _source(model)
     try:
         with _cuda_libraries() if provider == "cuda" else contextlib.nullcontext():
-            opened = ort.InferenceSession(
+            opened = (InferenceSession if library else ort.InferenceSession)(
                 source,
                 options,
                 providers=[(PROVIDERS[provider], {"use_tf32": "0"} if provider == "cuda" else {})],

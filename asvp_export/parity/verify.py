@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 
 import numpy as np
@@ -37,12 +37,16 @@ class ImageScore:
     ssim: float
     """Mean over the samples, at most 1; NaN when an output was not finite."""
 
+    way: str = "function"
+    """What ran the nodes: the "function" body in the file, or the "library"."""
+
     def as_dict(self) -> dict[str, str | int | float | None]:
         """The score for a report: rounded down, NaN as None."""
         return {
             "name": self.name,
             "size": self.size,
             "batch": self.batch,
+            "way": self.way,
             "psnr": _rounded_down(self.psnr, "0.01"),
             "ssim": _rounded_down(self.ssim, "0.00001"),
         }
@@ -104,7 +108,7 @@ def score(
     """Compare outputs with what was expected of them.
 
     The peak of a pair is the larger of the data range and the expected output's own range. Pairs are consumed
-    one by one; to let the worse of two ways of running a model count, chain their pairs.
+    one by one.
 
     Args:
         pairs: each case with the expected and the tested output: for an input N, C, H, W they are
@@ -135,6 +139,24 @@ def score(
         passed=all(math.isfinite(value) and value >= threshold for value in decibels),
         per_image=tuple(scores),
         decades=tuple(decades.tolist()),
+    )
+
+
+def worse(ways: Mapping[str, GateResult]) -> GateResult:
+    """One verdict from those of several ways of running a file: the worst input of all counts, every score is kept.
+
+    Args:
+        ways: what ran the nodes ("function", "library") to the verdict; all with the same threshold and as many inputs.
+    """
+    results = tuple(ways.values())
+    return GateResult(
+        min_psnr=float(np.min([one.min_psnr for one in results])),
+        mean_psnr=float(np.mean([one.mean_psnr for one in results])),
+        min_ssim=float(np.min([one.min_ssim for one in results])),
+        threshold=results[0].threshold,
+        passed=all(one.passed for one in results),
+        per_image=tuple(replace(score, way=way) for way, one in ways.items() for score in one.per_image),
+        decades=tuple(np.sum([one.decades for one in results], axis=0).tolist()),
     )
 
 
@@ -192,7 +214,7 @@ def failure_text(gate: str, result: GateResult, most: int = 8) -> str:
     ranked = sorted(failed, key=lambda one: -math.inf if math.isnan(one.psnr) else one.psnr)
     count = f"{len(failed)} of {len(result.per_image)} comparisons"
     lines = [f"{gate}: {count} do not reach {result.threshold:g} dB, the worst is at {_decibels(ranked[0])}."]
-    lines += [f"  {_decibels(one):>14} {one.name} {one.size}, batch {one.batch}" for one in ranked[:most]]
+    lines += [f"  {_decibels(one):>14} {one.name} {one.size}, batch {one.batch}, {one.way}" for one in ranked[:most]]
     if len(ranked) > most:
         lines.append(f"  and {len(ranked) - most} more")
     total = sum(result.decades)

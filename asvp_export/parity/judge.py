@@ -1,0 +1,59 @@
+"""Both gates over a file, in every way in which its users may run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from asvp_export.operator.session import library_unused
+from asvp_export.parity.cases import Case
+from asvp_export.parity.expected import Expected
+from asvp_export.parity.result import FIDELITY_DB
+from asvp_export.parity.session import PROVIDERS, run_model, session
+from asvp_export.parity.verify import GateResult, score, worse
+
+
+def judge(
+    path: Path,
+    cases: Sequence[Case],
+    expected: Expected,
+    min_psnr: float,
+    data_range: float,
+    scale: int,
+    provider: str,
+) -> tuple[GateResult | None, GateResult]:
+    """Run a file by its function body and, where the native library serves the provider, by the library; the worse counts.
+
+    Args:
+        path: the ONNX file.
+        cases: the inputs.
+        expected: their outputs; without those of a protected model fidelity is None.
+        min_psnr: dB that preservation has to reach.
+        data_range: what the model calls white.
+        scale: output height over input height.
+        provider: of onnxruntime, "cpu" or "cuda".
+
+    Returns:
+        Fidelity and preservation.
+
+    Raises:
+        InputError, MachineError: as for `session` and `run_model`.
+    """
+    fidelity, preservation = {}, {}
+    for way in _ways(provider):
+        opened = session(path, provider, library=way == "library")
+        got = [run_model(opened, case.input) for case in cases]
+        preservation[way] = score(zip(cases, expected.original, got, strict=True), min_psnr, data_range, scale)
+        if expected.protected:
+            fidelity[way] = score(zip(cases, expected.protected, got, strict=True), FIDELITY_DB, data_range, scale)
+    return worse(fidelity) if fidelity else None, worse(preservation)
+
+
+def library_notes(provider: str) -> tuple[str, ...]:
+    """What a reader of the verdict has to know where the library was left out."""
+    unused = library_unused([PROVIDERS[provider]])
+    return (f"{unused} The file was run by its function body alone.",) if unused else ()
+
+
+def _ways(provider: str) -> tuple[str, ...]:
+    return ("function",) if library_notes(provider) else ("function", "library")
