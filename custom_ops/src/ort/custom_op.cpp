@@ -18,19 +18,6 @@
 namespace asvp {
 namespace {
 
-// malloc, so that nothing of the C++ library comes along.
-template <typename T>
-T* make() {
-  void* memory = malloc(sizeof(T));
-  return memory ? new (memory) T() : nullptr;
-}
-
-template <typename T>
-void destroy(T* object) {
-  object->~T();
-  free(object);
-}
-
 constexpr char kDomain[] = "asvp";
 constexpr char kOpType[] = "AdaptiveSingularValuePerturbation";
 constexpr size_t kMostDims = 32;
@@ -57,7 +44,7 @@ struct Kernel {
   bool cuda;
   int64_t rank = 1, axis = 1;  // the defaults of asvp_export/operator/schema.py
   float gain = 1.1f, energy = 1.0f;
-  OrtAllocator* allocator;
+  OrtAllocator* allocator = nullptr;
 };
 
 #define ASVP_TRY(call) \
@@ -215,13 +202,11 @@ OrtStatus* configure(Kernel* kernel, const OrtKernelInfo* info) {
 
 OrtStatus* create_kernel(const OrtCustomOp* custom_op, const OrtApi* api, const OrtKernelInfo* info, void** out) {
   const Op* op = static_cast<const Op*>(custom_op);
-  Kernel* kernel = make<Kernel>();
-  if (!kernel) return error(api, ORT_FAIL, "%s: out of memory.", kOpType);
-  kernel->api = api;
-  kernel->type = op->type;
-  kernel->cuda = op->cuda;
+  void* memory = malloc(sizeof(Kernel));  // no new: nothing of the C++ library is to come along
+  if (!memory) return error(api, ORT_FAIL, "%s: out of memory.", kOpType);
+  Kernel* kernel = new (memory) Kernel{api, op->type, op->cuda};
   if (OrtStatus* status = configure(kernel, info)) {
-    destroy(kernel);
+    free(kernel);
     return status;
   }
   *out = kernel;
@@ -232,7 +217,7 @@ void destroy_kernel(void* memory) {
   Kernel* kernel = static_cast<Kernel*>(memory);
   if (!kernel) return;
   kernel->api->ReleaseAllocator(kernel->allocator);
-  destroy(kernel);
+  free(kernel);
 }
 
 // ---------------------------------------------------------------- a call
@@ -406,74 +391,64 @@ Op make_op(const OrtApi* api, const Type& type, bool cuda) {
 
 // ---------------------------------------------------------------- registration
 
-// The ops and their domain for one onnxruntime (a process may hold two). Session options point to the domain and sessions to the
-// ops, and nothing tells us when they go; they hold the library open, though. So these live until it is unloaded.
+// The ops and their domain for one onnxruntime. Session options point to the domain and sessions to the ops, and nothing tells us
+// when they go; they hold the library open, though. So these live until it is unloaded, and the ops, which a session still
+// reads while the process exits, for as long as it is mapped.
 struct Registration {
   const OrtApi* api;
-  OrtCustomOpDomain* domain = nullptr;
+  OrtCustomOpDomain* domain;
   Op ops[2 * kTypeCount];
-  Registration* next = nullptr;
 
-  ~Registration() {
-    if (domain) api->ReleaseCustomOpDomain(domain);
-  }
-};
-
-struct Registrations {
-  std::atomic<Registration*> first{nullptr};
-
-  ~Registrations() {
-    for (Registration* here = first.load(); here;) {
-      Registration* next = here->next;
-      destroy(here);
-      here = next;
-    }
-  }
-  Registration* of(const OrtApi* api) {
-    Registration* here = first.load(std::memory_order_acquire);
-    while (here && here->api != api) here = here->next;
-    return here;
-  }
-  // The caller's, or that of another thread which came first.
-  Registration* add(Registration* made) {
-    made->next = first.load(std::memory_order_acquire);
-    do {
-      if (Registration* known = of(made->api)) {
-        destroy(made);
-        return known;
+  ~Registration() { empty(); }
+  OrtStatus* fill(const OrtApi* runtime, int providers) {
+    api = runtime;
+    ASVP_TRY(api->CreateCustomOpDomain(kDomain, &domain));
+    for (int cuda = 0; cuda < providers; ++cuda)
+      for (size_t t = 0; t < kTypeCount; ++t) {
+        Op& op = ops[cuda * kTypeCount + t];
+        op = make_op(api, kTypes[t], cuda != 0);
+        ASVP_TRY(api->CustomOpDomain_Add(domain, &op));
       }
-    } while (!first.compare_exchange_weak(made->next, made, std::memory_order_acq_rel));
-    return made;
+    return nullptr;
+  }
+  void empty() {
+    if (domain) api->ReleaseCustomOpDomain(domain);
+    domain = nullptr;
+    api = nullptr;
   }
 };
 
-Registrations registrations;
+Registration registrations[4];  // a process seldom holds two onnxruntimes
+std::atomic_flag registering = ATOMIC_FLAG_INIT;
 
-OrtStatus* fill(Registration* made) {
-  ASVP_TRY(made->api->CreateCustomOpDomain(kDomain, &made->domain));
-  const int providers = asvp_cuda_unavailable() ? 1 : 2;
-  for (int cuda = 0; cuda < providers; ++cuda)
-    for (size_t t = 0; t < kTypeCount; ++t) {
-      Op& op = made->ops[cuda * kTypeCount + t];
-      op = make_op(made->api, kTypes[t], cuda != 0);
-      ASVP_TRY(made->api->CustomOpDomain_Add(made->domain, &op));
-    }
-  return nullptr;
+OrtStatus* registration_of(const OrtApi* api, int providers, Registration** out) {
+  for (Registration& here : registrations) {
+    *out = &here;
+    if (here.api == api) return nullptr;
+    if (here.api) continue;
+    OrtStatus* status = here.fill(api, providers);
+    if (status) here.empty();
+    return status;
+  }
+  return error(api, ORT_FAIL, "libasvp: more than %zu onnxruntimes in one process.",
+               sizeof(registrations) / sizeof(*registrations));
 }
 
 OrtStatus* register_ops(OrtSessionOptions* options, const OrtApi* api) {
-  Registration* known = registrations.of(api);
-  if (!known) {
-    known = make<Registration>();
-    if (!known) return error(api, ORT_FAIL, "libasvp: out of memory.");
-    known->api = api;
-    if (OrtStatus* status = fill(known)) {
-      destroy(known);
-      return status;
-    }
-    known = registrations.add(known);
+  const int providers = asvp_cuda_unavailable() ? 1 : 2;
+  Registration* registration = nullptr;
+  while (registering.test_and_set(std::memory_order_acquire)) {
   }
-  return api->AddCustomOpDomain(options, known->domain);
+  OrtStatus* status = registration_of(api, providers, &registration);
+  registering.clear(std::memory_order_release);
+  if (status) return status;
+  // Options that hold a domain twice make no session, and it is easy to register again for the next one: leave a mark in them.
+  constexpr char mark[] = "asvp.registered";
+  int marked = 0;
+  ASVP_TRY(api->HasSessionConfigEntry(options, mark, &marked));
+  if (marked) return nullptr;
+  ASVP_TRY(api->AddCustomOpDomain(options, registration->domain));
+  return api->AddSessionConfigEntry(options, mark, "1");
 }
 
 }  // namespace
@@ -482,7 +457,7 @@ OrtStatus* register_ops(OrtSessionOptions* options, const OrtApi* api) {
 extern "C" ASVP_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   if (const OrtApi* api = base->GetApi(kApiVersion)) return asvp::register_ops(options, api);
   const OrtApi* oldest = base->GetApi(1);  // CreateStatus is in every version
-  if (!oldest) return nullptr;
+  if (!oldest) return nullptr;  // no way to tell: the session will say that it does not know the op
   return asvp::error(oldest, ORT_FAIL, "libasvp needs onnxruntime 1.%u or later; this is %s.", kApiVersion,
                      base->GetVersionString());
 }
