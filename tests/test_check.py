@@ -10,6 +10,7 @@ from teachers import recurrent, save_pictures
 
 import asvp_export
 from asvp_export.graph.passes import without_nodes
+from asvp_export.operator import native
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,22 @@ def edited(shipped: Path, folder: Path, **properties: str) -> Path:
     return folder / "edited.onnx"
 
 
-def test_a_shipped_file_passes_both_gates_again(teacher, shipped, pictures):
+def test_a_shipped_file_passes_both_gates_again(teacher, shipped, pictures, kernels):
     result = asvp_export.check(teacher, shipped, images=pictures)
-    assert result.passed and result.fidelity and not result.notes
+    assert result.passed and result.fidelity
+    ways = {score.way for gate in result.gates.values() for score in gate.per_image}
+    if kernels == "library":
+        assert ways == {"function", "library"} and not result.notes
+    else:
+        assert ways == {"function"} and any("function body alone" in note for note in result.notes)
+
+
+def test_a_library_that_computes_something_else_fails_the_gate(teacher, shipped, pictures, reduced, monkeypatch):
+    monkeypatch.setattr(native, "library_path", lambda: reduced("CPUExecutionProvider"))
+    result = asvp_export.check(teacher, shipped, images=pictures)
+    assert result.fidelity and not result.fidelity.passed and not result.passed
+    for score in result.fidelity.per_image:
+        assert (score.psnr >= result.fidelity.threshold) == (score.way == "function")
 
 
 def test_a_file_whose_nodes_were_taken_out_does_not_pass(teacher, shipped, pictures, tmp_path):

@@ -53,7 +53,7 @@ def properties(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_example_teacher_passes_both_gates_on_the_verify_photographs(task, tmp_path):
+def test_every_example_teacher_passes_both_gates_on_the_verify_photographs(task, tmp_path, kernels):
     result = asvp_export.export(asvp_export.protect(example(task), LAYER, gain=GAIN), tmp_path / "p.onnx")
     assert result.passed and result.output == tmp_path / "p.onnx"
     assert result.fidelity and result.fidelity.min_psnr >= 80
@@ -117,7 +117,7 @@ def test_static_freezes_the_one_size(tmp_path, pictures, small):
 
 
 @pytest.mark.parametrize("opset", OPSETS)
-def test_every_opset_is_written_as_asked(opset, small, tmp_path, pictures):
+def test_every_opset_is_written_as_asked(opset, small, tmp_path, pictures, kernels):
     protected = asvp_export.protect(small, "block", gain=GAIN)
     assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, opset=opset).passed
     assert asvp_export.describe(tmp_path / "p.onnx")["opset"] == {"ai.onnx": opset, "asvp": 1}

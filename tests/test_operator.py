@@ -132,7 +132,7 @@ def samples() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("x", samples(), ids=["float32", "float64", "channels_last", "float16", "bfloat16"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_opcheck(x, grad):
+def test_opcheck(x, grad, kernels):
     torch.library.opcheck(torch.ops.asvp.perturb.default, (x.clone().requires_grad_(grad), 2, 1.7, 0.9, 1))
 
 
@@ -140,7 +140,7 @@ def test_opcheck(x, grad):
     ((2, 4, 3, 3), 2, 1.7, 1.0, 1), ((1, 6, 2, 1), 4, 2.0, 1.0, 1), ((2, 5, 3), 1, 0.5, 1.0, -1),
     ((1, 3, 3, 4), 3, 10.0, 0.8, -1), ((1, 3, 4, 4), 3, 2.0, 1.0, 1),
 ])  # fmt: skip
-def test_gradcheck(shape, rank, gain, energy, axis):
+def test_gradcheck(shape, rank, gain, energy, axis, kernels):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: torch.ops.asvp.perturb(t, rank, gain, energy, axis), (x,))
 
@@ -159,7 +159,7 @@ def degenerate() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", degenerate())
 @pytest.mark.parametrize("rank", [1, 3, 6])
-def test_gradients_are_finite_on_degenerate_maps(name, rank):
+def test_gradients_are_finite_on_degenerate_maps(name, rank, kernels):
     x = degenerate()[name].requires_grad_()
     torch.ops.asvp.perturb(x, rank, 3.0, 1.0, 1).square().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
@@ -173,7 +173,7 @@ def test_gradient_of_a_batch_with_nan_stays_in_its_sample():
     assert x.grad is not None and x.grad[1].isfinite().all()
 
 
-def test_compile_and_export_keep_the_operator_whole():
+def test_compile_and_export_keep_the_operator_whole(kernels):
     class Net(torch.nn.Module):
         def forward(self, x):
             return torch.ops.asvp.perturb(x * 2, 2, 1.5, 1.0, 1) + 1

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakSet
 
 import onnx
 import onnxruntime as ort
 
 from asvp_export.operator import native
-
-_registered: WeakSet[ort.SessionOptions] = WeakSet()
 
 
 class InferenceSession(ort.InferenceSession):
@@ -41,9 +38,8 @@ class InferenceSession(ort.InferenceSession):
         **kwargs: Any,
     ) -> None:
         options = ort.SessionOptions() if sess_options is None else sess_options
-        if library_unused(providers) is None and options not in _registered:
+        if library_unused(providers) is None:
             options.register_custom_ops_library(native.library_path())
-            _registered.add(options)  # a second registration would be refused
         super().__init__(path_or_bytes, options, providers, provider_options, **kwargs)
 
 
