@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-native lint bench clean
+.PHONY: setup demo test test-gpu lint bench bench-gpu clean
 
 setup: $(READY)
 
-$(READY): setup.py constraints.txt
+$(READY): setup.py pyproject.toml constraints.txt $(shell find custom_ops/CMakeLists.txt custom_ops/include custom_ops/src -type f)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -17,11 +17,13 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-# The native library is built and tested by itself: the toolchain does not use it yet.
-test-native: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest custom_ops/tests
+# What needs a GPU: the tests that carry the mark, then once more under compute-sanitizer.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu custom_ops/tests
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu custom_ops/tests
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -33,6 +35,11 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench_export.py
 	$(BIN)/python benchmarks/bench_latency.py
 	$(BIN)/python benchmarks/bench_examples.py
+	$(BIN)/python benchmarks/bench_operator_cpu.py
+	$(BIN)/python benchmarks/bench_linearity.py
+
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/bench_operator_cuda.py
 
 clean:
 	rm -rf build dist *.egg-info

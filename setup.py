@@ -114,7 +114,17 @@ setup(
         "safetensors>=0.4.5",
     ],
     extras_require={
-        "dev": ["pytest", "hypothesis", "ruff", "pyright[nodejs]", "cmake", "build", "setuptools>=77", "pytest-xdist"]
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "pyright[nodejs]",
+            "cmake",
+            "filelock",
+            "build",
+            "setuptools>=77",
+            "pytest-xdist",
+        ]
     },
     entry_points={"console_scripts": ["asvp-export = asvp_export.cli:main"]},
 )

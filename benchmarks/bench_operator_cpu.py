@@ -14,7 +14,6 @@ import math
 import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -103,7 +102,7 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=4.0, help="for each shape")
     chosen = arguments.parse_args()
     torch.set_num_threads(THREADS)
-    native = Native(build(Path(tempfile.mkdtemp())))
+    native = Native(build("tests"))
     print(
         f"libasvp: {native.kernels}; torch {torch.__version__}, onnxruntime {ort.__version__}; milliseconds, medians\n"
     )

@@ -50,7 +50,7 @@ def test_a_shipped_file_passes_both_gates_again(teacher, shipped, pictures, kern
 
 
 def test_a_library_that_computes_something_else_fails_the_gate(teacher, shipped, pictures, reduced, monkeypatch):
-    monkeypatch.setattr(native, "library_path", lambda: reduced("CPUExecutionProvider"))
+    monkeypatch.setattr(native, "library_path", lambda: reduced("cpu"))
     result = asvp_export.check(teacher, shipped, images=pictures)
     assert result.fidelity and not result.fidelity.passed and not result.passed
     for score in result.fidelity.per_image:

@@ -22,35 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from spectra import feature_maps
+from test_native_cpu import exact, steps_off, to_type, widened
 
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "custom_ops/tests"))
-from native import build
-from test_native_cpu import exact, steps_off, to_type, widened
 
 FLOAT, FLOAT16, BFLOAT16, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 TOLERANCES = {FLOAT: REFERENCE32, DOUBLE: REFERENCE64}
 NUMPY = {FLOAT: np.float32, FLOAT16: np.float16, BFLOAT16: np.uint16, DOUBLE: np.float64}  # uint16: bits of bfloat16
 LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
-BARE = ("n", "c", "h", "w")
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("native"))
-
-
-@pytest.fixture(scope="session")
-def library(folder) -> str:
-    return str(folder / "libasvp.so")
-
-
-@pytest.fixture(scope="session")
-def reduced(folder):
-    """A library that has the op in float32 on one provider only; its kernel writes 42."""
-    return lambda provider: str(folder / f"libasvp_float32_on_{provider}.so")
+NAMED = ("n", "c", "h", "w")  # dimensions
 
 
 def identity_function(node: Perturbation, opset: int) -> onnx.FunctionProto:
@@ -68,14 +49,14 @@ def identity_function(node: Perturbation, opset: int) -> onnx.FunctionProto:
 
 
 def model(
-    *attributes: dict, dtype=FLOAT, dims=BARE, out=None, body=None, opset=18, ir=10, overload=True, name="the_node"
+    *attributes: dict, dtype=FLOAT, dims=NAMED, out=None, body=None, opset=18, ir=10, overload=True, name="the_node"
 ) -> onnx.ModelProto:
     """X -> node -> node ... -> Y; bfloat16 between casts from and to float32, for want of such a numpy array."""
     values = ["X", *(f"t{i}" for i in range(len(attributes) - 1)), "Y"]
     known = [Perturbation(**a) if body else None for a in attributes]
     nodes = [
-        helper.make_node(OP_TYPE, [a], [b], name=name if b == "Y" else f"before_{b}", domain=DOMAIN, **given)
-        for a, b, given in zip(values, values[1:], attributes, strict=False)
+        helper.make_node(OP_TYPE, [a], [b], name=name if b == "Y" else f"before_{b}", domain=DOMAIN, **written)
+        for a, b, written in zip(values, values[1:], attributes, strict=False)
     ]
     for node, perturbation in zip(nodes, known, strict=True):
         node.overload = perturbation.overload if perturbation and overload else ""
@@ -338,7 +319,7 @@ def test_the_output_may_take_the_input_s_place_but_not_before_others_have_read_i
 @pytest.mark.parametrize(
     "dims, wanted",
     [
-        (BARE, list(BARE)),
+        (NAMED, list(NAMED)),
         ((1, 3, 5, 7), [1, 3, 5, 7]),
         (("n", 3, "n", 7), ["n", 3, "n", 7]),
         ((None, 3, "h", 7), []),  # onnxruntime's context has no way to hand on a dimension without a name

@@ -6,10 +6,12 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 SOURCE = Path(__file__).resolve().parents[1]
 LEVELS = ("portable", "avx2", "avx512")
@@ -31,14 +33,21 @@ class Problem(ctypes.Structure):
     ]
 
 
-def build(folder: Path, *options: str, target: str = "all") -> Path:
-    """Configure and build custom_ops in `folder`."""
-    for command in (
-        ["cmake", "-S", str(SOURCE), "-B", str(folder), "-DASVP_TESTS=ON", *options],
-        ["cmake", "--build", str(folder), "--parallel", "2", "--target", target],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+def build(name: str, *options: str, target: str = "all") -> Path:
+    """Build custom_ops in build/`name`, which is kept, so that the next time only what changed is compiled.
+
+    CUDA is left to the installation, and to the tests of the CUDA sources.
+    """
+    folder = SOURCE.parent / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    cmake = shutil.which("cmake") or str(Path(sys.executable).with_name("cmake"))  # of the environment, active or not
+    with FileLock(folder / "lock"):  # tests run in several processes
+        for command in (
+            [cmake, "-S", str(SOURCE), "-B", str(folder), "-DASVP_TESTS=ON", "-DASVP_CUDA=OFF", *options],
+            [cmake, "--build", str(folder), "--parallel", "2", "--target", target],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 

@@ -1,4 +1,4 @@
-// Libraries that have the op for one type, or for one provider, and nothing else: what does onnxruntime make of the rest? The kernel
+// A library that has the op in float32 for one provider and nothing else: what does onnxruntime make of the rest? The kernel
 // fills its output with 42.
 #include "../src/ort/api.h"
 

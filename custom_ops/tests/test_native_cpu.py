@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +23,6 @@ ENERGIES = st.sampled_from([1.0, 1.0, 0.5, 0.9, 0.999])
 THREADS = st.sampled_from([1, 2, 3])
 TOLERANCES = {np.float32: REFERENCE32, np.float64: REFERENCE64}
 TYPES = [np.float32, np.float16, np.uint16, np.float64]  # uint16: the bits of bfloat16
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("native"))
 
 
 @pytest.fixture(scope="session", params=LEVELS)
@@ -335,7 +334,35 @@ def test_zero_maps_stay_zero(native):
 
 
 @pytest.mark.parametrize("sanitizer, what", [("address", "sweep"), ("thread", "threads")])
-def test_sanitizers_find_nothing(tmp_path, sanitizer, what):
-    build(tmp_path, f"-DASVP_SANITIZE={sanitizer}", target="asvp_sanitize")
-    done = subprocess.run([tmp_path / "asvp_sanitize", what], capture_output=True, text=True, timeout=300)
+def test_sanitizers_find_nothing(sanitizer, what):
+    """In a host of our own: buffers of exactly the promised size, many calls at once."""
+    folder = build(f"tests-{sanitizer}", f"-DASVP_SANITIZE={sanitizer}")
+    done = subprocess.run([folder / "asvp_sanitize", what], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif("ASVP_SANITIZED" in os.environ, reason="this is the run with sanitizers")
+def test_every_case_of_this_file_runs_under_the_sanitizers():
+    """Address and undefined behaviour, over the same cases; Python is not built with them, so they are loaded first."""
+    folder = build("tests-address", "-DASVP_SANITIZE=address")
+    (compiler,) = re.findall("^CMAKE_CXX_COMPILER:[A-Z]+=(.*)$", (folder / "CMakeCache.txt").read_text(), re.MULTILINE)
+    ask = [[compiler, f"-print-file-name={name}.so"] for name in ("libasan", "libubsan", "libstdc++")]
+    found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in ask]
+    if not all(Path(name).is_absolute() for name in found):
+        pytest.skip(f"{compiler} has no shared sanitizers to load into Python")
+    settings = {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0", "ASVP_SANITIZED": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        __file__,
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-o",
+        "addopts=-q",
+    ]
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]

@@ -23,7 +23,7 @@ struct OrtMemoryInfo;
 struct OrtAllocator;
 struct OrtApi;
 
-enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2, ORT_RUNTIME_EXCEPTION = 6, ORT_NOT_IMPLEMENTED = 9, ORT_EP_FAIL = 11 };
+enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2, ORT_RUNTIME_EXCEPTION = 6, ORT_NOT_IMPLEMENTED = 9 };
 enum OrtElementType { ORT_FLOAT = 1, ORT_FLOAT16 = 10, ORT_DOUBLE = 11, ORT_BFLOAT16 = 16 };
 enum OrtCharacteristic { ORT_REQUIRED = 0 };
 enum OrtMemType { ORT_MEM_DEFAULT = 0 };  // the provider's own memory
@@ -45,7 +45,8 @@ struct OrtApi {
   Skip<22> skip_29;
   OrtStatus* (*GetTensorMutableData)(OrtValue* value, void** out);
   Skip<3> skip_52;
-  OrtStatus* (*CastTypeInfoToTensorInfo)(const OrtTypeInfo* info, const OrtTensorTypeAndShapeInfo** out);  // a part of `info`
+  // A part of `info`, not to be released.
+  OrtStatus* (*CastTypeInfoToTensorInfo)(const OrtTypeInfo* info, const OrtTensorTypeAndShapeInfo** out);
   Skip<5> skip_56;
   OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo* info, size_t* out);
   OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* out, size_t count);  // -1: unknown
@@ -90,11 +91,12 @@ struct OrtApi {
   OrtStatus* (*ShapeInferContext_SetOutputTypeShape)(const OrtShapeInferContext* context, size_t index,
                                                      const OrtTensorTypeAndShapeInfo* info);
   Skip<3> skip_271;
+  // batches 0: one task after the other, as threads come free.
   OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext* context, void (*task)(void*, size_t), size_t count,
-                                          size_t batches, void* argument);  // batches 0: one task after the other, as threads come
+                                          size_t batches, void* argument);
   Skip<2> skip_275;
   OrtStatus* (*KernelContext_GetScratchBuffer)(const OrtKernelContext* context, const OrtMemoryInfo* where, size_t bytes,
-                                               void** out);  // needs a stream, so never on the CPU
+                                               void** out);  // some versions take it that there is a stream
   OrtStatus* (*KernelInfoGetAllocator)(const OrtKernelInfo* info, OrtMemType type, OrtAllocator** out);
 };
 

@@ -1,7 +1,7 @@
 // The operator as a custom op of onnxruntime: asvp:AdaptiveSingularValuePerturbation, version 1, for each provider and type.
 //
-// A kernel is what onnxruntime asks of it between creation and destruction, and shares nothing with others: sessions and calls
-// of run() may go on at once. Threads, stream and scratch memory are the session's.
+// A kernel does not change between its creation and its end and shares nothing with others, so sessions and calls of run()
+// may go on at once. Threads, stream and scratch memory are the session's.
 
 #include <math.h>
 #include <stdarg.h>
@@ -75,8 +75,8 @@ struct Shape {
 OrtStatus* read(const OrtApi* api, const OrtTensorTypeAndShapeInfo* info, Shape* shape) {
   ASVP_TRY(api->GetDimensionsCount(info, &shape->count));
   if (shape->count > kMostDims)
-    return error(api, ORT_INVALID_ARGUMENT, "The feature map has %zu dimensions; %s takes at most %zu.", shape->count, kOpType,
-                 kMostDims);
+    return error(api, ORT_INVALID_ARGUMENT, "The feature map has %zu dimensions; %s takes at most %zu.", shape->count,
+                 kOpType, kMostDims);
   return api->GetDimensions(info, shape->dims, shape->count);
 }
 
@@ -97,8 +97,8 @@ OrtStatus* split_at(const Kernel& kernel, const char* where, const Shape& shape,
   const int64_t count = static_cast<int64_t>(shape.count), axis = kernel.axis < 0 ? kernel.axis + count : kernel.axis;
   if (count < 2 || axis < 1 || axis >= count)
     return error(kernel.api, ORT_INVALID_ARGUMENT,
-                 "%s: the feature map has %lld dimensions; axis %lld is not a channel axis of it (axis 0 is the batch).", where,
-                 static_cast<long long>(count), static_cast<long long>(kernel.axis));
+                 "%s: the feature map has %lld dimensions; axis %lld is not a channel axis of it (axis 0 is the batch).",
+                 where, static_cast<long long>(count), static_cast<long long>(kernel.axis));
   split->n = shape.dims[0];
   split->c = shape.dims[axis];
   for (int64_t i = 1; i < axis; ++i) split->before *= shape.dims[i];
@@ -106,8 +106,8 @@ OrtStatus* split_at(const Kernel& kernel, const char* where, const Shape& shape,
   return nullptr;
 }
 
-// The output has the input's shape; its type onnxruntime has inferred. Errors are for CreateKernelV2, which knows the node's name
-// (some versions drop those from here).
+// The output has the input's shape; its type onnxruntime has inferred. Some versions drop the status that comes from here,
+// and the node's name is not known: errors are for CreateKernelV2.
 OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context) {
   const OrtApi* api = static_cast<const Op*>(op)->api;
   OrtTensorTypeAndShapeInfo* info = nullptr;
@@ -141,7 +141,8 @@ OrtStatus* get(const OrtApi* api, const OrtKernelInfo* info, const char* name, f
 // Leaves the default where there is no such attribute. One of another type looks as if it were missing, so that is asked
 // for too: a gain written as the integer 2 must not become 1.1.
 template <typename T, typename Other>
-OrtStatus* read(const OrtApi* api, const OrtKernelInfo* info, const char* node, const char* name, const char* type, T* value) {
+OrtStatus* read(const OrtApi* api, const OrtKernelInfo* info, const char* node, const char* name, const char* type,
+                T* value) {
   T found;
   Other other;
   size_t length = 0;
@@ -168,8 +169,8 @@ OrtStatus* check_axis(const Kernel& kernel, const OrtKernelInfo* info, const cha
   ASVP_TRY(split_at(kernel, node, shape, &split));
   if (kernel.cuda && split.before != 1 && split.after != 1)
     return error(kernel.api, ORT_NOT_IMPLEMENTED,
-                 "%s: axis %lld lies between other axes; the CUDA kernel takes axis 1 or the last one. Leave libasvp out of this "
-                 "session.", node, static_cast<long long>(kernel.axis));
+                 "%s: axis %lld lies between other axes; the CUDA kernel takes axis 1 or the last one. Leave libasvp out of "
+                 "this session.", node, static_cast<long long>(kernel.axis));
   return nullptr;
 }
 
@@ -391,15 +392,20 @@ Op make_op(const OrtApi* api, const Type& type, bool cuda) {
 
 // ---------------------------------------------------------------- registration
 
-// The ops and their domain for one onnxruntime. Session options point to the domain and sessions to the ops, and nothing tells us
-// when they go; they hold the library open, though. So these live until it is unloaded, and the ops, which a session still
-// reads while the process exits, for as long as it is mapped.
+// The ops and their domain for one onnxruntime. Session options point to the domain and sessions to the ops, and nothing
+// tells us when they go; they hold the library open, though. So the domain lives until it is unloaded; the ops are static,
+// because a session may still read them while the process exits.
 struct Registration {
   const OrtApi* api;
   OrtCustomOpDomain* domain;
   Op ops[2 * kTypeCount];
 
   ~Registration() { empty(); }
+  void empty() {
+    if (domain) api->ReleaseCustomOpDomain(domain);
+    domain = nullptr;
+    api = nullptr;
+  }
   OrtStatus* fill(const OrtApi* runtime, int providers) {
     api = runtime;
     ASVP_TRY(api->CreateCustomOpDomain(kDomain, &domain));
@@ -410,11 +416,6 @@ struct Registration {
         ASVP_TRY(api->CustomOpDomain_Add(domain, &op));
       }
     return nullptr;
-  }
-  void empty() {
-    if (domain) api->ReleaseCustomOpDomain(domain);
-    domain = nullptr;
-    api = nullptr;
   }
 };
 
@@ -442,7 +443,7 @@ OrtStatus* register_ops(OrtSessionOptions* options, const OrtApi* api) {
   OrtStatus* status = registration_of(api, providers, &registration);
   registering.clear(std::memory_order_release);
   if (status) return status;
-  // Options that hold a domain twice make no session, and it is easy to register again for the next one: leave a mark in them.
+  // Options that hold a domain twice make no session, and it is easy to register again for the next one: leave a mark.
   constexpr char mark[] = "asvp.registered";
   int marked = 0;
   ASVP_TRY(api->HasSessionConfigEntry(options, mark, &marked));

@@ -1,0 +1,47 @@
+"""Settings and fixtures for the tests of the toolchain (tests/) and of the native library (custom_ops/tests/)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Small decompositions, thousands of them: on a busy machine numpy's threads wait for each other ten times as long as they work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "custom_ops" / "tests")]  # helpers beside the tests
+
+from native import build
+
+settings.register_profile("repeatable", derandomize=True, print_blob=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(params=["library", "body"])
+def kernels(request, monkeypatch) -> str:
+    """The test runs twice: with the native library, and as on a machine where there is none."""
+    if request.param == "body":
+        monkeypatch.setenv("ASVP_DISABLE_NATIVE", "1")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def folder() -> Path:
+    """The native library and the helpers of its tests, built from the sources as they are now; or with sanitizers."""
+    return build("tests-address", "-DASVP_SANITIZE=address") if os.environ.get("ASVP_SANITIZED") else build("tests")
+
+
+@pytest.fixture(scope="session")
+def library(folder) -> str:
+    """Libasvp as onnxruntime takes it."""
+    return str(folder / "libasvp.so")
+
+
+@pytest.fixture(scope="session")
+def reduced(folder):
+    """A library that has the op in float32 on one provider only; its kernel writes 42."""
+    return lambda provider: str(folder / f"libasvp_float32_on_{provider}.so")
