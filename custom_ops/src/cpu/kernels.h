@@ -29,9 +29,10 @@ struct BlockKernels {
   // out[t][j] = sum over c of u[c][t] tile[c][j], for t < r.
   void (*project)(const T* tile, int64_t width, int64_t rows, int64_t count, const T* u, int64_t u_stride, int64_t r,
                   T* out);
-  // out = tile + after (before^T tile); out may be the tile. weights: r * width elements. Writes `count` positions a row.
+  // out = tile + after (before^T tile); out may be the tile. weights: r * width elements. Writes `count` positions a row,
+  // where `past` and the alignment of out allow it past the caches.
   void (*apply)(T* tile, int64_t width, int64_t rows, int64_t count, const T* before, const T* after, int64_t u_stride,
-                int64_t r, T* weights, T* out, int64_t out_stride);
+                int64_t r, T* weights, T* out, int64_t out_stride, bool past);
   // The way back from a tile to the map, rounded once.
   void (*unpack)(const Layout&, const T* tile, int64_t width, int64_t first, int64_t count, void* sample, T* staging);
 };
