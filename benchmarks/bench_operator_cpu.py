@@ -20,16 +20,16 @@ from pathlib import Path
 THREADS = 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
-import numpy as np  # noqa: E402
-import onnxruntime as ort  # noqa: E402
-import torch  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
+import numpy as np
+import onnxruntime as ort
+import torch
+from onnx import TensorProto, helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "custom_ops" / "tests"))
-from native import Native, build, problem_of  # noqa: E402
+from native import Native, build, problem_of
 
-from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation  # noqa: E402
-from asvp_export.operator.onnx_function import perturbation_function  # noqa: E402
+from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
+from asvp_export.operator.onnx_function import perturbation_function
 
 SHAPES = [(32, 256, 256), (64, 256, 256), (180, 128, 128), (64, 512, 512), (256, 64, 64)]
 RANK, GAIN = 4, 1.1

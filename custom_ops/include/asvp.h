@@ -29,7 +29,7 @@ typedef enum { ASVP_OK = 0, ASVP_BAD_ARGUMENT = 1, ASVP_BAD_WORKSPACE = 2, ASVP_
 typedef struct {
   int64_t n, c, l;
   int64_t sample_stride, channel_stride, position_stride;
-  asvp_dtype dtype;
+  int dtype;     /* an asvp_dtype; an int, since a host may hand in any value */
   int64_t rank;  /* at least 1; more than min(c, l) counts as min(c, l) */
   double gain;   /* finite, above 0 */
   double energy; /* in (0, 1]; 1: always `rank` */

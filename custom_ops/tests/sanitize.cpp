@@ -19,7 +19,7 @@ struct Free {
 };
 typedef std::unique_ptr<unsigned char, Free> Memory;
 
-int element_bytes(asvp_dtype dtype) { return dtype == ASVP_FLOAT64 ? 8 : dtype == ASVP_FLOAT32 ? 4 : 2; }
+int element_bytes(int dtype) { return dtype == ASVP_FLOAT64 ? 8 : dtype == ASVP_FLOAT32 ? 4 : 2; }
 
 // `bytes` at an address that misses an alignment of 64 by `offset`; what lies behind is the sanitizer's.
 struct Buffer {

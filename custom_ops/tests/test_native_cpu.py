@@ -146,6 +146,42 @@ def test_four_million_positions(best, kind):
     check(x, best.perturb(x, 2, 3.0, threads=2), 2, 3.0, 1.0, 1, REFERENCE32)
 
 
+def block_criterion(x: torch.Tensor, y: torch.Tensor, rank: int, gain: float) -> tuple[float, float]:
+    """Errors (a) and (b) of docs/operator.md for maps of which float64 holds no SVD: block by block, from the Gram matrix."""
+    c, length = x.shape
+    gram = torch.zeros(c, c, dtype=torch.float64)
+    captured, difference, norm = 0.0, 0.0, 0.0
+    for block in x.split(1 << 16, 1):
+        gram.addmm_(block.double(), block.double().T)
+    values, vectors = torch.linalg.eigh(gram)
+    r = min(rank, c, length)
+    basis = vectors[:, -r:]
+    assert r == c or (values[-r].sqrt() - values[-r - 1].sqrt()) / values[-r].sqrt() > 1e-2
+    for before, after in zip(x.split(1 << 16, 1), y.split(1 << 16, 1), strict=True):
+        before, after = before.double(), after.double()
+        exact = torch.addmm(before, basis, basis.T @ before, alpha=gain - 1)
+        captured += ((after - before) / (gain - 1)).square().sum().item()
+        difference += (after - exact).square().sum().item()
+        norm += exact.square().sum().item()
+    return abs(captured / values[-r:].sum().item() - 1), (difference / norm) ** 0.5
+
+
+@pytest.mark.skipif(
+    "ASVP_SANITIZED" in os.environ, reason="gigabytes, and nothing that smaller maps do not run through"
+)
+@pytest.mark.parametrize("c, length", [(32, 1 << 22), (512, 1 << 18)])
+def test_maps_of_2_to_the_27_elements(best, c, length):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(c, length, generator=generator)
+    for i in range(min(3, c)):  # leading components, well apart; plain noise has none
+        x.addr_(torch.randn(c, generator=generator), torch.randn(length, generator=generator), alpha=3.0 - i)
+    y = torch.empty_like(x)
+    problem = Problem(1, c, length, c * length, length, 1, 0, 3, 3.0, 1.0)
+    assert best.call(problem, x.data_ptr(), y.data_ptr(), best.workspace(problem), 2) == 0
+    energy, distance = block_criterion(x, y, 3, 3.0)
+    assert energy <= REFERENCE32.energy and distance <= REFERENCE32.distance, (energy, distance)
+
+
 def test_values_far_below_the_first_and_narrow_gaps_in_float32(native):
     """Where a float32 Gram matrix is not enough, and the kernel has to notice it."""
     rng = np.random.default_rng(0)

@@ -51,7 +51,7 @@ Plan make_plan(const asvp_problem& problem) {
   p.n = problem.n;
   p.c = problem.c;
   p.l = problem.l;
-  p.dtype = problem.dtype;
+  p.dtype = static_cast<asvp_dtype>(problem.dtype);
   p.rank = least(problem.rank, least(p.c, p.l));
   p.rows = round_up(p.c, 4);
   p.ld = round_up(p.c, 8);
@@ -130,7 +130,7 @@ struct Call {
   double* part(int64_t s, int64_t at) const { return reinterpret_cast<double*>(sample_memory(s) + at); }
   std::atomic<uint64_t>& free_slots() const { return *reinterpret_cast<std::atomic<uint64_t>*>(memory); }
   Layout layout() const {
-    return {problem->dtype, plan.c, problem->channel_stride, problem->position_stride};
+    return {plan.dtype, plan.c, problem->channel_stride, problem->position_stride};
   }
   int64_t element_bytes() const { return plan.dtype == ASVP_FLOAT64 ? 8 : plan.dtype == ASVP_FLOAT32 ? 4 : 2; }
   const void* input(int64_t s) const { return x + s * problem->sample_stride * element_bytes(); }
