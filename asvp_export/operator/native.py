@@ -69,6 +69,13 @@ def cuda_unavailable() -> str | None:
     return f"The native library does not use CUDA here: {reason.decode()}." if reason else None
 
 
+def kernels() -> str | None:
+    """Which kernels the library has for this machine: "avx512", "avx2" or "portable", and "cuda"; None without it."""
+    if unavailable():
+        return None
+    return _library().asvp_cpu_kernels().decode() + ("" if cuda_unavailable() else ", cuda")
+
+
 @contextlib.contextmanager
 def reference_only() -> Iterator[None]:
     """Inside, this thread computes the operator by the PyTorch reference: an oracle must not be what it tests."""
