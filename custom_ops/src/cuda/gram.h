@@ -1,0 +1,411 @@
+// The Gram matrix M M^T of every sample: one read of the map, sums in a fixed order.
+//
+// A block takes one pair of channel tiles and every `chunks`-th stage of positions, so that at any time the grid works on one
+// contiguous front of the map, and what it read last, which the L2 cache still holds, is the end of it: the apply pass starts
+// there. Its sums go to the workspace; the last block to arrive adds them up in the order of the chunks, in two steps of
+// about sqrt(chunks) each. Who arrives last changes nothing: no atomic touches a sum.
+//
+// Why FFMA and not tensor cores for float32: 3xTF32 keeps the products, but the tensor cores' own additions truncate, and a bias
+// of 1e-8 to 1e-7 that differs from element to element does not average out over L. docs/operator.md wants e = 1e-6 of the
+// captured energy also where s_r is far below s_1. Here chains of at most 32 products are rounded to nearest, 16 of them are added
+// in float32, the rest in float64: 1e-7 / sqrt(L / 512) of s_1^2, what `too_blurred` counts on.
+//
+// Half types are summed in float64: two units in the last place must hold in every element, also where M and its change cancel.
+#ifndef ASVP_CUDA_GRAM_H_
+#define ASVP_CUDA_GRAM_H_
+
+#include "plan.h"
+
+namespace asvp {
+namespace cuda {
+
+template <class E>
+constexpr int kVector = 16 / static_cast<int>(sizeof(E));
+
+template <class E>
+struct alignas(16) Run {
+  E v[kVector<E>];
+};
+
+template <int M>
+struct Sums;
+template <>
+struct Sums<kNarrow> {
+  typedef float Element;
+  float chain[16], middle[16];
+  double total[16];
+};
+template <>
+struct Sums<kWide> {
+  typedef double Element;
+  double total[16];
+};
+template <>
+struct Sums<kTwofold> {
+  typedef double Element;
+  Twofold total[16];
+};
+
+// Row and column of sub-tile `sub`.
+ASVP_HD void place_of(const Stage& stage, int sub, int& row, int& column) {
+  if (stage.tiles == 2) {
+    row = sub / stage.quads;
+    column = sub % stage.quads;
+    return;
+  }
+  row = 0;
+  for (int length = stage.quads; sub >= length; --length) {
+    sub -= length;
+    ++row;
+  }
+  column = row + sub;
+}
+
+ASVP_HD void tiles_of(const Plan& plan, int pair, int& left, int& right) {
+  left = 0;
+  for (int length = plan.tiles; pair >= length; --length) {
+    pair -= length;
+    ++left;
+  }
+  right = left + pair;
+}
+
+// One atomic a block: thousands on one address would take longer than the sums.
+template <class E, class Block, class Peaks>
+ASVP_DEVICE void note_peak(Block& block, Peaks& peak, uint64_t* place) {
+  typedef typename Magnitude<E>::Bits Bits;
+  Bits* all = block.template shared<Bits>();
+  const int size = block.size();
+  block.each([&](int t) { all[t] = peak[t]; });
+  block.each([&](int t) {
+    if (t >= kWarp) return;
+    for (int i = t + kWarp; i < size; i += kWarp) all[t] = most(all[t], all[i]);
+  });
+  block.each([&](int t) {
+    if (t != 0) return;
+    Bits top = 0;
+    for (int i = 0; i < kWarp; ++i) top = most(top, all[i]);
+    atomic_max(place, top);
+  });
+}
+
+template <int M, class E>
+struct Gram {
+  typedef typename Sums<M>::Element T;
+  typedef typename Magnitude<E>::Bits Bits;
+  static constexpr int kThreads = kGramThreads, kBlocks = M == kTwofold ? 1 : 2;
+  static constexpr int V = kVector<E>;
+  // How many runs a thread holds at most, between their loading and their use (a test counts them for every C).
+  static constexpr int kRuns = stage_elements(static_cast<Mode>(M)) / V / 256 + (V == 8 ? 1 : 0);
+  static constexpr int kFlush = 16;  // chains in `middle`
+
+  static ASVP_HD int shared_bytes(const Plan& plan) {
+    const Stage diagonal = make_stage(static_cast<Mode>(M), plan.tile, true);
+    const int sums = diagonal.subs * 16 * 8 * (M == kTwofold ? 2 : 1);
+    const int stage = stage_elements(static_cast<Mode>(M)) * static_cast<int>(sizeof(T));
+    // Of two tiles there is one group, or 144 sub-tiles at most: never more than the diagonal's.
+    const Stage other = make_stage(static_cast<Mode>(M), plan.tile, false);
+    const int others = other.groups > 1 ? other.subs * 16 * 8 * (M == kTwofold ? 2 : 1) : 0;
+    return most(most(sums, others), stage);
+  }
+  static ASVP_HD int64_t blocks(const Plan& plan, int64_t samples) { return samples * plan.chunks * plan.pairs; }
+
+  static ASVP_HD int runs_of(const Plan& plan, const Stage& stage) {
+    return plan.tokens ? ceil_div(plan.tile, V) : stage.span / V;
+  }
+
+  // A run of V elements: channel `channel`, positions from `position`; tokens: position `position`, channels from `channel`.
+  static ASVP_DEVICE void load(const Plan& plan, const E* map, int64_t channel, int64_t position, Run<E>& run) {
+    const E zero = {};
+    const int64_t here = plan.tokens ? channel : position, there = plan.tokens ? position : channel;
+    const int64_t end = plan.tokens ? plan.c : plan.l, limit = plan.tokens ? plan.l : plan.c;
+    if (there >= limit || here >= end) {
+      ASVP_UNROLL for (int i = 0; i < V; ++i) run.v[i] = zero;
+      return;
+    }
+    const E* from = map + channel * plan.channel_stride + position * plan.position_stride;
+    if (plan.aligned && here + V <= end) {
+      run = *reinterpret_cast<const Run<E>*>(from);
+      return;
+    }
+    const int64_t step = plan.tokens ? 1 : plan.position_stride;
+    ASVP_UNROLL for (int i = 0; i < V; ++i) run.v[i] = here + i < end ? from[i * step] : zero;
+  }
+
+  // Where element (position k, channel c) of a tile lies in shared memory: positions one after the other, each a row of
+  // quads of channels, turned by k / 4 quads (`turn`, less than a whole round): so both the transposing stores and the reads
+  // of quads spread over the banks.
+  static ASVP_HD int place(const Stage& stage, int k, int turn, int c) {
+    const int quad = c / 4 + turn;
+    return (k * stage.quads + (quad >= stage.quads ? quad - stage.quads : quad)) * 4 + c % 4;
+  }
+
+  template <class Block>
+  static ASVP_DEVICE void run(Block& block, const Call& call, int64_t index) {
+    const Plan& plan = call.plan;
+    const int pair = static_cast<int>(index % plan.pairs);
+    const int64_t chunk = index / plan.pairs % plan.chunks, s = index / plan.pairs / plan.chunks;
+    if (call.pass == 1 && !call.state(s).again) return;
+    sum(block, call, s, chunk, pair);
+  }
+
+  template <class Block>
+  static ASVP_DEVICE void sum(Block& block, const Call& call, int64_t s, int64_t chunk, int pair) {
+    const Plan& plan = call.plan;
+    int left, right;
+    tiles_of(plan, pair, left, right);
+    const Stage stage = make_stage(static_cast<Mode>(M), plan.tile, left == right);
+    const E* map = call.input<E>(s);
+    T* tile = block.template shared<T>();
+    const int runs = runs_of(plan, stage), rows_a_turn = block.size() / runs, stride = plan.tile * stage.span;
+    // Rows: (tile, channel), or for tokens (tile, position).
+    const int rows = stage.tiles * (plan.tokens ? stage.span : plan.tile);
+    const int rows_of_tile = plan.tokens ? stage.span : plan.tile;
+    const int64_t stages = ceil_div<int64_t>(plan.l, stage.span);
+    double factor = 1;
+    if (M == kTwofold) factor = to_order_one(Magnitude<E>::value(static_cast<Bits>(call.state(s).peak)), 1000);
+
+    typename Block::template Per<Sums<M>> sums(block);
+    typename Block::template Per<Bits> peak(block);
+    struct Held {
+      Run<E> runs[kRuns];
+    };
+    typename Block::template Per<Held> held(block);
+
+    const auto load_stage = [&](int t, int64_t at) {
+      const int run = t % runs, row = t / runs;
+      if (row >= rows_a_turn) return;
+      ASVP_UNROLL for (int m = 0; m < kRuns; ++m) {
+        const int r = row + m * rows_a_turn;
+        if (r >= rows) break;
+        const bool second = r >= rows_of_tile;
+        const int64_t base = int64_t{second ? right : left} * plan.tile;
+        const int inside = second ? r - rows_of_tile : r;
+        if (plan.tokens)
+          load(plan, map, base + run * V, at * stage.span + inside, held[t].runs[m]);
+        else
+          load(plan, map, base + inside, at * stage.span + run * V, held[t].runs[m]);
+      }
+    };
+    const auto store_stage = [&](int t) {
+      const int run = t % runs, row = t / runs;
+      if (row >= rows_a_turn) return;
+      ASVP_UNROLL for (int m = 0; m < kRuns; ++m) {
+        const int r = row + m * rows_a_turn;
+        if (r >= rows) break;
+        const bool second = r >= rows_of_tile;
+        const int inside = second ? r - rows_of_tile : r;
+        T* to = tile + (second ? stride : 0);
+        int turn = 0;
+        ASVP_UNROLL for (int i = 0; i < V; ++i) {
+          const E x = held[t].runs[m].v[i];
+          const int c = plan.tokens ? run * V + i : inside, k = plan.tokens ? inside : run * V + i;
+          if (i % 4 == 0) turn = k / 4 % stage.quads;  // runs of positions start at a multiple of V
+          if (c >= plan.tile) continue;  // a tile of tokens need not be whole runs; the channel belongs to the next tile
+          peak[t] = most(peak[t], Magnitude<E>::of(x));
+          T value = static_cast<T>(widen(x));
+          if (M == kTwofold) value = static_cast<T>(value * factor);
+          to[place(stage, k, turn, c)] = value;
+        }
+      }
+    };
+
+    block.each([&](int t) {
+      peak[t] = 0;
+      clear(sums[t]);
+      load_stage(t, chunk);
+    });
+    int since = 0;
+    for (int64_t at = chunk; at < stages; at += plan.chunks) {
+      block.each([&](int t) { store_stage(t); });
+      const bool flush = ++since == kFlush || at + plan.chunks >= stages;
+      if (flush) since = 0;
+      block.each([&](int t) {
+        if (at + plan.chunks < stages) load_stage(t, at + plan.chunks);  // on its way while the products are summed
+        const int group = t / stage.subs;
+        if (group >= stage.groups) return;
+        int row, column;
+        place_of(stage, t % stage.subs, row, column);
+        products(stage, tile, left == right ? tile : tile + stride, group * stage.chain, row, column, sums[t]);
+        settle(sums[t], flush);
+      });
+    }
+
+    note_peak<E>(block, peak, &call.state(s).peak);
+    // One group after the other adds its sums to those before it.
+    double* mine = call.sums(s, chunk, pair);
+    double* collected = block.template shared<double>();
+    for (int g = 0; g < stage.groups; ++g)
+      block.each([&](int t) {
+        if (t / stage.subs != g) return;
+        double* to = (g + 1 < stage.groups ? collected : mine) + t % stage.subs;
+        const double* from = g > 0 ? collected + t % stage.subs : nullptr;
+        finish(sums[t], from, to, stage.subs);
+      });
+    reduce(block, call, s, chunk, pair, stage, left, right);
+  }
+
+  // ---------------------------------------------------------------- one thread's sub-tile
+
+  static ASVP_DEVICE void clear(Sums<kNarrow>& sums) {
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) {
+      sums.middle[e] = 0;
+      sums.total[e] = 0;
+    }
+  }
+  static ASVP_DEVICE void clear(Sums<kWide>& sums) {
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.total[e] = 0;
+  }
+  static ASVP_DEVICE void clear(Sums<kTwofold>& sums) {
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.total[e] = {0, 0};
+  }
+
+  static ASVP_DEVICE void products(const Stage& stage, const T* left, const T* right, int first, int row, int column,
+                                   Sums<M>& sums) {
+    start(sums);
+    const int turn = first / 4 % stage.quads;
+    int i = row + turn, j = column + turn;
+    if (i >= stage.quads) i -= stage.quads;
+    if (j >= stage.quads) j -= stage.quads;
+    const int width = 4 * stage.quads;
+    for (int k = first; k < first + stage.chain; k += 4) {
+      ASVP_UNROLL for (int u = 0; u < 4; ++u) {
+        Quad a = *reinterpret_cast<const Quad*>(left + (k + u) * width + 4 * i);
+        Quad b = *reinterpret_cast<const Quad*>(right + (k + u) * width + 4 * j);
+        ASVP_UNROLL for (int p = 0; p < 4; ++p)
+          ASVP_UNROLL for (int q = 0; q < 4; ++q) accumulate(sums, 4 * p + q, a.v[p], b.v[q]);
+      }
+      i = i + 1 == stage.quads ? 0 : i + 1;
+      j = j + 1 == stage.quads ? 0 : j + 1;
+    }
+  }
+  struct alignas(16) Quad {
+    T v[4];
+  };
+
+  static ASVP_DEVICE void start(Sums<kNarrow>& sums) {
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.chain[e] = 0;
+  }
+  static ASVP_DEVICE void start(Sums<kWide>&) {}
+  static ASVP_DEVICE void start(Sums<kTwofold>&) {}
+  static ASVP_DEVICE void accumulate(Sums<kNarrow>& sums, int e, float a, float b) {
+    sums.chain[e] = multiply_add(a, b, sums.chain[e]);
+  }
+  static ASVP_DEVICE void accumulate(Sums<kWide>& sums, int e, double a, double b) {
+    sums.total[e] = multiply_add(a, b, sums.total[e]);
+  }
+  static ASVP_DEVICE void accumulate(Sums<kTwofold>& sums, int e, double a, double b) {
+    sums.total[e] = plus_product(sums.total[e], a, b);
+  }
+  static ASVP_DEVICE void settle(Sums<kNarrow>& sums, bool flush) {
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.middle[e] += sums.chain[e];
+    if (!flush) return;
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) {
+      sums.total[e] += static_cast<double>(sums.middle[e]);
+      sums.middle[e] = 0;
+    }
+  }
+  static ASVP_DEVICE void settle(Sums<kWide>&, bool) {}
+  static ASVP_DEVICE void settle(Sums<kTwofold>&, bool) {}
+
+  // Element e of sub-tile q at e * subs + q: neighbours in memory are neighbouring threads.
+  template <class S>
+  static ASVP_DEVICE void finish(S& sums, const double* from, double* to, int subs) {
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) to[e * subs] = from ? from[e * subs] + sums.total[e] : sums.total[e];
+  }
+  static ASVP_DEVICE void finish(Sums<kTwofold>& sums, const double* from, double* to, int subs) {
+    const int half = 16 * subs;
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) {
+      Twofold sum = sums.total[e];
+      if (from) sum = plus({from[e * subs], from[half + e * subs]}, sum);
+      to[e * subs] = sum.high;
+      to[half + e * subs] = sum.low;
+    }
+  }
+
+  // ---------------------------------------------------------------- over the chunks
+
+  static ASVP_DEVICE Twofold total(const Call& call, int64_t s, int pair, int64_t first, int64_t end, int64_t step, int e,
+                                   int half) {
+    Twofold sum = {0, 0};
+    ASVP_UNROLL_8 for (int64_t chunk = first; chunk < end; chunk += step) {
+      const double* part = call.sums(s, chunk, pair);
+      if (M == kTwofold)
+        sum = plus(sum, {fresh(part + e), fresh(part + half + e)});
+      else
+        sum.high += fresh(part + e);
+    }
+    return sum;
+  }
+
+  template <class Block>
+  static ASVP_DEVICE void reduce(Block& block, const Call& call, int64_t s, int64_t chunk, int pair, const Stage& stage,
+                                 int left, int right) {
+    const Plan& plan = call.plan;
+    const int64_t fan = plan.fan, bundle = chunk / fan, bundles = ceil_div(plan.chunks, fan), first = bundle * fan;
+    const int64_t end = least(plan.chunks, first + fan);
+    uint32_t* arrived = call.counters(s, pair);
+    const int half = 16 * stage.subs;
+    if (!block.last(arrived + 1 + bundle, static_cast<uint32_t>(end - first))) return;
+    if (bundles > 1) {
+      block.each([&](int t) {
+        for (int e = t; e < half; e += block.size()) {
+          const Twofold sum = total(call, s, pair, first, end, 1, e, half);
+          double* to = call.sums(s, first, pair);
+          to[e] = sum.high;
+          if (M == kTwofold) to[half + e] = sum.low;
+        }
+      });
+      if (!block.last(arrived, static_cast<uint32_t>(bundles))) return;
+    }
+    const int64_t step = bundles > 1 ? fan : 1;
+    block.each([&](int t) {
+      for (int e = t; e < half; e += block.size()) {
+        const Twofold sum = total(call, s, pair, 0, plan.chunks, step, e, half);
+        int i, j;
+        place_of(stage, e % stage.subs, i, j);
+        const int p = e / stage.subs / 4, q = e / stage.subs % 4;
+        const int64_t row = int64_t{left} * plan.tile + 4 * i + p, column = int64_t{right} * plan.tile + 4 * j + q;
+        if (row >= plan.c || column >= plan.c) continue;
+        for (int part = 0; part < (M == kTwofold ? 2 : 1); ++part) {
+          double *to = call.square(s, part), value = part ? sum.low : sum.high;
+          to[row * plan.ld + column] = value;
+          if (left != right || i != j) to[column * plan.ld + row] = value;
+        }
+      }
+    });
+  }
+};
+
+// The largest magnitude, before everything else: only for float64 maps, whose squares may leave the range of the type.
+template <class E>
+struct Peak {
+  static constexpr int kThreads = 256, kBlocks = 2;
+  static ASVP_HD int shared_bytes(const Plan&) { return kThreads * 8; }
+  static ASVP_HD int64_t parts(const Plan& plan) { return least<int64_t>(264, ceil_div<int64_t>(plan.c * plan.l, 4096)); }
+  static ASVP_HD int64_t blocks(const Plan& plan, int64_t samples) { return samples * parts(plan); }
+
+  template <class Block>
+  static ASVP_DEVICE void run(Block& block, const Call& call, int64_t index) {
+    find(block, call, index / parts(call.plan), index % parts(call.plan), parts(call.plan));
+  }
+  template <class Block>
+  static ASVP_DEVICE void find(Block& block, const Call& call, int64_t s, int64_t part, int64_t parts) {
+    const Plan& plan = call.plan;
+    const E* map = call.input<E>(s);
+    typename Block::template Per<typename Magnitude<E>::Bits> peak(block);
+    block.each([&](int t) {
+      peak[t] = 0;
+      const int64_t inner = plan.tokens ? plan.c : plan.l, inner_step = plan.tokens ? 1 : plan.position_stride;
+      const int64_t outer_step = plan.tokens ? plan.position_stride : plan.channel_stride;
+      for (int64_t i = part * block.size() + t; i < plan.c * plan.l; i += parts * block.size())
+        peak[t] = most(peak[t], Magnitude<E>::of(map[i / inner * outer_step + i % inner * inner_step]));
+    });
+    note_peak<E>(block, peak, &call.state(s).peak);
+  }
+};
+
+}  // namespace cuda
+}  // namespace asvp
+
+#endif  // ASVP_CUDA_GRAM_H_

@@ -1,0 +1,70 @@
+// The CUDA half of the C ABI.
+
+#include <mutex>
+
+#include "launch.cuh"
+
+namespace {
+
+// Looked up once: cudaGetDeviceCount starts the driver's library, nothing on a GPU.
+const char* look_for_gpus() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess) return count > 0 ? nullptr : "no GPU was found";
+  cudaGetLastError();  // ours, and the thread's next caller should not find it
+  switch (error) {
+    case cudaErrorNoDevice: return "no GPU was found";
+    case cudaErrorInsufficientDriver: return "no NVIDIA driver, or one too old for the CUDA runtime of this libasvp";
+    case cudaErrorSystemDriverMismatch: return "the NVIDIA driver's parts do not fit together";
+    case cudaErrorSystemNotReady: return "the NVIDIA driver is not ready";
+    default: return "the CUDA runtime could not start";
+  }
+}
+
+asvp::cuda::Plan plan_of(const asvp_problem& problem, const void* x, const void* y) {
+  return asvp::cuda::make_plan(problem, x, y);
+}
+
+bool too_large(const asvp::cuda::Plan& plan) { return plan.positions == 0 || plan.c > asvp::cuda::kMostChannels; }
+
+}  // namespace
+
+extern "C" {
+
+const char* asvp_cuda_unavailable(void) {
+  static const char* const reason = look_for_gpus();
+  return reason;
+}
+
+size_t asvp_workspace_cuda(const asvp_problem* problem) {
+  if (asvp_check(problem) || asvp_cuda_unavailable()) return 0;
+  if (problem->n == 0 || problem->c == 0 || problem->l == 0) return 0;
+  const asvp::cuda::Plan plan = plan_of(*problem, nullptr, nullptr);
+  return too_large(plan) ? 0 : static_cast<size_t>(plan.bytes);
+}
+
+asvp_status asvp_perturb_cuda(const asvp_problem* problem, const void* x, void* y, void* workspace, size_t workspace_bytes,
+                              void* stream) {
+  using namespace asvp::cuda;
+  if (asvp_check(problem)) return ASVP_BAD_ARGUMENT;
+  if (problem->n == 0 || problem->c == 0 || problem->l == 0) return ASVP_OK;
+  if (!x || !y) return ASVP_BAD_ARGUMENT;
+  if (asvp_cuda_unavailable()) return ASVP_CUDA_ERROR;
+  const Plan plan = plan_of(*problem, x, y);
+  if (too_large(plan)) return ASVP_BAD_ARGUMENT;
+  if (!workspace || reinterpret_cast<uintptr_t>(workspace) % 256 != 0 || workspace_bytes < static_cast<size_t>(plan.bytes))
+    return ASVP_BAD_WORKSPACE;
+  const Call call = {plan, problem->gain, problem->energy, static_cast<const char*>(x), static_cast<char*>(y),
+                     static_cast<char*>(workspace), 0, 0, 0};
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  cudaError_t error = cudaSuccess;
+  switch (problem->dtype) {
+    case ASVP_FLOAT32: error = enqueue_float32(call, on); break;
+    case ASVP_FLOAT16: error = enqueue_float16(call, on); break;
+    case ASVP_BFLOAT16: error = enqueue_bfloat16(call, on); break;
+    case ASVP_FLOAT64: error = enqueue_float64(call, on); break;
+  }
+  return error == cudaSuccess ? ASVP_OK : ASVP_CUDA_ERROR;
+}
+
+}  // extern "C"

@@ -1,0 +1,174 @@
+// From the Gram matrix of a sample to its basis: one block a sample, no way back to the host. What decides (the energy count, whether
+// float32 sums were enough) is written into the sample's state; later kernels read it and leave at once.
+#ifndef ASVP_CUDA_SOLVE_H_
+#define ASVP_CUDA_SOLVE_H_
+
+#include "eigen.h"
+#include "plan.h"
+
+namespace asvp {
+namespace cuda {
+
+// r: the smallest count that covers the share `energy`.
+ASVP_HD int count_kept(const double* values, int rank, double energy, double trace) {
+  if (energy >= 1) return rank;
+  int r = 0;
+  double covered = 0;
+  do covered += values[r++];
+  while (r < rank && covered < energy * trace);
+  return r;
+}
+
+// Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed where
+// the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by
+// E / (lambda_r - lambda_j), which moves U U^T M by s_r times that. E: what rounding leaves after averaging over all chains,
+// with a floor for maps that repeat themselves, where it does not average out.
+ASVP_HD bool too_blurred(const double* values, int r, double trace, int64_t l) {
+  const double last = most(values[r - 1], 0.0), following = most(values[r], 0.0);
+  const double error = most(1e-8, 1e-7 / sqrt(static_cast<double>(ceil_div<int64_t>(l, 512)))) * values[0];
+  if (values[0] <= 0) return false;
+  if (last <= 64 * error) return true;         // s_r itself is in the blur
+  if (following > 0.985 * last) return false;  // s: a gap under 0.8e-2; every choice of u_r is right
+  return 1.5 * error * sqrt(last / trace) > 3e-6 * (last - following);
+}
+
+template <class E>
+struct Solve {
+  typedef typename Magnitude<E>::Bits Bits;
+  static constexpr bool kFloat = sizeof(E) == 4, kDouble = sizeof(E) == 8;
+  static constexpr int kThreads = kSolveThreads, kBlocks = 1;
+  static ASVP_HD int shared_bytes(const Plan&) { return 1024; }
+  static ASVP_HD int64_t blocks(const Plan&, int64_t samples) { return samples; }
+
+  template <class Block>
+  static ASVP_DEVICE void run(Block& block, const Call& call, int64_t index) {
+    if (call.pass == 1 && !block.uniform(&call.state(index).again)) return;
+    solve(block, call, index, call.pass);
+  }
+
+  template <class Block>
+  static ASVP_DEVICE void solve(Block& block, const Call& call, int64_t s, int pass) {
+    const Plan& plan = call.plan;
+    State& state = call.state(s);
+    const Bits peak = static_cast<Bits>(block.uniform(&state.peak));
+    // float32 products overflow, or lose what matters, beyond these: float64 holds them.
+    const bool out_of_range =
+        kFloat && pass == 0 && (peak > bit_cast<uint32_t>(0x1p50f) || peak < bit_cast<uint32_t>(0x1p-20f));
+    if (peak >= Magnitude<E>::kInfinity || peak == 0 || out_of_range) {
+      block.each([&](int t) {
+        if (t > 0) return;
+        state.kept = peak >= Magnitude<E>::kInfinity ? -1 : 0;
+        state.again = peak < Magnitude<E>::kInfinity && peak != 0;
+      });
+      return;
+    }
+    const int n = static_cast<int>(plan.c), rank = static_cast<int>(plan.rank);
+    const int64_t ld = plan.ld;
+    double *a = call.square(s, 0), *vectors = call.square(s, 1), *values = call.vectors(s);
+    int32_t* order = reinterpret_cast<int32_t*>(values + ld);
+    int32_t* turned = order + ld;
+    Turn* turns = reinterpret_cast<Turn*>(values + 2 * ld);
+
+    // A trace of order 1, so that nothing here leaves float64.
+    double trace = 0;
+    for (int i = 0; i < n; ++i) trace += a[i * ld + i];
+    const double factor = to_order_one(trace, 1000);
+    trace *= factor;
+    block.each([](int) {});  // everybody has read the diagonal
+    if (kDouble) {
+      refine(block, call, s, factor, trace, turns, turned);
+      a = call.square(s, 0);
+      vectors = call.square(s, 2);
+      trace = 0;
+      for (int i = 0; i < n; ++i) trace += a[i * ld + i];
+    } else {
+      block.each([&](int t) {
+        for (int e = t; e < n * n; e += block.size()) {
+          const int i = e / n, j = e % n;
+          a[i * ld + j] *= factor;
+          vectors[i * ld + j] = i == j;
+        }
+      });
+      jacobi(block, n, ld, a, vectors, n, turns, turned, 0x1p-54 * trace, 0.0);
+    }
+    sort_descending(block, n, a, ld + 1, values, order);
+    const int kept = count_kept(values, rank, call.energy, trace);
+    const bool again = kFloat && pass == 0 && kept < least(plan.c, plan.l) && too_blurred(values, kept, trace, plan.l);
+    block.each([&](int t) {
+      if (t > 0) return;
+      state.kept = kept;
+      state.again = again;
+    });
+    if (!again) keep_basis(block, call, s, peak, kept, vectors, order);
+  }
+
+  // U (and gain - 1 times U) in the type of the arithmetic. Maps near the ends of the type's range get a power of two moved from one
+  // factor to the other, so that U^T M stays inside.
+  template <class Block>
+  static ASVP_DEVICE void keep_basis(Block& block, const Call& call, int64_t s, Bits peak, int kept, const double* vectors,
+                                     const int32_t* order) {
+    typedef typename Arithmetic<E>::Type T;
+    const Plan& plan = call.plan;
+    T *before = call.before<T>(s), *after = call.after<T>(s);
+    int exponent = 0;
+    frexp(Magnitude<E>::value(peak), &exponent);
+    const int limit = kFloat ? 100 : 960;
+    const double shift = exponent > limit ? 0x1p-16 : exponent < -limit ? 0x1p20 : 1, change = call.gain - 1;
+    const int width = static_cast<int>(plan.basis_ld);
+    block.each([&](int t) {
+      for (int e = t; e < plan.c * width; e += block.size()) {
+        const int c = e / width, i = e % width;
+        const double value = i < kept ? vectors[order[i] * plan.ld + c] : 0;
+        before[e] = static_cast<T>(value * shift);
+        after[e] = static_cast<T>(value * change / shift);
+      }
+    });
+  }
+
+  // float64 maps. Their Gram matrix G comes in two float64 (squares 0 and 1): one would lose what lies below 1e-8 s_1. Its upper
+  // half gives rough eigenvectors V, then V G V^T, computed twofold, is nearly diagonal and graded like the singular values, and
+  // rotations on that keep the small ones.
+  template <class Block>
+  static ASVP_DEVICE void refine(Block& block, const Call& call, int64_t s, double factor, double trace, Turn* turns,
+                                 int32_t* turned) {
+    const int n = static_cast<int>(call.plan.c);
+    const int64_t ld = call.plan.ld;
+    double *high = call.square(s, 0), *low = call.square(s, 1), *v = call.square(s, 2), *b = call.square(s, 3),
+           *b_low = call.square(s, 4);
+    block.each([&](int t) {
+      for (int e = t; e < n * n; e += block.size()) {
+        const int64_t at = e / n * ld + e % n;
+        high[at] *= factor;
+        low[at] *= factor;
+        b[at] = high[at];
+        v[at] = e / n == e % n;
+      }
+    });
+    jacobi(block, n, ld, b, v, n, turns, turned, 0x1p-54 * trace, 0.0);
+    block.each([&](int t) {  // b = G V^T
+      for (int e = t; e < n * n; e += block.size()) {
+        const int i = e / n, j = e % n;
+        Twofold sum = {0, 0};
+        for (int k = 0; k < n; ++k) sum = plus_product(sum, Twofold{high[k * ld + i], low[k * ld + i]}, v[j * ld + k]);
+        b[i * ld + j] = sum.high;
+        b_low[i * ld + j] = sum.low;
+      }
+    });
+    block.each([&](int t) {  // V b, rounded
+      for (int e = t; e < n * n; e += block.size()) {
+        const int i = e / n, j = e % n;
+        if (j < i) continue;
+        Twofold sum = {0, 0};
+        for (int k = 0; k < n; ++k) sum = plus_product(sum, Twofold{b[k * ld + j], b_low[k * ld + j]}, v[i * ld + k]);
+        high[i * ld + j] = high[j * ld + i] = sum.high;
+      }
+    });
+    // Below 1e-15 of s_1 there is only rounding, whose directions do not matter.
+    jacobi(block, n, ld, high, v, n, turns, turned, 1e-36 * trace, 1e-14);
+  }
+};
+
+}  // namespace cuda
+}  // namespace asvp
+
+#endif  // ASVP_CUDA_SOLVE_H_
