@@ -369,6 +369,7 @@ def test_zero_maps_stay_zero(native):
 # ---------------------------------------------------------------- sanitizers
 
 
+@pytest.mark.skipif("ASVP_SANITIZED" in os.environ, reason="this is the run with sanitizers")
 @pytest.mark.parametrize("sanitizer, what", [("address", "sweep"), ("thread", "threads")])
 def test_sanitizers_find_nothing(sanitizer, what):
     """In a host of our own: buffers of exactly the promised size, many calls at once."""
