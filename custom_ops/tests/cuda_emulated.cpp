@@ -28,7 +28,7 @@ struct Emulator {
   template <class Kernel>
   bool launch(const Call& call) {
     const size_t bytes = static_cast<size_t>(Kernel::shared_bytes(call.plan));
-    if (bytes > static_cast<size_t>(kSharedBytes)) abort();
+    if (Kernel::kThreads != kSolveThreads && bytes > static_cast<size_t>(kSharedBytes)) abort();
     const std::unique_ptr<char[]> raw(new char[bytes + 16]);
     char* shared = raw.get() + (16 - reinterpret_cast<uintptr_t>(raw.get()) % 16) % 16;
     std::vector<int64_t> blocks(static_cast<size_t>(Kernel::blocks(call.plan, call.count)));
@@ -49,11 +49,12 @@ struct Emulator {
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT size_t asvp_workspace_cuda_emulated(const asvp_problem* problem) {
-  return static_cast<size_t>(make_plan(*problem, nullptr, nullptr).bytes);
+  return static_cast<size_t>(make_plan(*problem, nullptr, nullptr, 0).bytes);
 }
 
+// Even orders keep the solve to 48 KiB of shared memory, odd ones give it what a large GPU has.
 EXPORT int asvp_perturb_cuda_emulated(const asvp_problem* problem, const void* x, void* y, void* workspace, int order) {
-  const Plan plan = make_plan(*problem, x, y);
+  const Plan plan = make_plan(*problem, x, y, order % 2 ? 227 << 10 : kSharedBytes);
   if (plan.positions == 0 || plan.c > kMostChannels) return ASVP_BAD_ARGUMENT;
   const Call call = {plan, problem->gain, problem->energy, static_cast<const char*>(x), static_cast<char*>(y),
                      static_cast<char*>(workspace), 0, 0, 0};
@@ -65,4 +66,73 @@ EXPORT int asvp_perturb_cuda_emulated(const asvp_problem* problem, const void* x
     case ASVP_FLOAT64: return enqueue<double>(go, call) ? ASVP_OK : ASVP_CUDA_ERROR;
   }
   return ASVP_BAD_ARGUMENT;
+}
+
+// The solve alone: `matrix` (n x n, symmetric) is destroyed; k rows of vectors, least(k + 1, n) values.
+EXPORT void asvp_leading_cuda_emulated(int n, int k, double* matrix, double* values, double* vectors, int threads, int backwards,
+                                       int doubtful) {
+  const size_t square = static_cast<size_t>(n) * static_cast<size_t>(round_up(n, 8)), length = static_cast<size_t>(vector_length(n));
+  std::vector<double> hot(static_cast<size_t>(hot_bytes(n, threads)) / 8 + 1, NAN), z(square, NAN), factors(square, NAN),
+      a(square, NAN), cold(2 * (length + 8), NAN);
+  std::vector<int32_t> order(length + 1);
+  std::vector<Turn> turns(length);
+  Place at;
+  double** names[] = {&at.d, &at.e, &at.squares, &at.h, &at.x, &at.p, &at.first, &at.v, &at.w};
+  for (size_t i = 0; i < kHotVectors; ++i) *names[i] = hot.data() + i * length;
+  at.scalars = hot.data() + kHotVectors * length;
+  at.flags = reinterpret_cast<int32_t*>(at.scalars + 8);
+  at.a = a.data();
+  at.z = z.data();
+  at.factors = factors.data();
+  at.ld = at.lda = round_up(n, 8);
+  at.low = cold.data();
+  at.high = at.low + length + 8;
+  at.order = order.data();
+  at.turned = order.data() + length;
+  at.turns = turns.data();
+  for (int i = 0; i < n; ++i) std::copy(matrix + i * n, matrix + (i + 1) * n, at.a + i * at.lda);
+  HostBlock block(threads, nullptr, backwards != 0);
+  leading(block, n, k, at, doubtful != 0);
+  std::copy(at.low, at.low + least(k + 1, n), values);
+  for (int i = 0; i < k; ++i) std::copy(at.z + at.order[i] * at.ld, at.z + at.order[i] * at.ld + n, vectors + i * n);
+}
+
+// The most runs that a thread of a Gram block would have to hold, less what it can: over all tiles, at most zero. And
+// the most shared memory that it takes.
+template <int M, class E>
+static void measure(int tile, bool tokens, int* excess, int* shared) {
+  for (const bool diagonal : {true, false}) {
+    const Stage stage = make_stage(static_cast<Mode>(M), tile, diagonal);
+    Plan plan = {};
+    plan.tile = tile;
+    plan.tokens = tokens;
+    const int runs = Gram<M, E>::runs_of(plan, stage), rows = stage.tiles * (tokens ? stage.span : tile);
+    *excess = most(*excess, runs > kGramThreads ? 1000 : ceil_div(rows, kGramThreads / runs) - Gram<M, E>::kRuns);
+    *shared = most(*shared, Gram<M, E>::shared_bytes(plan));
+    if (stage.groups < 1 || stage.chain < 8 || stage.chain % 8 || stage.subs > kGramThreads) *excess = 2000;
+    if (stage.tiles * tile * stage.span > stage_elements(static_cast<Mode>(M))) *excess = 3000;
+  }
+}
+
+EXPORT void asvp_gram_limits_cuda_emulated(int* excess, int* shared) {
+  *excess = -1000;
+  *shared = 0;
+  for (int tile = 4; tile <= kMostTile; tile += 4)
+    for (const bool tokens : {false, true}) {
+      measure<kNarrow, float>(tile, tokens, excess, shared);
+      measure<kWide, float>(tile, tokens, excess, shared);
+      measure<kWide, Half>(tile, tokens, excess, shared);
+      measure<kTwofold, double>(tile, tokens, excess, shared);
+    }
+}
+
+EXPORT void asvp_to_half_emulated(const double* values, uint16_t* halves, uint16_t* brains, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    Half half;
+    Brain brain;
+    narrow(values[i], half);
+    narrow(values[i], brain);
+    halves[i] = half.bits;
+    brains[i] = brain.bits;
+  }
 }

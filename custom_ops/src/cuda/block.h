@@ -20,9 +20,11 @@
 #define ASVP_DEVICE __device__ __forceinline__       // whatever takes a block
 #define ASVP_UNROLL _Pragma("unroll")
 #define ASVP_UNROLL_8 _Pragma("unroll 8")
+#define ASVP_RARE __device__ __noinline__  // kept out of the way, and compiled once
 #else
 #define ASVP_HD inline
 #define ASVP_DEVICE inline
+#define ASVP_RARE inline
 #define ASVP_UNROLL
 #define ASVP_UNROLL_8
 #include <vector>
@@ -50,11 +52,15 @@ class DeviceWarp {
     f(static_cast<int>(threadIdx.x) % kWarp);
     __syncwarp();
   }
-  // The sum over the lanes, the same bits in all of them.
+  // In every lane, the sum over the lanes of its group of `Width`, the same bits in all of them.
+  template <int Width>
+  __device__ __forceinline__ void sum(Per<double>& terms) const {
+    ASVP_UNROLL for (int step = Width / 2; step > 0; step /= 2)
+      terms.value += __shfl_xor_sync(0xffffffffu, terms.value, step);
+  }
   __device__ __forceinline__ double sum(Per<double>& terms) const {
-    double s = terms.value;
-    ASVP_UNROLL for (int step = kWarp / 2; step > 0; step /= 2) s += __shfl_xor_sync(0xffffffffu, s, step);
-    return s;
+    sum<kWarp>(terms);
+    return terms.value;
   }
 };
 
@@ -122,11 +128,15 @@ class HostWarp {
   void each(F f) const {
     for (int i = 0; i < kWarp; ++i) f(backwards_ ? kWarp - 1 - i : i);
   }
-  double sum(Per<double>& terms) const {
-    for (int step = kWarp / 2; step > 0; step /= 2) {
+  template <int Width>
+  void sum(Per<double>& terms) const {
+    for (int step = Width / 2; step > 0; step /= 2) {
       Per<double> old = terms;
       for (int i = 0; i < kWarp; ++i) terms[i] = old[i] + old[i ^ step];
     }
+  }
+  double sum(Per<double>& terms) const {
+    sum<kWarp>(terms);
     return terms[0];
   }
 

@@ -25,7 +25,7 @@ struct Turn {
 // latter, graded matrices keep their small eigenvalues to full relative accuracy (Demmel, Veselic, SIAM J. Matrix Anal.
 // Appl. 13, 1992). Converges quadratically for every spectrum; the bound on the sweeps is there for what is not finite.
 template <class Block>
-ASVP_DEVICE void jacobi(Block& block, int n, int64_t ld, double* a, double* v, int width, Turn* turns, int32_t* turned,
+ASVP_RARE void jacobi(Block& block, int n, int64_t ld, double* a, double* v, int width, Turn* turns, int32_t* turned,
                         double absolute, double relative) {
   if (n < 2) return;
   const int players = n + n % 2, pairs = players / 2;
@@ -96,6 +96,404 @@ ASVP_DEVICE void sort_descending(Block& block, int n, const double* diagonal, in
       order[place] = i;
     }
   });
+}
+
+// ---------------------------------------------------------------- the leading eigenvectors, by way of a tridiagonal matrix
+//
+// A direct method at every size: Householder reflections, the wanted eigenvalues by bisection, their vectors by inverse iteration, and
+// back through the reflections. Why not a subspace or Lanczos iteration for large C: its time depends on the spectrum (flat and
+// clustered ones, common in noise, cost hundreds of steps), and half types need the space wherever s_r - s_{r+1} is over
+// 1e-6 s_1, close to what a full solve gives. What is iterated is checked: residuals and orthogonality to the last digits,
+// or the tridiagonal matrix goes to Jacobi rotations instead.
+
+// The place of a solve in memory. On the GPU, vectors are shared where n <= 512, and the matrix where it fits as well.
+struct Place {
+  double* a;  // n rows of `lda`: the matrix, later the reflections
+  int64_t lda;
+  double *d, *e, *squares, *h, *x, *p, *first, *v, *w, *scalars;
+  int32_t* flags;  // most(threads, n + 1)
+  // In global memory.
+  double *low, *high;  // n + 1
+  double* z;           // n rows of `ld`: the vectors
+  double* factors;     // n * ld: six vectors for each vector sought, as many as fit
+  int64_t ld;
+  int32_t *order, *turned;
+  Turn* turns;
+};
+constexpr int kHotVectors = 9;
+constexpr int kMostSharedVectors = 512;
+
+ASVP_HD int64_t vector_length(int64_t n) { return round_up<int64_t>(n, 32); }
+// Rows that start 8 float64 apart in the banks: two of them fill a wave of shared memory.
+ASVP_HD int64_t shared_row(int64_t n) { return (n + 7) / 16 * 16 + 8; }
+ASVP_HD int64_t hot_bytes(int64_t n, int threads) {
+  return (kHotVectors * vector_length(n) + 8) * 8 + most<int64_t>(threads, vector_length(n + 1)) * 4;
+}
+
+// a = H T H^T; T in d (diagonal) and e, the reflections I - h v v^T in the rows of a. A step takes two phases: first all rows but
+// the leading one take the update of the step before and are multiplied by the new row x, while one warp finds the length of
+// x; then that warp finds the next update. So a barrier waits for no more than one chain of sums.
+template <class Block>
+ASVP_DEVICE void tridiagonalise(Block& block, int n, const Place& at) {
+  double* a = at.a;
+  const int64_t lda = at.lda;
+  const int groups = (block.size() / kWarp - 1) * 4;
+  block.each([&](int t) {
+    for (int c = t; c < n; c += block.size()) {
+      at.x[c] = a[c];
+      at.v[c] = at.w[c] = 0;
+    }
+    if (t == 0) at.d[0] = a[0];
+  });
+  for (int j = 0; j < n - 1; ++j) {
+    block.warps([&](auto warp) {
+      typedef decltype(warp) Warp;
+      typename Warp::template Per<double> sum;
+      if (warp.index() == 0) {
+        warp.each([&](int lane) {
+          sum[lane] = 0;
+          for (int c = j + 2 + lane; c < n; c += kWarp) sum[lane] = multiply_add(at.x[c], at.x[c], sum[lane]);
+        });
+        const double others = warp.sum(sum), pivot = at.x[j + 1], length = multiply_add(pivot, pivot, others);
+        const bool needed = others > 1e-290;
+        const double root = sqrt(length), value = needed ? (pivot > 0 ? -root : root) : pivot;
+        const double scale = needed ? 1 / multiply_add(-pivot, value, length) : 0;
+        warp.each([&](int lane) {
+          if (lane > 0) return;
+          at.e[j] = at.scalars[0] = value;
+          at.h[j] = at.scalars[1] = scale;
+        });
+        return;
+      }
+      const int start = (j + 1) / 8 * 8;
+      for (int row = j + 1; row < n; row += groups) {
+        warp.each([&](int lane) {
+          const int r = row + (warp.index() - 1) * 4 + lane / 8;
+          sum[lane] = 0;
+          if (r >= n) return;
+          const double vr = at.v[r], wr = at.w[r];
+          for (int c = start + lane % 8; c < n; c += 8) {
+            if (c <= j) continue;
+            const double y = multiply_add(-wr, at.v[c], multiply_add(-vr, at.w[c], a[r * lda + c]));
+            a[r * lda + c] = y;
+            sum[lane] = multiply_add(y, at.x[c], sum[lane]);
+            if (c == j + 1) at.first[r] = y;
+          }
+        });
+        warp.template sum<8>(sum);
+        warp.each([&](int lane) {
+          const int r = row + (warp.index() - 1) * 4 + lane / 8;
+          if (r < n && lane % 8 == 0) at.p[r] = sum[lane];
+        });
+      }
+    });
+    if (j == n - 2) break;
+    block.warps([&](auto warp) {
+      typedef decltype(warp) Warp;
+      if (warp.index() > 0) return;
+      typename Warp::template Per<double> sum;
+      const double value = at.scalars[0], scale = at.scalars[1];
+      // A v = A x - value * (column j + 1 of A).
+      const auto v_of = [&](int c) { return c == j + 1 ? at.x[c] - value : at.x[c]; };
+      const auto product_of = [&](int c) { return multiply_add(-value, at.first[c], at.p[c]); };
+      warp.each([&](int lane) {
+        sum[lane] = 0;
+        for (int c = j + 1 + lane; c < n; c += kWarp) sum[lane] = multiply_add(v_of(c), product_of(c), sum[lane]);
+      });
+      const double half = warp.sum(sum) * scale * scale / 2;
+      const double v_first = v_of(j + 1), w_first = multiply_add(scale, product_of(j + 1), -multiply(half, v_first));
+      warp.each([&](int lane) {
+        for (int c = j + 1 + lane; c < n; c += kWarp) {
+          const double v = v_of(c), w = multiply_add(scale, product_of(c), -multiply(half, v));
+          const double next = multiply_add(-w_first, v, multiply_add(-v_first, w, at.first[c]));
+          at.v[c] = v;
+          at.w[c] = w;
+          a[j * lda + c] = v;
+          if (c == j + 1)
+            at.d[c] = next;
+          else
+            at.x[c] = next;
+        }
+      });
+    });
+  }
+  block.each([&](int t) {
+    if (t == 0 && n > 1) at.d[n - 1] = at.first[n - 1];
+  });
+}
+
+// How many eigenvalues of T lie above x: the number of positive pivots of T - x, told from the signs of the leading minors,
+// which take one multiplication and one fused addition each instead of a division. `squares`: of e, none of them zero; then
+// two minors in a row do not vanish, and the sign of one that does makes no difference. Powers of two keep them in range.
+ASVP_HD int count_above(const double* d, const double* squares, int n, double x) {
+  double before = 1, minor = d[0] - x;
+  int above = minor >= 0;
+  for (int i = 1; i < n; ++i) {
+    const double next = multiply_add(d[i] - x, minor, -(squares[i - 1] * before));
+    above += (next >= 0) == (minor >= 0);
+    before = minor;
+    minor = next;
+    if (i % 8 == 0) {
+      const uint64_t bits = bit_cast<uint64_t>(most(fabs(before), fabs(minor)));
+      const double scale = bit_cast<double>((uint64_t{2046} << 52) - (bits & (uint64_t{0x7ff} << 52)));
+      before *= scale;
+      minor *= scale;
+    }
+  }
+  return above;
+}
+
+// The `count` largest eigenvalues, descending, into at.low: every round cuts each interval at as many points as there are
+// threads for it.
+template <class Block>
+ASVP_DEVICE void bisect(Block& block, int n, int count, double norm, const Place& at) {
+  const int points = most(1, block.size() / count);
+  block.each([&](int t) {
+    for (int i = t; i < count; i += block.size()) {
+      at.low[i] = -norm;
+      at.high[i] = norm;
+    }
+    for (int i = t; i < n - 1; i += block.size()) at.squares[i] = most(at.e[i] * at.e[i], norm * norm * 0x1p-106);
+  });
+  const auto cut = [&](int i, int u) {
+    return multiply_add(at.high[i] - at.low[i], static_cast<double>(u + 1) / (points + 1), at.low[i]);
+  };
+  for (double width = 1; width > 0x1p-54; width /= points + 1) {
+    block.each([&](int t) {
+      for (int i = t / points; i < count; i += block.size() / points)
+        if (t / points < block.size() / points)
+          at.flags[i * points + t % points] = count_above(at.d, at.squares, n, cut(i, t % points)) > i;
+    });
+    block.each([&](int t) {
+      for (int i = t; i < count; i += block.size()) {
+        int below = 0;  // how many of the points lie below the eigenvalue
+        for (int u = 0; u < points; ++u)
+          if (at.flags[i * points + u]) below = u + 1;
+        const double low = below > 0 ? cut(i, below - 1) : at.low[i], high = below < points ? cut(i, below) : at.high[i];
+        at.low[i] = low;
+        at.high[i] = high;
+      }
+    });
+  }
+}
+
+// A number in (-1, 1) that looks like noise.
+ASVP_HD double noise(uint32_t i, uint32_t t) {
+  uint32_t x = i * 0x9e3779b9u + t * 0x85ebca6bu + 0x2545f491u;
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  x ^= x >> 16;
+  return (static_cast<double>(x) + 0.5) * 0x1p-31 - 1;
+}
+
+// Solves (T - value) z = z by elimination with row exchanges, the factors kept for the next time. Arrays with `step` between
+// elements: six of them, n long.
+ASVP_HD void eliminate(const double* d, const double* e, int n, double value, double least_pivot, double* memory, int step,
+                       bool again) {
+  double *y = memory, *factor = y + n * step, *swapped = factor + n * step, *inverse = swapped + n * step,
+         *upper = inverse + n * step, *upper2 = upper + n * step;
+  double right = y[0];
+  if (again) {
+    for (int i = 0; i + 1 < n; ++i) {
+      const double below = y[(i + 1) * step], m = factor[i * step];
+      const bool swap = swapped[i * step] != 0;
+      y[i * step] = swap ? below : right;
+      right = swap ? multiply_add(-m, below, right) : multiply_add(-m, right, below);
+    }
+  } else {
+    double u0 = d[0] - value, u1 = n > 1 ? e[0] : 0;
+    for (int i = 0; i + 1 < n; ++i) {
+      const double c = e[i], a = d[i + 1] - value, b = i + 2 < n ? e[i + 1] : 0, below = y[(i + 1) * step];
+      const bool swap = fabs(c) > fabs(u0);
+      const double pivot = swap ? c : fabs(u0) < least_pivot ? (u0 < 0 ? -least_pivot : least_pivot) : u0;
+      const double reciprocal = 1 / pivot, m = (swap ? u0 : c) * reciprocal;
+      factor[i * step] = m;
+      swapped[i * step] = swap;
+      inverse[i * step] = reciprocal;
+      upper[i * step] = swap ? a : u1;
+      upper2[i * step] = swap ? b : 0;
+      y[i * step] = swap ? below : right;
+      right = swap ? multiply_add(-m, below, right) : multiply_add(-m, right, below);
+      const double next = swap ? multiply_add(-m, a, u1) : multiply_add(-m, u1, a);
+      u1 = swap ? -m * b : b;
+      u0 = next;
+    }
+    inverse[(n - 1) * step] = 1 / (fabs(u0) < least_pivot ? (u0 < 0 ? -least_pivot : least_pivot) : u0);
+    upper[(n - 1) * step] = upper2[(n - 1) * step] = 0;
+  }
+  double one = right * inverse[(n - 1) * step], two = 0;
+  y[(n - 1) * step] = one;
+  for (int i = n - 2; i >= 0; --i) {
+    const double z = multiply_add(-upper2[i * step], two, multiply_add(-upper[i * step], one, y[i * step])) * inverse[i * step];
+    y[i * step] = z;
+    two = one;
+    one = z;
+  }
+}
+
+// The eigenvectors of T for the values at.low[0 .. k), in the rows of at.z. False: they did not come out to the last digits.
+template <class Block>
+ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, const Place& at) {
+  const int batch = most(1, least(k, static_cast<int>(at.ld / 6)));
+  const int64_t ld = at.ld;
+  const double tolerance = norm * norm * n * 0x1p-98;  // of a squared residual: some 10 units of rounding of the norm
+  for (int first = 0; first < k; first += batch) {
+    const int end = least(k, first + batch), step = end - first;
+    bool fine = false;
+    block.each([&](int t) {
+      for (int e = t; e < step * n; e += block.size()) at.factors[e] = noise(e / step, first + e % step);
+    });
+    for (int turn = 0; turn < 6 && !fine; ++turn) {
+      block.each([&](int t) {
+        for (int i = t; i < step; i += block.size())
+          eliminate(at.d, at.e, n, at.low[first + i], norm * 0x1p-53, at.factors + i, step, turn > 0);
+      });
+      block.warps([&](auto warp) {  // to length 1
+        typedef decltype(warp) Warp;
+        for (int i = warp.index(); i < step; i += block.size() / kWarp) {
+          typename Warp::template Per<double> sum;
+          double* z = at.z + (first + i) * ld;
+          warp.each([&](int lane) {
+            sum[lane] = 0;
+            for (int c = lane; c < n; c += kWarp) {
+              const double y = at.factors[c * step + i];
+              sum[lane] = multiply_add(y, y, sum[lane]);
+            }
+          });
+          const double scale = 1 / sqrt(warp.sum(sum));
+          warp.each([&](int lane) {
+            for (int c = lane; c < n; c += kWarp) z[c] = at.factors[c * step + i] * scale;
+          });
+        }
+      });
+      // Away from those before it whose values are near; twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9).
+      int cluster = first;
+      for (; cluster > 0 && at.low[cluster - 1] - at.low[cluster] < 1e-3 * norm; --cluster) {
+      }
+      for (int i = first; i < end; ++i) {
+        if (i > first && at.low[i - 1] - at.low[i] >= 1e-3 * norm) cluster = i;
+        if (cluster == i) continue;
+        double* z = at.z + i * ld;
+        for (int twice = 0; twice < 2; ++twice) {
+          block.warps([&](auto warp) {
+            typedef decltype(warp) Warp;
+            for (int s = cluster + warp.index(); s < i; s += block.size() / kWarp) {
+              typename Warp::template Per<double> sum;
+              warp.each([&](int lane) {
+                sum[lane] = 0;
+                for (int c = lane; c < n; c += kWarp) sum[lane] = multiply_add(at.z[s * ld + c], z[c], sum[lane]);
+              });
+              warp.sum(sum);
+              warp.each([&](int lane) {
+                if (lane == 0) at.high[s] = sum[lane];
+              });
+            }
+          });
+          block.each([&](int t) {
+            for (int c = t; c < n; c += block.size()) {
+              double y = z[c];
+              for (int s = cluster; s < i; ++s) y = multiply_add(-at.high[s], at.z[s * ld + c], y);
+              z[c] = y;
+            }
+          });
+        }
+        block.warps([&](auto warp) {
+          typedef decltype(warp) Warp;
+          if (warp.index() > 0) return;
+          typename Warp::template Per<double> sum;
+          warp.each([&](int lane) {
+            sum[lane] = 0;
+            for (int c = lane; c < n; c += kWarp) sum[lane] = multiply_add(z[c], z[c], sum[lane]);
+          });
+          const double scale = 1 / sqrt(warp.sum(sum));
+          warp.each([&](int lane) {
+            for (int c = lane; c < n; c += kWarp) z[c] *= scale;
+          });
+        });
+      }
+      block.each([&](int t) {
+        if (t == 0) *at.turned = 0;
+      });
+      block.warps([&](auto warp) {
+        typedef decltype(warp) Warp;
+        for (int i = warp.index(); i < step; i += block.size() / kWarp) {
+          typename Warp::template Per<double> sum;
+          const double *z = at.z + (first + i) * ld, value = at.low[first + i];
+          warp.each([&](int lane) {
+            sum[lane] = 0;
+            for (int c = lane; c < n; c += kWarp) {
+              double residual = (at.d[c] - value) * z[c];
+              if (c > 0) residual = multiply_add(at.e[c - 1], z[c - 1], residual);
+              if (c + 1 < n) residual = multiply_add(at.e[c], z[c + 1], residual);
+              sum[lane] = multiply_add(residual, residual, sum[lane]);
+              at.factors[c * step + i] = z[c];
+            }
+          });
+          warp.sum(sum);
+          warp.each([&](int lane) {
+            if (lane == 0 && !(sum[lane] <= tolerance)) *at.turned = 1;
+          });
+        }
+      });
+      fine = !block.uniform(at.turned) && turn > 0;
+    }
+    if (!fine) return false;
+  }
+  return true;
+}
+
+// z = H z for the rows at.order[0 .. k) of at.z.
+template <class Block>
+ASVP_DEVICE void reflect_back(Block& block, int n, int k, const Place& at) {
+  block.warps([&](auto warp) {
+    typedef decltype(warp) Warp;
+    for (int i = warp.index(); i < k; i += block.size() / kWarp) {
+      double* z = at.z + at.order[i] * at.ld;
+      for (int j = n - 3; j >= 0; --j) {
+        const double scale = at.h[j], *v = at.a + j * at.lda;
+        if (scale == 0) continue;
+        typename Warp::template Per<double> sum;
+        warp.each([&](int lane) {  // a lane keeps to its own elements
+          sum[lane] = 0;
+          for (int c = j + 1 + (lane - j - 1 + n * kWarp) % kWarp; c < n; c += kWarp)
+            sum[lane] = multiply_add(v[c], z[c], sum[lane]);
+        });
+        const double factor = warp.sum(sum) * scale;
+        warp.each([&](int lane) {
+          for (int c = j + 1 + (lane - j - 1 + n * kWarp) % kWarp; c < n; c += kWarp)
+            z[c] = multiply_add(-factor, v[c], z[c]);
+        });
+      }
+    }
+  });
+}
+
+// The k leading eigenvectors of at.a in the rows at.order[0 .. k) of at.z, and the least(k + 1, n) largest values in at.low.
+// `doubtful`, for tests: as if the iteration had failed.
+template <class Block>
+ASVP_DEVICE void leading(Block& block, int n, int k, const Place& at, bool doubtful = false) {
+  tridiagonalise(block, n, at);
+  double norm = 0;
+  for (int i = 0; i < n; ++i)
+    norm = most(norm, fabs(at.d[i]) + (i > 0 ? fabs(at.e[i - 1]) : 0) + (i + 1 < n ? fabs(at.e[i]) : 0));
+  bisect(block, n, least(k + 1, n), norm, at);
+  block.each([&](int t) {
+    for (int i = t; i < k; i += block.size()) at.order[i] = i;
+  });
+  if (doubtful || !iterate_inversely(block, n, k, norm, at)) {
+    block.each([&](int t) {
+      for (int e = t; e < n * n; e += block.size()) {
+        const int i = e / n, j = e % n;
+        at.factors[i * at.ld + j] = i == j ? at.d[i] : i + 1 == j ? at.e[i] : j + 1 == i ? at.e[j] : 0;
+        at.z[i * at.ld + j] = i == j;
+      }
+    });
+    jacobi(block, n, at.ld, at.factors, at.z, n, at.turns, at.turned, 0x1p-54 * norm, 0.0);
+    sort_descending(block, n, at.factors, at.ld + 1, at.low, at.order);
+  }
+  reflect_back(block, n, k, at);
 }
 
 }  // namespace cuda

@@ -30,10 +30,16 @@ struct Stream {
   bool launch(const Call& call) {
     const int64_t blocks = Kernel::blocks(call.plan, call.count);
     if (blocks > INT32_MAX) return good(cudaErrorInvalidConfiguration);
+    const int shared = Kernel::shared_bytes(call.plan);
+    // More than 48 KiB has to be asked for. Always the same amount, so that threads may do it at once; not a query, and
+    // allowed while a graph is captured.
+    if (shared > kSharedBytes &&
+        !good(cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, call.plan.solve_bytes)))
+      return false;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(Kernel::kThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(Kernel::shared_bytes(call.plan));
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = stream;
     return good(cudaLaunchKernelEx(&config, entry<Kernel>, call));
   }
@@ -44,7 +50,7 @@ struct Stream {
   }
 };
 
-// One for each type of map, each in a file of its own.
+// One for each type of map, spread over three files.
 cudaError_t enqueue_float32(const Call& call, cudaStream_t stream);
 cudaError_t enqueue_float16(const Call& call, cudaStream_t stream);
 cudaError_t enqueue_bfloat16(const Call& call, cudaStream_t stream);

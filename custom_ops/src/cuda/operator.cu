@@ -1,6 +1,6 @@
 // The CUDA half of the C ABI.
 
-#include <mutex>
+#include <atomic>
 
 #include "launch.cuh"
 
@@ -21,8 +21,17 @@ const char* look_for_gpus() {
   }
 }
 
-asvp::cuda::Plan plan_of(const asvp_problem& problem, const void* x, const void* y) {
-  return asvp::cuda::make_plan(problem, x, y);
+// What a block may ask for on the current device, looked up once for each device; 0: it cannot be told.
+int solve_bytes() {
+  static std::atomic<int> known[64];
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  const bool remembered = device < 64;
+  if (remembered && (bytes = known[device].load(std::memory_order_relaxed)) > 0) return bytes;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  bytes = bytes < asvp::cuda::kSharedBytes ? asvp::cuda::kSharedBytes : bytes;
+  if (remembered) known[device].store(bytes, std::memory_order_relaxed);
+  return bytes;
 }
 
 bool too_large(const asvp::cuda::Plan& plan) { return plan.positions == 0 || plan.c > asvp::cuda::kMostChannels; }
@@ -39,7 +48,8 @@ const char* asvp_cuda_unavailable(void) {
 size_t asvp_workspace_cuda(const asvp_problem* problem) {
   if (asvp_check(problem) || asvp_cuda_unavailable()) return 0;
   if (problem->n == 0 || problem->c == 0 || problem->l == 0) return 0;
-  const asvp::cuda::Plan plan = plan_of(*problem, nullptr, nullptr);
+  // The workspace does not depend on addresses or on the device.
+  const asvp::cuda::Plan plan = asvp::cuda::make_plan(*problem, nullptr, nullptr, 0);
   return too_large(plan) ? 0 : static_cast<size_t>(plan.bytes);
 }
 
@@ -50,7 +60,9 @@ asvp_status asvp_perturb_cuda(const asvp_problem* problem, const void* x, void* 
   if (problem->n == 0 || problem->c == 0 || problem->l == 0) return ASVP_OK;
   if (!x || !y) return ASVP_BAD_ARGUMENT;
   if (asvp_cuda_unavailable()) return ASVP_CUDA_ERROR;
-  const Plan plan = plan_of(*problem, x, y);
+  const int bytes = solve_bytes();
+  if (bytes == 0) return ASVP_CUDA_ERROR;
+  const Plan plan = make_plan(*problem, x, y, bytes);
   if (too_large(plan)) return ASVP_BAD_ARGUMENT;
   if (!workspace || reinterpret_cast<uintptr_t>(workspace) % 256 != 0 || workspace_bytes < static_cast<size_t>(plan.bytes))
     return ASVP_BAD_WORKSPACE;

@@ -69,6 +69,7 @@ struct Plan {
   int positions;   // of a block; 0: the rank is too large
   int tile_at, weights_at, tile_stride, apply_bytes;  // shared memory: bytes, bytes, elements; tile_at < 0: the map is read twice
   int64_t apply_tiles;
+  int solve_bytes;  // of shared memory, at most, for the solve: what the GPU gives. No bit depends on it.
   // Bytes of a sample.
   int64_t counters_at, cleared_bytes, basis_at, squares_at, vectors_at, sums_at, pair_bytes, sample_bytes;
   int64_t bytes;
@@ -107,7 +108,7 @@ struct Call {
   ASVP_HD E* output(int64_t s) const { return reinterpret_cast<E*>(y) + (first + s) * plan.sample_stride; }
 };
 
-constexpr int kVectors = 24;  // of `ld` float64 each, for the solve
+constexpr int kVectors = 20;  // of `ld` float64 each, for the solve
 
 inline Mode first_mode(int dtype) {
   return dtype == ASVP_FLOAT32 ? kNarrow : dtype == ASVP_FLOAT64 ? kTwofold : kWide;
@@ -129,8 +130,9 @@ inline int choose_tile(Mode mode, int64_t c) {
   return best;
 }
 
-inline Plan make_plan(const asvp_problem& problem, const void* x, const void* y) {
+inline Plan make_plan(const asvp_problem& problem, const void* x, const void* y, int solve_bytes) {
   Plan p = {};
+  p.solve_bytes = solve_bytes;
   p.n = problem.n;
   p.c = problem.c;
   p.l = problem.l;
@@ -157,7 +159,7 @@ inline Plan make_plan(const asvp_problem& problem, const void* x, const void* y)
   p.fan = 1;
   while (p.fan * p.fan < p.chunks) ++p.fan;
 
-  p.ld = round_up<int64_t>(p.c, 4);
+  p.ld = round_up<int64_t>(p.c, 8);  // at least six: see `factors`
   p.basis_ld = round_up<int64_t>(p.rank, 4);
   p.squares = p.dtype == ASVP_FLOAT64 ? 5 : 3;
   p.whole = p.chunks == 1 && p.pairs == 1;
@@ -193,7 +195,7 @@ inline Plan make_plan(const asvp_problem& problem, const void* x, const void* y)
   at = round_up<int64_t>(at, 256);
   p.basis_at = take(2 * p.c * p.basis_ld * wide);
   p.squares_at = take(p.squares * p.ld * p.c * 8);
-  p.vectors_at = take(kVectors * round_up<int64_t>(p.ld, 32) * 8);
+  p.vectors_at = take((kVectors * round_up<int64_t>(p.ld + 8, 32) + 512) * 8);
   p.pair_bytes = int64_t{p.tile} * p.tile * 8 * (p.dtype == ASVP_FLOAT64 ? 2 : 1);
   p.sums_at = take(p.chunks * p.pairs * p.pair_bytes);
   p.sample_bytes = at;

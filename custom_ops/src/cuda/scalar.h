@@ -62,6 +62,15 @@ struct Exact<double> {
   typedef double Type;
 };
 
+template <class E>
+struct Solved {
+  typedef E Type;
+};
+template <>
+struct Solved<Brain> {
+  typedef Half Type;
+};
+
 // To float32, rounded to odd: a further rounding to half is then the one rounding of the float64 value (Boldo, Melquiond,
 // IEEE Trans. Comput. 57, 2008).
 ASVP_HD uint32_t odd_bits(double value) {

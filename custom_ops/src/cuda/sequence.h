@@ -12,6 +12,10 @@ namespace cuda {
 template <class E>
 constexpr Mode kFirst = sizeof(E) == 4 ? kNarrow : sizeof(E) == 8 ? kTwofold : kWide;
 
+// Both half types take one and the same solve.
+template <class E>
+using Spectrum = typename Solved<E>::Type;
+
 // Many small matrices: one block takes each through all stages.
 template <class E>
 struct Whole {
@@ -19,22 +23,22 @@ struct Whole {
   static ASVP_HD int shared_bytes(const Plan& plan) {
     const int second = sizeof(E) == 4 ? Gram<kWide, E>::shared_bytes(plan) : 0;
     return most(most(Gram<kFirst<E>, E>::shared_bytes(plan), second),
-                most(Solve<E>::shared_bytes(plan), Apply<E>::shared_bytes(plan)));
+                most(Solve<Spectrum<E>>::bytes(plan, kSharedBytes, kThreads), Apply<E>::shared_bytes(plan)));
   }
   static ASVP_HD int64_t blocks(const Plan&, int64_t samples) { return samples; }
 
   template <class Block>
   static ASVP_DEVICE void run(Block& block, const Call& call, int64_t s) {
-    if (sizeof(E) == 8) Peak<E>::find(block, call, s, 0, 1);
-    Gram<kFirst<E>, E>::sum(block, call, s, 0, 0);
-    Solve<E>::solve(block, call, s, 0);
-    if constexpr (sizeof(E) == 4)
-      if (block.uniform(&call.state(s).again)) {
-        Call second = call;
-        second.pass = 1;
-        Gram<kWide, E>::sum(block, second, s, 0, 0);
-        Solve<E>::solve(block, second, s, 1);
-      }
+    if constexpr (sizeof(E) == 8) Peak<E>::find(block, call, s, 0, 1);
+    Call turn = call;
+    for (turn.pass = 0; turn.pass < (sizeof(E) == 4 ? 2 : 1); ++turn.pass) {
+      if (turn.pass == 0)
+        Gram<kFirst<E>, E>::sum(block, turn, s, 0, 0);
+      else if constexpr (sizeof(E) == 4)
+        Gram<kWide, E>::sum(block, turn, s, 0, 0);
+      Solve<Spectrum<E>>::solve(block, turn, s, turn.pass);
+      if (!block.uniform(&call.state(s).again)) break;
+    }
     for (int64_t tile = call.plan.apply_tiles - 1; tile >= 0; --tile) Apply<E>::apply(block, call, s, tile);
   }
 };
@@ -48,11 +52,11 @@ bool enqueue(Launcher& go, Call call) {
     if (call.plan.whole) {
       fine = fine && go.template launch<Whole<E>>(call);
     } else {
-      if (sizeof(E) == 8) fine = fine && go.template launch<Peak<E>>(call);
-      fine = fine && go.template launch<Gram<kFirst<E>, E>>(call) && go.template launch<Solve<E>>(call);
+      if constexpr (sizeof(E) == 8) fine = fine && go.template launch<Peak<E>>(call);
+      fine = fine && go.template launch<Gram<kFirst<E>, E>>(call) && go.template launch<Solve<Spectrum<E>>>(call);
       if constexpr (sizeof(E) == 4) {
         call.pass = 1;
-        fine = fine && go.template launch<Gram<kWide, E>>(call) && go.template launch<Solve<E>>(call);
+        fine = fine && go.template launch<Gram<kWide, E>>(call) && go.template launch<Solve<Spectrum<E>>>(call);
         call.pass = 0;
       }
       fine = fine && go.template launch<Apply<E>>(call);

@@ -37,8 +37,40 @@ struct Solve {
   typedef typename Magnitude<E>::Bits Bits;
   static constexpr bool kFloat = sizeof(E) == 4, kDouble = sizeof(E) == 8;
   static constexpr int kThreads = kSolveThreads, kBlocks = 1;
-  static ASVP_HD int shared_bytes(const Plan&) { return 1024; }
+  static ASVP_HD int shared_bytes(const Plan& plan) { return bytes(plan, plan.solve_bytes, kThreads); }
   static ASVP_HD int64_t blocks(const Plan&, int64_t samples) { return samples; }
+
+  // What the solve takes of `limit` bytes of shared memory.
+  static ASVP_HD int bytes(const Plan& plan, int limit, int threads) {
+    const int64_t hot = plan.c <= kMostSharedVectors ? hot_bytes(plan.c, threads) : 0, all = hot + plan.c * shared_row(plan.c) * 8;
+    return static_cast<int>(hot > limit ? 0 : hot == 0 || all > limit || kDouble ? hot : all);
+  }
+
+  template <class Block>
+  static ASVP_DEVICE Place place(Block& block, const Call& call, int64_t s) {
+    const Plan& plan = call.plan;
+    const int64_t length = vector_length(plan.c), hot = hot_bytes(plan.c, block.size());
+    const int limit = plan.whole ? kSharedBytes : plan.solve_bytes, shared = bytes(plan, limit, block.size());
+    Place at;
+    double* cold = call.vectors(s);
+    double* vectors = shared > 0 ? block.template shared<double>() : cold + 8 * length;
+    double** names[] = {&at.d, &at.e, &at.squares, &at.h, &at.x, &at.p, &at.first, &at.v, &at.w};
+    ASVP_UNROLL for (int i = 0; i < kHotVectors; ++i) *names[i] = vectors + i * length;
+    at.scalars = vectors + kHotVectors * length;
+    at.flags = reinterpret_cast<int32_t*>(at.scalars + 8);
+    const bool inside = shared > hot;
+    at.a = inside ? block.template shared<double>(hot) : call.square(s, 0);
+    at.lda = inside ? shared_row(plan.c) : plan.ld;
+    at.low = cold;
+    at.high = at.low + length + 8;
+    at.order = reinterpret_cast<int32_t*>(at.high + length + 8);
+    at.turned = at.order + length;
+    at.turns = reinterpret_cast<Turn*>(at.high + 2 * length + 16);
+    at.z = call.square(s, kDouble ? 2 : 1);
+    at.factors = call.square(s, kDouble ? 3 : 2);
+    at.ld = plan.ld;
+    return at;
+  }
 
   template <class Block>
   static ASVP_DEVICE void run(Block& block, const Call& call, int64_t index) {
@@ -64,10 +96,8 @@ struct Solve {
     }
     const int n = static_cast<int>(plan.c), rank = static_cast<int>(plan.rank);
     const int64_t ld = plan.ld;
-    double *a = call.square(s, 0), *vectors = call.square(s, 1), *values = call.vectors(s);
-    int32_t* order = reinterpret_cast<int32_t*>(values + ld);
-    int32_t* turned = order + ld;
-    Turn* turns = reinterpret_cast<Turn*>(values + 2 * ld);
+    double* a = call.square(s, 0);
+    const Place at = place(block, call, s);
 
     // A trace of order 1, so that nothing here leaves float64.
     double trace = 0;
@@ -76,22 +106,17 @@ struct Solve {
     trace *= factor;
     block.each([](int) {});  // everybody has read the diagonal
     if (kDouble) {
-      refine(block, call, s, factor, trace, turns, turned);
-      a = call.square(s, 0);
-      vectors = call.square(s, 2);
+      refine(block, call, s, factor, trace, at);
       trace = 0;
       for (int i = 0; i < n; ++i) trace += a[i * ld + i];
+      sort_descending(block, n, a, ld + 1, at.low, at.order);
     } else {
       block.each([&](int t) {
-        for (int e = t; e < n * n; e += block.size()) {
-          const int i = e / n, j = e % n;
-          a[i * ld + j] *= factor;
-          vectors[i * ld + j] = i == j;
-        }
+        for (int e = t; e < n * n; e += block.size()) at.a[e / n * at.lda + e % n] = a[e / n * ld + e % n] * factor;
       });
-      jacobi(block, n, ld, a, vectors, n, turns, turned, 0x1p-54 * trace, 0.0);
+      leading(block, n, rank, at);
     }
-    sort_descending(block, n, a, ld + 1, values, order);
+    const double* values = at.low;
     const int kept = count_kept(values, rank, call.energy, trace);
     const bool again = kFloat && pass == 0 && kept < least(plan.c, plan.l) && too_blurred(values, kept, trace, plan.l);
     block.each([&](int t) {
@@ -99,7 +124,7 @@ struct Solve {
       state.kept = kept;
       state.again = again;
     });
-    if (!again) keep_basis(block, call, s, peak, kept, vectors, order);
+    if (!again) keep_basis(block, call, s, peak, kept, at.z, at.order);
   }
 
   // U (and gain - 1 times U) in the type of the arithmetic. Maps near the ends of the type's range get a power of two moved from one
@@ -129,11 +154,10 @@ struct Solve {
   // half gives rough eigenvectors V, then V G V^T, computed twofold, is nearly diagonal and graded like the singular values, and
   // rotations on that keep the small ones.
   template <class Block>
-  static ASVP_DEVICE void refine(Block& block, const Call& call, int64_t s, double factor, double trace, Turn* turns,
-                                 int32_t* turned) {
+  static ASVP_DEVICE void refine(Block& block, const Call& call, int64_t s, double factor, double trace, const Place& at) {
     const int n = static_cast<int>(call.plan.c);
     const int64_t ld = call.plan.ld;
-    double *high = call.square(s, 0), *low = call.square(s, 1), *v = call.square(s, 2), *b = call.square(s, 3),
+    double *high = call.square(s, 0), *low = call.square(s, 1), *v = at.z, *b = call.square(s, 3),
            *b_low = call.square(s, 4);
     block.each([&](int t) {
       for (int e = t; e < n * n; e += block.size()) {
@@ -144,7 +168,7 @@ struct Solve {
         v[at] = e / n == e % n;
       }
     });
-    jacobi(block, n, ld, b, v, n, turns, turned, 0x1p-54 * trace, 0.0);
+    jacobi(block, n, ld, b, v, n, at.turns, at.turned, 0x1p-54 * trace, 0.0);
     block.each([&](int t) {  // b = G V^T
       for (int e = t; e < n * n; e += block.size()) {
         const int i = e / n, j = e % n;
@@ -164,7 +188,7 @@ struct Solve {
       }
     });
     // Below 1e-15 of s_1 there is only rounding, whose directions do not matter.
-    jacobi(block, n, ld, high, v, n, turns, turned, 1e-36 * trace, 1e-14);
+    jacobi(block, n, ld, high, v, n, at.turns, at.turned, 1e-36 * trace, 1e-14);
   }
 };
 
