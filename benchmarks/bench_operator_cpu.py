@@ -74,6 +74,15 @@ def low_rank(m: torch.Tensor) -> torch.Tensor:
     return torch.addmm(m, left, torch.mm(left.T, m), alpha=GAIN - 1)
 
 
+def let_threads_sleep() -> None:
+    """Threads of the task before look for work a while (libgomp's for some 15 ms), on the core that the next task wants."""
+    busy = True
+    while busy:
+        before = time.process_time()
+        time.sleep(0.002)
+        busy = time.process_time() - before > 0.0005
+
+
 def in_turns(tasks: dict, seconds: float) -> dict[str, float]:
     """Median seconds of each task. The slow ones sit out most rounds."""
     times = {name: [] for name in tasks}
@@ -88,7 +97,7 @@ def in_turns(tasks: dict, seconds: float) -> dict[str, float]:
         for name, task in tasks.items():
             if first[name] > 0.1 and turn % 8 != 1:
                 continue
-            time.sleep(0.004)  # threads of the one before, still looking for work, go to sleep
+            let_threads_sleep()
             start = time.perf_counter()
             task()
             times[name].append(time.perf_counter() - start)

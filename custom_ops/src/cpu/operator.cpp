@@ -295,26 +295,30 @@ void choose_factor(const Call& call, int64_t s) {
 double collect(const Call& call, int64_t s, bool whole) {
   const Plan& plan = call.plan;
   const int64_t size = sum_tile(plan.tiles, plan.tiles, plan.tiles), ld = plan.ld;
-  double *total = call.sums(s, 0), *a = call.part(s, plan.a_at);
-  for (int64_t chunk = 1; chunk < plan.chunks; ++chunk) {
-    const double* more = call.sums(s, chunk);
-    for (int64_t i = 0; i < size; ++i) total[i] += more[i];
-  }
-  double trace = 0;
+  const double* sums = call.sums(s, 0);
+  double *a = call.part(s, plan.a_at), trace = 0;
   for (int64_t i = 0; i < plan.tiles; ++i)
-    for (int64_t d = 0; d < 4; ++d) trace += total[sum_tile(i, i, plan.tiles) + 5 * d];
+    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk)
+      for (int64_t d = 0; d < 4; ++d) trace += sums[chunk * size + sum_tile(i, i, plan.tiles) + 5 * d];
   const double factor = to_order_one(trace, 1000);
-  memset(a, 0, sizeof(double) * static_cast<size_t>(ld * ld));
-  for (int64_t i = 0; i < plan.tiles; ++i)
+  for (int64_t row = plan.rows; row < ld; ++row) memset(a + row * ld, 0, sizeof(double) * static_cast<size_t>(ld));
+  for (int64_t i = 0; i < plan.tiles; ++i) {
     for (int64_t j = i; j < plan.tiles; ++j) {
-      const double* tile = total + sum_tile(i, j, plan.tiles);
-      const bool both = whole || i / 2 == j / 2;
-      for (int64_t e = 0; e < 16; ++e) {
-        const int64_t row = 4 * j + e / 4, column = 4 * i + e % 4;
-        a[row * ld + column] = tile[e] * factor;
-        if (both) a[column * ld + row] = tile[e] * factor;
+      double tile[16] = {};
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        const double* more = sums + chunk * size + sum_tile(i, j, plan.tiles);
+        for (int e = 0; e < 16; ++e) tile[e] += more[e];
       }
+      double *below = a + 4 * j * ld + 4 * i, *above = a + 4 * i * ld + 4 * j;
+      for (int row = 0; row < 4; ++row)
+        for (int column = 0; column < 4; ++column) below[row * ld + column] = tile[4 * row + column] * factor;
+      if (whole || i / 2 == j / 2)
+        for (int row = 0; row < 4; ++row)
+          for (int column = 0; column < 4; ++column) above[row * ld + column] = tile[4 * column + row] * factor;
     }
+  }
+  for (int64_t row = 0; row < plan.rows; ++row)
+    for (int64_t column = plan.rows; column < ld; ++column) a[row * ld + column] = 0;
   return trace * factor;
 }
 
