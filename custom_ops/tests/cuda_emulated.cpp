@@ -6,7 +6,6 @@
 #include <stdlib.h>
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <random>
 
@@ -29,8 +28,7 @@ struct Emulator {
   bool launch(const Call& call) {
     const size_t bytes = static_cast<size_t>(Kernel::shared_bytes(call.plan));
     if (Kernel::kThreads != kSolveThreads && bytes > static_cast<size_t>(kSharedBytes)) abort();
-    const std::unique_ptr<char[]> raw(new char[bytes + 16]);
-    char* shared = raw.get() + (16 - reinterpret_cast<uintptr_t>(raw.get()) % 16) % 16;
+    char* const shared = static_cast<char*>(aligned_alloc(16, round_up<size_t>(most<size_t>(bytes, 1), 16)));
     std::vector<int64_t> blocks(static_cast<size_t>(Kernel::blocks(call.plan, call.count)));
     std::iota(blocks.begin(), blocks.end(), 0);
     if (order == 1) std::reverse(blocks.begin(), blocks.end());
@@ -40,6 +38,7 @@ struct Emulator {
       HostBlock block(Kernel::kThreads, shared, order == 1);
       Kernel::run(block, call, index);
     }
+    free(shared);
     return true;
   }
 };

@@ -19,7 +19,11 @@ from spectra import SPECTRA, feature_maps, matrix
 
 TOLERANCES = {np.float32: REFERENCE32, np.float64: REFERENCE64}
 TYPES = [np.float32, np.float16, np.uint16, np.float64]  # uint16: the bits of bfloat16
-ORDERS = (1, 2, 3)  # blocks, warps and threads backwards; blocks shuffled; shuffled, and more shared memory for the solve
+ORDERS = (
+    1,
+    2,
+    3,
+)  # blocks, warps and threads backwards; blocks shuffled; shuffled, and more shared memory for the solve
 
 
 class Emulated:
@@ -32,9 +36,7 @@ class Emulated:
         size = self.library.asvp_workspace_cuda_emulated(ctypes.byref(problem))
         raw = np.full(size + 512, 0xFF, np.uint8)  # NaN: nothing may count on zeros
         start = -raw.ctypes.data % 256
-        status = self.library.asvp_perturb_cuda_emulated(
-            ctypes.byref(problem), x, y, raw[start:].ctypes.data, order
-        )
+        status = self.library.asvp_perturb_cuda_emulated(ctypes.byref(problem), x, y, raw[start:].ctypes.data, order)
         assert (raw[:start] == 0xFF).all() and (raw[start + size :] == 0xFF).all(), "written outside the workspace"
         return status
 
@@ -141,18 +143,20 @@ def test_to_half_is_one_rounding(cuda):
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     every = every[np.isfinite(every)].astype(np.float64)
     ties = (np.sort(every)[1:] + np.sort(every)[:-1]) / 2
-    values = np.r_[every, ties, ties * (1 + 2.0**-50), ties * (1 - 2.0**-50), rng.standard_normal(10_000), 7e4, np.inf, -np.inf]
+    values = np.r_[
+        every, ties, ties * (1 + 2.0**-50), ties * (1 - 2.0**-50), rng.standard_normal(10_000), 7e4, np.inf, -np.inf
+    ]
     halves, brains = np.empty(values.shape, np.uint16), np.empty(values.shape, np.uint16)
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (values, halves, brains)]
     cuda.library.asvp_to_half_emulated(*pointers, ctypes.c_int64(values.size))
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(halves, values.astype(np.float16).view(np.uint16))
     near = widened(brains)
+    brains, near, values = (a[np.isfinite(near) & (near != 0)] for a in (brains, near, values))
     for other in (-1, 1):  # no neighbour is nearer; halfway, the last bit is even
         beside = widened((brains.astype(np.int64) + other).astype(np.uint16))
-        usable = np.isfinite(near) & np.isfinite(beside) & np.isfinite(values)
-        here, there = np.abs(near - values)[usable], np.abs(beside - values)[usable]
-        assert ((here < there) | ((here == there) & (brains[usable] % 2 == 0))).all()
+        here, there = np.abs(near - values), np.abs(beside - values)
+        assert ((here < there) | ((here == there) & (brains % 2 == 0))).all()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -178,7 +182,7 @@ def test_odd_sizes(cuda, dtype, c, length):
 
 def test_many_components(cuda):
     rng = np.random.default_rng(0)
-    for c, rank in [(40, 17), (40, 40), (40, 1000), (130, 100)]:
+    for c, rank in [(5, 5), (40, 17), (40, 40), (40, 1000), (130, 100)]:
         x = matrix("noise", c, 300, rng).astype(np.float32)[None]
         check(x, cuda.perturb(x, rank, 3.0), rank, 3.0, 1.0, 1, REFERENCE32)
 

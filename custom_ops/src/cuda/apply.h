@@ -128,20 +128,20 @@ struct Apply {
         }
       });
       for (int active = slices; active > 1; active = (active + 1) / 2) {
-        const int half = (active + 1) / 2;
+        const int half = (active + 1) / 2, moved = active - half;
         block.each([&](int t) {
           const int slice = t / lanes;
           if (slice < half || slice >= active) return;
           ASVP_UNROLL for (int u = 0; u < 4; ++u)
             ASVP_UNROLL for (int i = 0; i < V; ++i)
-              partial[((u * V + i) * half + slice - half) * lanes + t % lanes] = sum[t].w[u][i];
+              partial[((u * V + i) * moved + slice - half) * lanes + t % lanes] = sum[t].w[u][i];
         });
         block.each([&](int t) {
           const int slice = t / lanes;
-          if (slice >= active - half) return;
+          if (slice >= moved) return;
           ASVP_UNROLL for (int u = 0; u < 4; ++u)
             ASVP_UNROLL for (int i = 0; i < V; ++i)
-              sum[t].w[u][i] += partial[((u * V + i) * half + slice) * lanes + t % lanes];
+              sum[t].w[u][i] += partial[((u * V + i) * moved + slice) * lanes + t % lanes];
         });
       }
       block.each([&](int t) {

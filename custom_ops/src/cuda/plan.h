@@ -196,7 +196,8 @@ inline Plan make_plan(const asvp_problem& problem, const void* x, const void* y,
   p.basis_at = take(2 * p.c * p.basis_ld * wide);
   p.squares_at = take(p.squares * p.ld * p.c * 8);
   p.vectors_at = take((kVectors * round_up<int64_t>(p.ld + 8, 32) + 512) * 8);
-  p.pair_bytes = int64_t{p.tile} * p.tile * 8 * (p.dtype == ASVP_FLOAT64 ? 2 : 1);
+  const int subs = make_stage(mode, p.tile, p.pairs == 1).subs;
+  p.pair_bytes = int64_t{subs} * 16 * 8 * (p.dtype == ASVP_FLOAT64 ? 2 : 1);
   p.sums_at = take(p.chunks * p.pairs * p.pair_bytes);
   p.sample_bytes = at;
   p.wave = least(p.n, most<int64_t>(1, kWaveBytes / p.sample_bytes));
