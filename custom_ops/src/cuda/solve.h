@@ -73,13 +73,31 @@ struct Solve {
   }
 
   template <class Block>
+  static ASVP_DEVICE double trace_of(Block& block, int n, const double* a, int64_t ld, double* place) {
+    block.warps([&](auto warp) {
+      typedef decltype(warp) Warp;
+      if (warp.index() > 0) return;
+      typename Warp::template Per<double> sum;
+      warp.each([&](int lane) {
+        sum[lane] = 0;
+        for (int i = lane; i < n; i += kWarp) sum[lane] += a[i * ld + i];
+      });
+      warp.sum(sum);
+      warp.each([&](int lane) {
+        if (lane == 0) *place = sum[lane];
+      });
+    });
+    return block.uniform(place);
+  }
+
+  template <class Block>
   static ASVP_DEVICE void run(Block& block, const Call& call, int64_t index) {
     if (call.pass == 1 && !block.uniform(&call.state(index).again)) return;
     solve(block, call, index, call.pass);
   }
 
   template <class Block>
-  static ASVP_DEVICE void solve(Block& block, const Call& call, int64_t s, int pass) {
+  static ASVP_RARE void solve(Block& block, const Call& call, int64_t s, int pass) {
     const Plan& plan = call.plan;
     State& state = call.state(s);
     const Bits peak = static_cast<Bits>(block.uniform(&state.peak));
@@ -100,15 +118,12 @@ struct Solve {
     const Place at = place(block, call, s);
 
     // A trace of order 1, so that nothing here leaves float64.
-    double trace = 0;
-    for (int i = 0; i < n; ++i) trace += a[i * ld + i];
+    double trace = trace_of(block, n, a, ld, at.scalars);
     const double factor = to_order_one(trace, 1000);
     trace *= factor;
-    block.each([](int) {});  // everybody has read the diagonal
     if (kDouble) {
       refine(block, call, s, factor, trace, at);
-      trace = 0;
-      for (int i = 0; i < n; ++i) trace += a[i * ld + i];
+      trace = trace_of(block, n, a, ld, at.scalars);
       sort_descending(block, n, a, ld + 1, at.low, at.order);
     } else {
       block.each([&](int t) {

@@ -1,0 +1,155 @@
+"""The operator on a GPU, k = 4: libasvp against the machine's copy bandwidth, Gram + eigh and the full SVD in torch.
+
+Prints two markdown tables. "of copy" is the time that two reads and one write of the map take at the rate of a large device
+copy, measured in the same run, over the time of the call. Everything is timed with CUDA events, the calls of one row in
+turns; ours both as a call and as a replayed graph.
+
+    python benchmarks/bench_operator_cuda.py [--noise] [--repeats 30]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("custom_ops/tests", "tests")]
+from native import build  # noqa: E402
+
+SHAPES = [(64, 1024, 1024), (180, 512, 512), (64, 256, 256), (64, 128, 128), (256, 64, 64)]
+TYPES = [torch.float32, torch.float16]
+RANK, GAIN = 4, 1.1
+
+
+def why_not() -> str | None:
+    if not torch.cuda.is_available():
+        return "There is no GPU that PyTorch can use, so there is nothing to measure."
+    if not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").is_file()):
+        return "There is no nvcc to build libasvp's CUDA half with, so there is nothing to measure."
+    return None
+
+
+def feature_map(c: int, length: int, dtype: torch.dtype, noise: bool) -> torch.Tensor:
+    """Positive, the first component nearly all, as behind a ReLU; or plain noise, whose flat spectrum is the hardest."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((1, c, length), dtype=np.float32)).cuda()
+    if not noise:
+        x = (0.2 * x + torch.from_numpy(rng.random((1, c, 1), dtype=np.float32)).cuda()).clamp_min(0)
+    return x.to(dtype)
+
+
+def gram_and_eigh(m: torch.Tensor) -> torch.Tensor:
+    wide = m.float()
+    basis = torch.linalg.eigh(torch.mm(wide, wide.T))[1][:, -RANK:].to(m.dtype)
+    return torch.addmm(m, basis, torch.mm(basis.T, m), alpha=GAIN - 1)
+
+
+def full_svd(m: torch.Tensor) -> torch.Tensor:
+    left, values, right = torch.linalg.svd(m.float(), full_matrices=False)
+    values[:RANK] *= GAIN
+    return ((left * values) @ right).to(m.dtype)
+
+
+def once(task) -> float:
+    """Microseconds on the GPU, the host's own time hidden behind a spinning kernel."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(400_000)
+    start.record()
+    task()
+    end.record()
+    end.synchronize()
+    return 1e3 * start.elapsed_time(end)
+
+
+def in_turns(tasks: dict, repeats: int) -> dict[str, float]:
+    """Median microseconds of each task; the slow ones take fewer turns."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    slow = {}
+    for name, task in tasks.items():
+        once(task)
+        slow[name] = once(task) > 1e4
+    for turn in range(repeats):
+        for name, task in tasks.items():
+            if turn < 3 or not slow[name]:
+                times[name].append(once(task))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def copy_rate(repeats: int) -> float:
+    """Bytes a microsecond, read and written, of a copy of 1 GiB."""
+    source = torch.zeros(1 << 28, device="cuda")
+    copied = torch.empty_like(source)
+    return 2 * 4 * source.numel() / in_turns({"copy": lambda: copied.copy_(source)}, repeats)["copy"]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--noise", action="store_true", help="maps of plain noise instead of positive ones")
+    arguments.add_argument("--repeats", type=int, default=30)
+    chosen = arguments.parse_args()
+    reason = why_not()
+    if reason:
+        print(reason)
+        return
+    from test_native_cuda_gpu import Cuda  # loads the library and knows the ABI
+
+    architecture = "{}{}-real".format(*torch.cuda.get_device_capability())
+    folder = build(
+        Path(tempfile.mkdtemp()), "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", target="asvp"
+    )
+    native = Cuda(folder / "libasvp.so")
+    rate = copy_rate(chosen.repeats)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; a copy of 1 GiB moves {rate / 1e6:.2f} TB/s")
+    print("Microseconds, medians\n")
+    print("| C x H x W | type | ours | as a graph | two reads, one write | of copy | Gram + eigh | svd |")
+    print("|---|---|---|---|---|---|---|---|")
+    ratios = []
+    for c, h, w in SHAPES:
+        for dtype in TYPES:
+            x = feature_map(c, h * w, dtype, chosen.noise)
+            y, m = torch.empty_like(x), x[0]
+            problem = native.problem(x, RANK, GAIN)
+            workspace = native.workspace(problem)
+
+            def ours(p=problem, x=x, y=y, memory=workspace):
+                native.call(p, x, y, memory)
+
+            ours()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                ours()
+            with torch.inference_mode():
+                t = in_turns(
+                    {
+                        "ours": ours,
+                        "graph": graph.replay,
+                        "eigh": lambda m=m: gram_and_eigh(m),
+                        "svd": lambda m=m: full_svd(m),
+                    },
+                    chosen.repeats,
+                )
+            floor = 3 * x.numel() * x.element_size() / rate
+            name = f"{c} x {h} x {w} | {str(dtype).removeprefix('torch.')}"
+            cells = [t["ours"], t["graph"], floor]
+            print(
+                f"| {name} | "
+                + " | ".join(f"{cell:.1f}" for cell in cells)
+                + f" | {floor / t['ours']:.0%} | {t['eigh']:.0f} | {t['svd']:.0f} |",
+                flush=True,
+            )
+            ratios.append((name, t["eigh"] / t["ours"], t["svd"] / t["ours"]))
+            del x, y, m, workspace, graph
+    print("\n| C x H x W | type | Gram + eigh / ours | svd / ours |")
+    print("|---|---|---|---|")
+    for name, eigh, svd in ratios:
+        print(f"| {name} | {eigh:.1f} | {svd:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
