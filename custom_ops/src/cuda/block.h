@@ -62,6 +62,11 @@ class DeviceWarp {
     sum<kWarp>(terms);
     return terms.value;
   }
+  // Where all groups of 8 lanes hold the same.
+  __device__ __forceinline__ double sum_of_eight(Per<double>& terms) const {
+    sum<8>(terms);
+    return terms.value;
+  }
 };
 
 class DeviceBlock {
@@ -137,6 +142,10 @@ class HostWarp {
   }
   double sum(Per<double>& terms) const {
     sum<kWarp>(terms);
+    return terms[0];
+  }
+  double sum_of_eight(Per<double>& terms) const {
+    sum<8>(terms);
     return terms[0];
   }
 

@@ -130,6 +130,24 @@ ASVP_HD int64_t hot_bytes(int64_t n, int threads) {
   return (kHotVectors * vector_length(n) + 8) * 8 + most<int64_t>(threads, vector_length(n + 1)) * 4;
 }
 
+// The sum of term(c) over c in [first, n), by one warp: for short ones every eight lanes take them all, and save two exchanges.
+template <class Warp, class Term>
+ASVP_DEVICE double sum_over(const Warp& warp, int first, int n, int whole, Term term) {
+  typename Warp::template Per<double> sum;
+  const int width = whole <= 128 ? 8 : kWarp;
+  warp.each([&](int lane) {
+    double one = 0, two = 0;
+    int c = first + lane % width;
+    for (; c + width < n; c += 2 * width) {
+      one = term(c, one);
+      two = term(c + width, two);
+    }
+    if (c < n) one = term(c, one);
+    sum[lane] = one + two;
+  });
+  return whole <= 128 ? warp.sum_of_eight(sum) : warp.sum(sum);
+}
+
 // a = H T H^T; T in d (diagonal) and e, the reflections I - h v v^T in the rows of a. A step takes two phases: first all rows but
 // the leading one take the update of the step before and are multiplied by the new row x, while one warp finds the length of
 // x; then that warp finds the next update. So a barrier waits for no more than one chain of sums.
@@ -150,18 +168,15 @@ ASVP_DEVICE void tridiagonalise(Block& block, int n, const Place& at) {
       typedef decltype(warp) Warp;
       typename Warp::template Per<double> sum;
       if (warp.index() == 0) {
-        warp.each([&](int lane) {
-          sum[lane] = 0;
-          for (int c = j + 2 + lane; c < n; c += kWarp) sum[lane] = multiply_add(at.x[c], at.x[c], sum[lane]);
-        });
-        const double others = warp.sum(sum), pivot = at.x[j + 1], length = multiply_add(pivot, pivot, others);
+        const double others =
+            sum_over(warp, j + 2, n, n, [&](int c, double before) { return multiply_add(at.x[c], at.x[c], before); });
+        const double pivot = at.x[j + 1], length = multiply_add(pivot, pivot, others);
         const bool needed = others > 1e-290;
         const double root = sqrt(length), value = needed ? (pivot > 0 ? -root : root) : pivot;
-        const double scale = needed ? 1 / multiply_add(-pivot, value, length) : 0;
         warp.each([&](int lane) {
           if (lane > 0) return;
           at.e[j] = at.scalars[0] = value;
-          at.h[j] = at.scalars[1] = scale;
+          at.scalars[1] = needed ? multiply_add(-pivot, value, length) : 0;  // the reciprocal is taken beside a chain of sums
         });
         return;
       }
@@ -189,20 +204,17 @@ ASVP_DEVICE void tridiagonalise(Block& block, int n, const Place& at) {
     });
     if (j == n - 2) break;
     block.warps([&](auto warp) {
-      typedef decltype(warp) Warp;
       if (warp.index() > 0) return;
-      typename Warp::template Per<double> sum;
-      const double value = at.scalars[0], scale = at.scalars[1];
+      const double value = at.scalars[0], length = at.scalars[1], scale = length > 0 ? 1 / length : 0;
       // A v = A x - value * (column j + 1 of A).
       const auto v_of = [&](int c) { return c == j + 1 ? at.x[c] - value : at.x[c]; };
       const auto product_of = [&](int c) { return multiply_add(-value, at.first[c], at.p[c]); };
-      warp.each([&](int lane) {
-        sum[lane] = 0;
-        for (int c = j + 1 + lane; c < n; c += kWarp) sum[lane] = multiply_add(v_of(c), product_of(c), sum[lane]);
-      });
-      const double half = warp.sum(sum) * scale * scale / 2;
+      const double half = sum_over(warp, j + 1, n, n, [&](int c, double before) {
+                            return multiply_add(v_of(c), product_of(c), before);
+                          }) * scale * scale / 2;
       const double v_first = v_of(j + 1), w_first = multiply_add(scale, product_of(j + 1), -multiply(half, v_first));
       warp.each([&](int lane) {
+        if (lane == 0) at.h[j] = scale;
         for (int c = j + 1 + lane; c < n; c += kWarp) {
           const double v = v_of(c), w = multiply_add(scale, product_of(c), -multiply(half, v));
           const double next = multiply_add(-w_first, v, multiply_add(-v_first, w, at.first[c]));
@@ -233,7 +245,7 @@ ASVP_HD int count_above(const double* d, const double* squares, int n, double x)
     above += (next >= 0) == (minor >= 0);
     before = minor;
     minor = next;
-    if (i % 8 == 0) {
+    if (i % 16 == 0) {  // a step shrinks the larger of two by 2^-106 at most every other time
       const uint64_t bits = bit_cast<uint64_t>(most(fabs(before), fabs(minor)));
       const double scale = bit_cast<double>((uint64_t{2046} << 52) - (bits & (uint64_t{0x7ff} << 52)));
       before *= scale;
@@ -258,7 +270,7 @@ ASVP_DEVICE void bisect(Block& block, int n, int count, double norm, const Place
   const auto cut = [&](int i, int u) {
     return multiply_add(at.high[i] - at.low[i], static_cast<double>(u + 1) / (points + 1), at.low[i]);
   };
-  for (double width = 1; width > 0x1p-54; width /= points + 1) {
+  for (double width = 1; width > 0x1p-53; width /= points + 1) {
     block.each([&](int t) {
       for (int i = t / points; i < count; i += block.size() / points)
         if (t / points < block.size() / points)
@@ -437,33 +449,53 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
           });
         }
       });
-      fine = !block.uniform(at.turned) && turn > 0;
+      fine = !block.uniform(at.turned) && turn > 0;  // the second turn makes them orthogonal to rounding, too
     }
     if (!fine) return false;
   }
   return true;
 }
 
-// z = H z for the rows at.order[0 .. k) of at.z.
+// z = H z for the rows at.order[0 .. k) of at.z: four reflections at a time, whose ten inner products share the time of one. With
+// t_q = h_q v_q . (z - t_0 v_0 - ... - t_(q-1) v_(q-1)), z becomes z - t_0 v_0 - ... - t_3 v_3.
 template <class Block>
 ASVP_DEVICE void reflect_back(Block& block, int n, int k, const Place& at) {
   block.warps([&](auto warp) {
     typedef decltype(warp) Warp;
     for (int i = warp.index(); i < k; i += block.size() / kWarp) {
       double* z = at.z + at.order[i] * at.ld;
-      for (int j = n - 3; j >= 0; --j) {
-        const double scale = at.h[j], *v = at.a + j * at.lda;
-        if (scale == 0) continue;
-        typename Warp::template Per<double> sum;
-        warp.each([&](int lane) {  // a lane keeps to its own elements
-          sum[lane] = 0;
-          for (int c = j + 1 + (lane - j - 1 + n * kWarp) % kWarp; c < n; c += kWarp)
-            sum[lane] = multiply_add(v[c], z[c], sum[lane]);
-        });
-        const double factor = warp.sum(sum) * scale;
+      for (int top = n - 3; top >= 0; top -= 4) {
+        const int first = most(top - 3, 0) + 1;
+        const auto v = [&](int q, int c) { return top >= q && c > top - q ? at.a[(top - q) * at.lda + c] : 0; };
+        typename Warp::template Per<double> dot[4], cross[4][4];
         warp.each([&](int lane) {
-          for (int c = j + 1 + (lane - j - 1 + n * kWarp) % kWarp; c < n; c += kWarp)
-            z[c] = multiply_add(-factor, v[c], z[c]);
+          ASVP_UNROLL for (int q = 0; q < 4; ++q) {
+            dot[q][lane] = 0;
+            ASVP_UNROLL for (int r = 0; r < q; ++r) cross[q][r][lane] = 0;
+          }
+          for (int c = first / kWarp * kWarp + lane; c < n; c += kWarp) {  // a lane keeps to its own elements
+            if (c < first) continue;
+            const double y = z[c];
+            ASVP_UNROLL for (int q = 0; q < 4; ++q) {
+              const double vq = v(q, c);
+              dot[q][lane] = multiply_add(vq, y, dot[q][lane]);
+              ASVP_UNROLL for (int r = 0; r < q; ++r) cross[q][r][lane] = multiply_add(vq, v(r, c), cross[q][r][lane]);
+            }
+          }
+        });
+        double t[4];
+        ASVP_UNROLL for (int q = 0; q < 4; ++q) {
+          double product = warp.sum(dot[q]);
+          ASVP_UNROLL for (int r = 0; r < q; ++r) product = multiply_add(-t[r], warp.sum(cross[q][r]), product);
+          t[q] = top >= q ? at.h[top - q] * product : 0;
+        }
+        warp.each([&](int lane) {
+          for (int c = first / kWarp * kWarp + lane; c < n; c += kWarp) {
+            if (c < first) continue;
+            double y = z[c];
+            ASVP_UNROLL for (int q = 0; q < 4; ++q) y = multiply_add(-t[q], v(q, c), y);
+            z[c] = y;
+          }
         });
       }
     }
@@ -475,9 +507,15 @@ ASVP_DEVICE void reflect_back(Block& block, int n, int k, const Place& at) {
 template <class Block>
 ASVP_DEVICE void leading(Block& block, int n, int k, const Place& at, bool doubtful = false) {
   tridiagonalise(block, n, at);
+  block.each([&](int t) {  // the largest row sum, in two steps
+    if (t >= kWarp) return;
+    double most_of_mine = 0;
+    for (int i = t; i < n; i += kWarp)
+      most_of_mine = most(most_of_mine, fabs(at.d[i]) + (i > 0 ? fabs(at.e[i - 1]) : 0) + (i + 1 < n ? fabs(at.e[i]) : 0));
+    at.w[t] = most_of_mine;
+  });
   double norm = 0;
-  for (int i = 0; i < n; ++i)
-    norm = most(norm, fabs(at.d[i]) + (i > 0 ? fabs(at.e[i - 1]) : 0) + (i + 1 < n ? fabs(at.e[i]) : 0));
+  for (int i = 0; i < kWarp; ++i) norm = most(norm, at.w[i]);
   bisect(block, n, least(k + 1, n), norm, at);
   block.each([&](int t) {
     for (int i = t; i < k; i += block.size()) at.order[i] = i;

@@ -97,7 +97,7 @@ struct Solve {
   }
 
   template <class Block>
-  static ASVP_RARE void solve(Block& block, const Call& call, int64_t s, int pass) {
+  static ASVP_DEVICE void solve(Block& block, const Call& call, int64_t s, int pass) {
     const Plan& plan = call.plan;
     State& state = call.state(s);
     const Bits peak = static_cast<Bits>(block.uniform(&state.peak));
