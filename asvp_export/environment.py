@@ -11,11 +11,8 @@ def environment() -> dict[str, str | int | None]:
     """What a result may depend on, and nothing that names the machine or its user.
 
     Returns:
-        Versions (None: not installed), the platform, which native kernels there are ("avx512, cuda"; None: no library),
-        and how many processors this process may use.
+        Versions (None: not installed), the platform, and how many processors this process may use.
     """
-    from asvp_export.operator.native import kernels
-
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -23,7 +20,6 @@ def environment() -> dict[str, str | int | None]:
         "onnx": _version("onnx"),
         "onnxruntime": _version("onnxruntime", "onnxruntime-gpu"),
         "numpy": _version("numpy"),
-        "native": kernels(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 

@@ -13,14 +13,13 @@ import argparse
 import shutil
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("custom_ops/tests", "tests")]
-from native import build  # noqa: E402
+from native import build
 
 SHAPES = [(64, 1024, 1024), (180, 512, 512), (64, 256, 256), (64, 128, 128), (256, 64, 64)]
 TYPES = [torch.float32, torch.float16]
@@ -100,9 +99,7 @@ def main() -> None:
     from test_native_cuda_gpu import Cuda  # loads the library and knows the ABI
 
     architecture = "{}{}-real".format(*torch.cuda.get_device_capability())
-    folder = build(
-        Path(tempfile.mkdtemp()), "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", target="asvp"
-    )
+    folder = build("tests-gpu", "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", target="asvp")
     native = Cuda(folder / "libasvp.so")
     rate = copy_rate(chosen.repeats)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; a copy of 1 GiB moves {rate / 1e6:.2f} TB/s")

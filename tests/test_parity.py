@@ -25,7 +25,7 @@ from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.latency import latency
 from asvp_export.parity.metrics import psnr, ssim
 from asvp_export.parity.session import conflicting_onnxruntime, fits, inputs_of, run_model, session
-from asvp_export.parity.verify import GateResult, ImageScore, failure_text, score
+from asvp_export.parity.verify import GateResult, ImageScore, failure_text, score, worse
 
 FREE = {"minimum": 1, "multiple": 1, "data_range": 1.0}
 
@@ -335,7 +335,7 @@ def test_a_nan_output_fails_and_is_null_in_json() -> None:
     shown = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert list(shown) == ["min_psnr", "mean_psnr", "min_ssim", "threshold", "passed", "per_image"]
     assert (shown["min_psnr"], shown["mean_psnr"], shown["min_ssim"]) == (None, None, None)
-    assert list(shown["per_image"][1]) == ["name", "size", "batch", "psnr", "ssim"]
+    assert list(shown["per_image"][1]) == ["name", "size", "batch", "way", "psnr", "ssim"]
     assert shown["per_image"][1]["psnr"] is None and shown["per_image"][0]["psnr"] == pytest.approx(60, abs=0.02)
 
 
@@ -384,10 +384,22 @@ def test_a_failure_shows_the_images_and_the_distribution() -> None:
     text = failure_text("preservation", judged(60, 30, math.nan, 40))
     lines = text.splitlines()
     assert lines[0] == "preservation: 3 of 4 comparisons do not reach 48 dB, the worst is at NaN."
-    assert [line.split()[-4] for line in lines[1:4]] == ["2.png", "1.png", "3.png"]
+    assert [line.split()[-5] for line in lines[1:4]] == ["2.png", "1.png", "3.png"]
     assert "not finite  25.00% ##########" in text and "1e-2 to 1e-1" in text
     assert "and 1 more" in failure_text("preservation", judged(30, 31, 32), most=2)
     assert failure_text("fidelity", judged(90, threshold=80)) == "fidelity: all 1 comparisons reach 80 dB."
+
+
+def test_the_worse_of_two_ways_counts() -> None:
+    good, bad = judged(60, 90), judged(70, 30)
+    both = worse({"function": good, "library": bad})
+    assert not both.passed and both.min_psnr == bad.min_psnr and both.min_ssim == min(good.min_ssim, bad.min_ssim)
+    assert [one.way for one in both.per_image] == ["function", "function", "library", "library"]
+    assert [one.psnr for one in both.per_image] == [one.psnr for one in (*good.per_image, *bad.per_image)]
+    assert sum(both.decades) == sum(good.decades) + sum(bad.decades)
+    assert worse({"function": bad, "library": good}).min_psnr == bad.min_psnr
+    assert math.isnan(worse({"function": good, "library": judged(60, math.nan)}).min_psnr)
+    assert worse({"function": good}).passed
 
 
 def test_latency_gives_a_time_for_each_model() -> None:

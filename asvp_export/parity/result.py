@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asvp_export.environment import environment, tool_version
 from asvp_export.graph.strength import NodeEffect
-from asvp_export.operator import Perturbation
+from asvp_export.operator import Perturbation, native
 from asvp_export.parity.verify import GateResult
 
 FIDELITY_DB = 80.0  # float32: the export is right
@@ -100,7 +100,7 @@ class ParityResult:
                 "unit": "milliseconds",
             },
             "notes": list(self.notes),
-            "environment": environment(),
+            "environment": {**environment(), "native": native.kernels()},
         }
 
 

@@ -14,6 +14,10 @@ import numpy as np
 from filelock import FileLock
 
 SOURCE = Path(__file__).resolve().parents[1]
+CMAKE = (
+    shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    or "cmake"
+)
 LEVELS = ("portable", "avx2", "avx512")
 CODES = {  # bfloat16 is carried as uint16: numpy has no such type
     np.dtype(np.float32): 0,
@@ -40,11 +44,10 @@ def build(name: str, *options: str, target: str = "all") -> Path:
     """
     folder = SOURCE.parent / "build" / name
     folder.mkdir(parents=True, exist_ok=True)
-    cmake = shutil.which("cmake") or str(Path(sys.executable).with_name("cmake"))  # of the environment, active or not
     with FileLock(folder / "lock"):  # tests run in several processes
         for command in (
-            [cmake, "-S", str(SOURCE), "-B", str(folder), "-DASVP_TESTS=ON", "-DASVP_CUDA=OFF", *options],
-            [cmake, "--build", str(folder), "--parallel", "2", "--target", target],
+            [CMAKE, "-S", str(SOURCE), "-B", str(folder), "-DASVP_TESTS=ON", "-DASVP_CUDA=OFF", *options],
+            [CMAKE, "--build", str(folder), "--parallel", "2", "--target", target],
         ):
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr

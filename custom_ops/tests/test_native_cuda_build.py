@@ -7,24 +7,27 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
-from native import SOURCE, Native, build, problem_of
+from native import CMAKE, SOURCE, Native, build, problem_of
 from test_native_cpu import filled
 
 NVCC = shutil.which("nvcc") or next((p for p in ["/usr/local/cuda/bin/nvcc"] if Path(p).is_file()), None)
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc to compile the CUDA half with")
 
 
-def configure(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    command = ["cmake", "-S", str(SOURCE), "-B", str(folder), *options]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+def configure(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([CMAKE, "-S", SOURCE, "-B", folder, *options], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("cuda"), "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={NVCC}")
+def folder() -> Path:
+    """Where setup.py builds: what the installation has compiled is not compiled again."""
+    place = f"native-{sysconfig.get_platform()}"
+    return build(place, "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={NVCC}", target="asvp")
 
 
 @needs_nvcc
@@ -37,7 +40,7 @@ def test_every_architecture_compiles_and_the_library_loads_anywhere(folder):
     assert not chosen.endswith("-real")  # PTX for what comes after
     seen = subprocess.run(
         [
-            "python3", "-c",
+            sys.executable, "-c",
             "import ctypes, sys; l = ctypes.CDLL(sys.argv[1]); l.asvp_cuda_unavailable.restype = ctypes.c_char_p; "
             "print(l.asvp_cuda_unavailable().decode())",
             folder / "libasvp.so",

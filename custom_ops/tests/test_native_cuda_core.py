@@ -14,7 +14,7 @@ import torch
 from criterion import REFERENCE32, REFERENCE64, as_matrices, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import CODES, Problem, build, problem_of
+from native import CODES, Problem, problem_of
 from spectra import SPECTRA, feature_maps, matrix
 
 TOLERANCES = {np.float32: REFERENCE32, np.float64: REFERENCE64}
@@ -59,8 +59,8 @@ def placed(x: np.ndarray, offset: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def cuda(tmp_path_factory) -> Emulated:
-    return Emulated(build(tmp_path_factory.mktemp("emulated"), target="asvp_cuda_emulated"))
+def cuda(folder) -> Emulated:
+    return Emulated(folder)
 
 
 def to_type(values: np.ndarray, dtype) -> np.ndarray:

@@ -72,14 +72,13 @@ class Cuda:
 
 
 @pytest.fixture(scope="session")
-def cuda(tmp_path_factory) -> Cuda:
+def cuda() -> Cuda:
     if not torch.cuda.is_available():
         pytest.skip("no GPU that PyTorch can use")
     if not (shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")):
         pytest.skip("no nvcc to build libasvp's CUDA half with")
     architecture = "{}{}-real".format(*torch.cuda.get_device_capability())
-    folder = tmp_path_factory.mktemp("gpu")
-    build(folder, "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", target="asvp")
+    folder = build("tests-gpu", "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", target="asvp")
     loaded = Cuda(folder / "libasvp.so")
     assert loaded.library.asvp_cuda_unavailable() is None
     return loaded
@@ -225,11 +224,11 @@ def test_addresses_and_strides(cuda, dtype):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_the_gpu_gives_what_the_emulation_gives(cuda, dtype, tmp_path_factory):
+def test_the_gpu_gives_what_the_emulation_gives(cuda, dtype, folder):
     """To rounding: the order of all sums is the same; square roots and divisions are IEEE's on both."""
     from test_native_cuda_core import Emulated
 
-    emulated = Emulated(build(tmp_path_factory.mktemp("emulated"), target="asvp_cuda_emulated"))
+    emulated = Emulated(folder)
     x = drawn((2, 40, 3000), dtype)
     host = x.view(torch.uint16) if dtype == torch.bfloat16 else x
     wanted = torch.from_numpy(emulated.perturb(host.cpu().numpy(), 3, 3.0)).view(dtype).to("cuda")
