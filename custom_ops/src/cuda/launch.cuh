@@ -23,6 +23,7 @@ struct Stream {
 
   bool clear(const Call& call) {
     const size_t pitch = static_cast<size_t>(call.plan.sample_bytes), width = static_cast<size_t>(call.plan.cleared_bytes);
+    if (call.count == 1) return good(cudaMemsetAsync(call.memory, 0, width, stream));  // any size of sample
     return good(cudaMemset2DAsync(call.memory, pitch, 0, width, static_cast<size_t>(call.count), stream));
   }
 
