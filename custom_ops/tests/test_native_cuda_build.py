@@ -27,7 +27,7 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess:
 def folder() -> Path:
     """Where setup.py builds: what the installation has compiled is not compiled again."""
     place = f"native-{sysconfig.get_platform()}"
-    return build(place, "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={NVCC}", target="asvp")
+    return build(place, "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={NVCC}")
 
 
 @needs_nvcc
