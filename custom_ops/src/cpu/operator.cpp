@@ -62,8 +62,8 @@ Plan make_plan(const asvp_problem& problem) {
   p.width = least(p.width, round_up(p.l, 16));
   p.stride = p.width + 16;
   // A chunk's sums take c^2 / 2 float64, the map's share of it c * chunk elements: with chunks this long the sums of all
-  // take at most a quarter of a float32 map.
-  const int64_t shortest = most(2 * p.width, 4 * p.c);
+  // take at most a quarter of a float32 map, and adding them up, which one thread does, stays short beside the products.
+  const int64_t shortest = most((p.c <= 128 ? 4 : 2) * p.width, 4 * p.c);
   const int64_t wanted = most(1, least(kMostChunks, p.l / shortest));
   p.chunk = round_up((p.l + wanted - 1) / wanted, p.width);
   p.chunks = (p.l + p.chunk - 1) / p.chunk;
