@@ -13,9 +13,8 @@ import argparse
 import math
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 THREADS = 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
@@ -25,10 +24,7 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "custom_ops" / "tests"))
-from native import Native, build, problem_of
-
-from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
+from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation, native
 from asvp_export.operator.onnx_function import perturbation_function
 
 SHAPES = [(32, 256, 256), (64, 256, 256), (180, 128, 128), (64, 512, 512), (256, 64, 64)]
@@ -74,27 +70,18 @@ def low_rank(m: torch.Tensor) -> torch.Tensor:
     return torch.addmm(m, left, torch.mm(left.T, m), alpha=GAIN - 1)
 
 
-def let_threads_sleep() -> None:
-    """Threads of the task before look for work a while (libgomp's for some 15 ms), on the core that the next task wants."""
-    busy = True
-    while busy:
-        before = time.process_time()
-        time.sleep(0.002)
-        busy = time.process_time() - before > 0.0005
+def native_call(x: torch.Tensor, y: torch.Tensor, threads: bool) -> Callable[[], None]:
+    """The library's kernel on PyTorch's own threads, as torch.ops.asvp.perturb calls it, into a map that is there already."""
+    library, problem = native._library(), native._problem(x, Perturbation(RANK, GAIN))
+    assert problem is not None
+    size = library.asvp_workspace_cpu(problem)
+    scratch = torch.empty(size + 64, dtype=torch.uint8)
+    parallel, host = native._threads() if threads else (None, None)
 
+    def call(at: int = scratch.data_ptr() + -scratch.data_ptr() % 64, keep: object = (x, y, scratch)) -> None:
+        assert not library.asvp_perturb_cpu(problem, x.data_ptr(), y.data_ptr(), at, size, parallel, host)
 
-def one_core_each(native: Native) -> None:
-    """This thread on one core, our pool's other thread on the second. Left alone, the scheduler often wakes it on this one.
-
-    Last of all, so that the other pools do not inherit it; with this thread in its place theirs find their own core.
-    """
-    tasks = Path("/proc/self/task")
-    before = set(tasks.iterdir())
-    native.pool(THREADS)
-    cores = sorted(os.sched_getaffinity(0))
-    for thread in set(tasks.iterdir()) - before:
-        os.sched_setaffinity(int(thread.name), {cores[1]})
-    os.sched_setaffinity(0, {cores[0]})
+    return call
 
 
 def in_turns(tasks: dict, seconds: float) -> dict[str, float]:
@@ -111,7 +98,7 @@ def in_turns(tasks: dict, seconds: float) -> dict[str, float]:
         for name, task in tasks.items():
             if first[name] > 0.1 and turn % 8 != 1:
                 continue
-            let_threads_sleep()
+            time.sleep(0.004)  # threads of the one before, still looking for work, go to sleep
             start = time.perf_counter()
             task()
             times[name].append(time.perf_counter() - start)
@@ -125,9 +112,8 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=4.0, help="for each shape")
     chosen = arguments.parse_args()
     torch.set_num_threads(THREADS)
-    native = Native(build("tests"))
     print(
-        f"libasvp: {native.kernels}; torch {torch.__version__}, onnxruntime {ort.__version__}; milliseconds, medians\n"
+        f"libasvp: {native.kernels()}; torch {torch.__version__}, onnxruntime {ort.__version__}; milliseconds, medians\n"
     )
     print("| C x H x W | ours | F | R | Gram + eigh | function body | svd_lowrank | svd | one thread |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -135,31 +121,21 @@ def main() -> None:
     product = torch.empty(1536, 1536)
     source = torch.randn(1 << 24)
     copied = torch.empty_like(source)
-    torch.mm(a, b, out=product)
-    sessions = [function_body(c) for c, _, _ in SHAPES]
-    one_core_each(native)
     ratios = []
-    for (c, h, w), session in zip(SHAPES, sessions, strict=True):
+    for c, h, w in SHAPES:
         x = feature_map(c, h * w, chosen.noise)
-        y = np.empty_like(x)
         m = torch.from_numpy(x[0])
-        m_copy = torch.empty_like(m)
-        gram = torch.empty(c, c)
-        problem = problem_of(x, RANK, GAIN)
-        workspace = native.workspace(problem)
-
-        def ours(threads, p=problem, x=x, y=y, memory=workspace):
-            native.call(p, x.ctypes.data, y.ctypes.data, memory, threads)
-
+        m_copy, y, gram = torch.empty_like(m), torch.empty_like(m), torch.empty(c, c)
+        session = function_body(c)
         with torch.inference_mode():
             t = in_turns(
                 {
-                    "ours": lambda: ours(THREADS),
+                    "ours": native_call(m[None], y[None], True),
                     "mm": lambda m=m, gram=gram: torch.mm(m, m.T, out=gram),
                     "copy": lambda m=m, m_copy=m_copy: m_copy.copy_(m),
                     "large mm": lambda: torch.mm(a, b, out=product),
                     "large copy": lambda: copied.copy_(source),
-                    "one": lambda: ours(1),
+                    "one": native_call(m[None], y[None], False),
                     "eigh": lambda m=m: gram_and_eigh(m),
                     "body": lambda session=session, x=x: session.run(None, {"X": x}),
                     "lowrank": lambda m=m: low_rank(m),
