@@ -9,47 +9,35 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+import torch
+from _native import native_call
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "custom_ops" / "tests"))
-from native import Native, build, problem_of
-
+from asvp_export.operator import Perturbation
 from asvp_export.parity.latency import in_turns
 
-CHANNELS = (16, 32, 64)
+CHANNELS = (16, 64)
 LENGTHS = [4096 * 2**i for i in range(11)]  # to 4.2 million
-THREADS = 2
 
 
-def measured(native: Native, c: int) -> list[float]:
+def measured(c: int) -> list[float]:
     """Milliseconds of each length; all lengths take turns, so that a slow moment of the machine meets all of them."""
-    tasks = []
-    for length in LENGTHS:
-        x = np.maximum(np.random.default_rng(0).standard_normal((1, c, length), dtype=np.float32) + 1, 0)
-        y, problem = np.empty_like(x), problem_of(x, 4, 1.1)
-        memory = native.workspace(problem)
-
-        def call(problem=problem, x=x, y=y, memory=memory) -> None:
-            native.call(problem, x.ctypes.data, y.ctypes.data, memory, THREADS)
-
-        tasks.append(call)
-    return in_turns(9, *tasks, rest=0.004)
+    node, generator = Perturbation(4, 1.1), torch.Generator().manual_seed(0)
+    maps = [torch.randn(1, c, length, generator=generator).add_(1).relu_() for length in LENGTHS]
+    return in_turns(9, *(native_call(x, torch.empty_like(x), node) for x in maps), rest=0.004)
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--plot", type=Path, default=ROOT / "docs" / "linearity.png")
+    arguments.add_argument("--plot", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "linearity.png")
     chosen = arguments.parse_args()
-    native = Native(build("tests"))
-    times = {c: measured(native, c) for c in CHANNELS}
+    torch.set_num_threads(2)
+    times = {c: measured(c) for c in CHANNELS}
     print("| L | " + " | ".join(f"C = {c}, ms | ns a position" for c in CHANNELS) + " |")
     print("|---|" + "---|---|" * len(CHANNELS))
     for i, length in enumerate(LENGTHS):

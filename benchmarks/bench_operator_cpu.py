@@ -14,7 +14,6 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
 
 THREADS = 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
@@ -22,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 import numpy as np
 import onnxruntime as ort
 import torch
+from _native import native_call
 from onnx import TensorProto, helper
 
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation, native
@@ -70,20 +70,6 @@ def low_rank(m: torch.Tensor) -> torch.Tensor:
     return torch.addmm(m, left, torch.mm(left.T, m), alpha=GAIN - 1)
 
 
-def native_call(x: torch.Tensor, y: torch.Tensor, threads: bool) -> Callable[[], None]:
-    """The library's kernel on PyTorch's own threads, as torch.ops.asvp.perturb calls it, into a map that is there already."""
-    library, problem = native._library(), native._problem(x, Perturbation(RANK, GAIN))
-    assert problem is not None
-    size = library.asvp_workspace_cpu(problem)
-    scratch = torch.empty(size + 64, dtype=torch.uint8)
-    parallel, host = native._threads() if threads else (None, None)
-
-    def call(at: int = scratch.data_ptr() + -scratch.data_ptr() % 64, keep: object = (x, y, scratch)) -> None:
-        assert not library.asvp_perturb_cpu(problem, x.data_ptr(), y.data_ptr(), at, size, parallel, host)
-
-    return call
-
-
 def in_turns(tasks: dict, seconds: float) -> dict[str, float]:
     """Median seconds of each task. The slow ones sit out most rounds."""
     times = {name: [] for name in tasks}
@@ -130,12 +116,12 @@ def main() -> None:
         with torch.inference_mode():
             t = in_turns(
                 {
-                    "ours": native_call(m[None], y[None], True),
+                    "ours": native_call(m[None], y[None], Perturbation(RANK, GAIN)),
                     "mm": lambda m=m, gram=gram: torch.mm(m, m.T, out=gram),
                     "copy": lambda m=m, m_copy=m_copy: m_copy.copy_(m),
                     "large mm": lambda: torch.mm(a, b, out=product),
                     "large copy": lambda: copied.copy_(source),
-                    "one": native_call(m[None], y[None], False),
+                    "one": native_call(m[None], y[None], Perturbation(RANK, GAIN), alone=True),
                     "eigh": lambda m=m: gram_and_eigh(m),
                     "body": lambda session=session, x=x: session.run(None, {"X": x}),
                     "lowrank": lambda m=m: low_rank(m),
