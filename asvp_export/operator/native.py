@@ -25,7 +25,7 @@ _KEPT_SCRATCH = 64 << 20  # bytes that a thread keeps from call to call: fresh p
 _here = threading.local()
 
 
-class _Problem(ctypes.Structure):
+class Problem(ctypes.Structure):
     """asvp_problem of the C ABI."""
 
     _fields_ = [
@@ -118,7 +118,7 @@ def perturb(x: torch.Tensor, node: Perturbation) -> torch.Tensor:
     return out
 
 
-def _problem(x: torch.Tensor, node: Perturbation) -> _Problem | None:
+def _problem(x: torch.Tensor, node: Perturbation) -> Problem | None:
     """The C ABI's view of a dense tensor; None where its positions are not one regular run."""
     axis = node.axis % x.ndim
     # The order of positions is of no account, so any order of their dimensions will do that makes one run.
@@ -130,10 +130,10 @@ def _problem(x: torch.Tensor, node: Perturbation) -> _Problem | None:
             return None
         length *= size
     strides = (max(x.stride(0), 1), max(x.stride(axis), 1), step)
-    return _Problem(x.shape[0], x.shape[axis], length, *strides, _DTYPES[x.dtype], node.rank, node.gain, node.energy)
+    return Problem(x.shape[0], x.shape[axis], length, *strides, _DTYPES[x.dtype], node.rank, node.gain, node.energy)
 
 
-def _run(problem: _Problem, x: torch.Tensor, out: torch.Tensor) -> None:
+def _run(problem: Problem, x: torch.Tensor, out: torch.Tensor) -> None:
     library, at = _library(), ctypes.byref(problem)
     if x.device.type == "cuda":
         with torch.cuda.device(x.device):
@@ -206,7 +206,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"The native library {_FILE.name} does not load ({error}); install asvp-export anew."
     if found != _ABI:
         return None, f"The native library {_FILE.name} has ABI {found}, {_ABI} was expected; install asvp-export anew."
-    void, size, problem = ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(_Problem)
+    void, size, problem = ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(Problem)
     for name in ("asvp_cpu_kernels", "asvp_check", "asvp_cuda_unavailable"):
         getattr(library, name).restype = ctypes.c_char_p
     for name in ("asvp_workspace_cpu", "asvp_workspace_cuda"):

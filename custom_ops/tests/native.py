@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from asvp_export.operator.native import Problem
+
 SOURCE = Path(__file__).resolve().parents[1]
 CMAKE = (
     shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -25,16 +27,6 @@ CODES = {  # bfloat16 is carried as uint16: numpy has no such type
     np.dtype(np.uint16): 2,
     np.dtype(np.float64): 3,
 }
-
-
-class Problem(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("n", "c", "l", "sample_stride", "channel_stride", "position_stride")),
-        ("dtype", ctypes.c_int),
-        ("rank", ctypes.c_int64),
-        ("gain", ctypes.c_double),
-        ("energy", ctypes.c_double),
-    ]
 
 
 def build(name: str, *options: str, target: str = "all") -> Path:
