@@ -63,6 +63,11 @@ class ParityResult:
         }  # fmt: skip
 
     @property
+    def ways(self) -> tuple[str, ...]:
+        """What ran the nodes in the gates, the fastest last: by that the latency is."""
+        return tuple(dict.fromkeys(score.way for score in self.preservation.per_image))
+
+    @property
     def fitting_gain(self) -> float | None:
         """About the gain that would have preserved enough; None where one was not missed by the gain alone.
 
@@ -97,6 +102,7 @@ class ParityResult:
                 "original": round(original, 3),
                 "protected": round(protected, 3),
                 "ratio": round(protected / original, 4),
+                "way": self.ways[-1],
                 "unit": "milliseconds",
             },
             "notes": list(self.notes),

@@ -64,13 +64,15 @@ def result_table(result: ParityResult, file: Path, written: Sequence[Path]) -> N
             row = [escape(name), str(node.rank), f"{node.gain:g}", f"{node.energy:g}", str(node.axis)]
             table.add_row(*row, *(f"{share:.4f}" for share in shares))
         console.print(table)
-    gates = _table("gate", "worst", "mean", "worst SSIM", "needed", "")
+    gates = _table("gate", "worst", "mean", "worst SSIM", "needed", "by", "")
     for name, gate in result.gates.items():
-        gates.add_row(name, *_gate_row(gate))
+        *measured, verdict = _gate_row(gate)
+        gates.add_row(name, *measured, ", ".join(result.ways), verdict)
     console.print(gates)
     original, protected = result.latency_ms
     console.print(
-        f"latency in onnxruntime: {protected:.1f} ms, unprotected {original:.1f} ms (x {protected / original:.2f})"
+        f"latency in onnxruntime, by the {result.ways[-1]}: {protected:.1f} ms, unprotected {original:.1f} ms "
+        f"(x {protected / original:.2f})"
     )
     for note in result.notes:
         console.print(escape(note))
