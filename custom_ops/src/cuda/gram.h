@@ -7,8 +7,9 @@
 //
 // Why FFMA and not tensor cores for float32: 3xTF32 keeps the products, but the tensor cores' own additions truncate, and a bias
 // of 1e-8 to 1e-7 that differs from element to element does not average out over L. docs/operator.md wants e = 1e-6 of the
-// captured energy also where s_r is far below s_1. Here chains of at most 32 products are rounded to nearest, 16 of them are added
-// in float32, the rest in float64: 1e-7 / sqrt(L / 512) of s_1^2, what `too_blurred` counts on.
+// captured energy also where s_r is far below s_1. Here chains of at most 32 products are rounded to nearest, and the chains are
+// added without an error that counts, in two float32: as good as float64, and as fast on GPUs whose float64 is slow. That
+// leaves at most 1e-7 / sqrt(L / 512) of s_1^2 for maps that vary, what `too_blurred` counts on.
 //
 // Half types are summed in float64: two units in the last place must hold in every element, also where M and its change cancel.
 #ifndef ASVP_CUDA_GRAM_H_
@@ -32,8 +33,7 @@ struct Sums;
 template <>
 struct Sums<kNarrow> {
   typedef float Element;
-  float chain[16], middle[16];
-  double total[16];
+  float chain[16], high[16], low[16];
 };
 template <>
 struct Sums<kWide> {
@@ -97,7 +97,6 @@ struct Gram {
   static constexpr int V = kVector<E>;
   // How many runs a thread holds at most, between their loading and their use (a test counts them for every C).
   static constexpr int kRuns = stage_elements(static_cast<Mode>(M)) / V / 256 + (V == 8 ? 1 : 0);
-  static constexpr int kFlush = 16;  // chains in `middle`
 
   static ASVP_HD int shared_bytes(const Plan& plan) {
     const Stage diagonal = make_stage(static_cast<Mode>(M), plan.tile, true);
@@ -215,11 +214,8 @@ struct Gram {
       clear(sums[t]);
       load_stage(t, chunk);
     });
-    int since = 0;
     for (int64_t at = chunk; at < stages; at += plan.chunks) {
       block.each([&](int t) { store_stage(t); });
-      const bool flush = ++since == kFlush || at + plan.chunks >= stages;
-      if (flush) since = 0;
       block.each([&](int t) {
         if (at + plan.chunks < stages) load_stage(t, at + plan.chunks);  // on its way while the products are summed
         const int group = t / stage.subs;
@@ -227,7 +223,7 @@ struct Gram {
         int row, column;
         place_of(stage, t % stage.subs, row, column);
         products(stage, tile, left == right ? tile : tile + stride, group * stage.chain, row, column, sums[t]);
-        settle(sums[t], flush);
+        settle(sums[t]);
       });
     }
 
@@ -248,10 +244,7 @@ struct Gram {
   // ---------------------------------------------------------------- one thread's sub-tile
 
   static ASVP_DEVICE void clear(Sums<kNarrow>& sums) {
-    ASVP_UNROLL for (int e = 0; e < 16; ++e) {
-      sums.middle[e] = 0;
-      sums.total[e] = 0;
-    }
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.high[e] = sums.low[e] = 0;
   }
   static ASVP_DEVICE void clear(Sums<kWide>& sums) {
     ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.total[e] = 0;
@@ -297,22 +290,28 @@ struct Gram {
   static ASVP_DEVICE void accumulate(Sums<kTwofold>& sums, int e, double a, double b) {
     sums.total[e] = plus_product(sums.total[e], a, b);
   }
-  static ASVP_DEVICE void settle(Sums<kNarrow>& sums, bool flush) {
-    ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.middle[e] += sums.chain[e];
-    if (!flush) return;
+  static ASVP_DEVICE void settle(Sums<kNarrow>& sums) {
     ASVP_UNROLL for (int e = 0; e < 16; ++e) {
-      sums.total[e] += static_cast<double>(sums.middle[e]);
-      sums.middle[e] = 0;
+      const float s = add(sums.high[e], sums.chain[e]), t = add(s, -sums.high[e]);
+      sums.low[e] = add(sums.low[e], add(add(sums.high[e], -add(s, -t)), add(sums.chain[e], -t)));
+      sums.high[e] = s;
     }
   }
-  static ASVP_DEVICE void settle(Sums<kWide>&, bool) {}
-  static ASVP_DEVICE void settle(Sums<kTwofold>&, bool) {}
+  static ASVP_DEVICE void settle(Sums<kWide>&) {}
+  static ASVP_DEVICE void settle(Sums<kTwofold>&) {}
 
   // Element e of sub-tile q at e * subs + q: neighbours in memory are neighbouring threads.
   template <class S>
   static ASVP_DEVICE void finish(S& sums, const double* from, double* to, int subs) {
-    ASVP_UNROLL for (int e = 0; e < 16; ++e) to[e * subs] = from ? from[e * subs] + sums.total[e] : sums.total[e];
+    ASVP_UNROLL for (int e = 0; e < 16; ++e) {
+      const double sum = total_of(sums, e);
+      to[e * subs] = from ? from[e * subs] + sum : sum;
+    }
   }
+  static ASVP_DEVICE double total_of(const Sums<kNarrow>& sums, int e) {
+    return static_cast<double>(sums.high[e]) + static_cast<double>(sums.low[e]);
+  }
+  static ASVP_DEVICE double total_of(const Sums<kWide>& sums, int e) { return sums.total[e]; }
   static ASVP_DEVICE void finish(Sums<kTwofold>& sums, const double* from, double* to, int subs) {
     const int half = 16 * subs;
     ASVP_UNROLL for (int e = 0; e < 16; ++e) {

@@ -20,7 +20,7 @@ constexpr int kSharedBytes = 48 << 10;  // of a block: every GPU gives so much u
 
 // How the Gram matrix is summed.
 enum Mode {
-  kNarrow = 0,   // float32 products and short chains, float64 between them
+  kNarrow = 0,   // float32 products and short chains, the chains added in two float32
   kWide = 1,     // float64
   kTwofold = 2,  // float64 products split exactly, sums in two float64
 };

@@ -139,6 +139,21 @@ ASVP_HD double multiply(double a, double b) {
 #endif
 }
 
+ASVP_HD float add(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fadd_rn(a, b);
+#else
+  return a + b;
+#endif
+}
+ASVP_HD float multiply(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // high + low, about 106 bits (Dekker, Numer. Math. 18, 1971; Knuth's sum, which wants no order of size).
 struct Twofold {
   double high, low;
