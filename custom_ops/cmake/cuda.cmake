@@ -2,8 +2,8 @@
 # CMAKE_CUDA_ARCHITECTURES (unless the caller did), ASVP_CUDART_STATIC, and `missing` to nothing; or
 # `missing` to what is not there, in words, and CMAKE_CUDA_COMPILER to nothing.
 #
-# It serves toolkits and pip's packages (nvidia-cuda-nvcc and those it needs), where the parts come one by one: so it tries them
-# before enable_language(CUDA), whose failure would end the configuration.
+# It serves toolkits and pip's packages (nvidia-cuda-nvcc and those it needs), where the parts come one by one: so it tries
+# them before enable_language(CUDA), whose failure would end the configuration.
 
 set(ASVP_CUDA_WANTED 75 80 86 89 90 100 120)
 

@@ -68,9 +68,10 @@ EXPORT int asvp_perturb_cuda_emulated(const asvp_problem* problem, const void* x
 }
 
 // The solve alone: `matrix` (n x n, symmetric) is destroyed; k rows of vectors, least(k + 1, n) values.
-EXPORT void asvp_leading_cuda_emulated(int n, int k, double* matrix, double* values, double* vectors, int threads, int backwards,
-                                       int doubtful) {
-  const size_t square = static_cast<size_t>(n) * static_cast<size_t>(round_up(n, 8)), length = static_cast<size_t>(vector_length(n));
+EXPORT void asvp_leading_cuda_emulated(int n, int k, double* matrix, double* values, double* vectors, int threads,
+                                       int backwards, int doubtful) {
+  const size_t square = static_cast<size_t>(n) * static_cast<size_t>(round_up(n, 8));
+  const size_t length = static_cast<size_t>(vector_length(n));
   std::vector<double> hot(static_cast<size_t>(hot_bytes(n, threads)) / 8 + 1, NAN), z(square, NAN), factors(square, NAN),
       a(square, NAN), cold(2 * (length + 8), NAN);
   std::vector<int32_t> order(length + 1);

@@ -333,6 +333,13 @@ def test_every_tile_fits_into_the_threads_registers_and_shared_memory(cuda):
     assert shared.value <= 48 << 10
 
 
+def test_ranks_and_channels_beyond_shared_memory_are_refused(cuda):
+    for c, rank, dtype, status in [(1016, 1016, 1, 0), (1100, 1017, 1, 1), (8200, 1, 1, 1)]:
+        problem = Problem(1, c, rank, c * rank, rank, 1, dtype, rank, 3.0, 1.0)
+        zeros = np.zeros(c * rank, np.float16)  # a zero map: no solve
+        assert cuda.call(problem, zeros.ctypes.data, zeros.ctypes.data) == status
+
+
 @pytest.mark.parametrize("c, length", [(64, 128 * 128), (64, 1024 * 1024), (180, 512 * 512), (32, 1 << 22)])
 def test_scratch_memory_is_at_most_the_map(cuda, c, length):
     problem = Problem(1, c, length, c * length, length, 1, 0, 4, 1.1, 1.0)

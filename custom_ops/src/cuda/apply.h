@@ -1,8 +1,8 @@
 // y = x + after (before^T x): one read of the map, one write.
 //
-// A block takes some positions with all their channels, keeps them in shared memory, sums the weights before^T x over slices of
-// channels, adds up the slices in a fixed tree, and writes x + after * weights. Blocks go from the map's end to its beginning: the
-// Gram pass read the end last, so maps of the size of the L2 cache are read from memory once.
+// A block takes some positions with all their channels, keeps them in shared memory, sums the weights before^T x over slices
+// of channels, adds up the slices in a fixed tree, and writes x + after * weights. Blocks go from the map's end to its
+// beginning: the Gram pass read the end last, so maps of the size of the L2 cache are read from memory once.
 #ifndef ASVP_CUDA_APPLY_H_
 #define ASVP_CUDA_APPLY_H_
 
@@ -85,8 +85,8 @@ struct Apply {
     const int stride = plan.tile_stride, width = static_cast<int>(plan.basis_ld), positions = plan.positions;
     const int lanes = positions / V, slices = block.size() / lanes;
 
-    // A thread's items of V elements, as they lie in memory: its own positions in every `slices`-th channel, so that what it keeps in
-    // the tile it reads again itself; or whichever channels of tokens come next.
+    // A thread's items of V elements, as they lie in memory: its own positions in every `slices`-th channel, so that what it
+    // keeps in the tile it reads again itself; or whichever channels of tokens come next.
     const int items_a_row = ceil_div(channels, V);
     const auto on_items = [&](int t, auto f) {
       if (Tokens) {

@@ -1,7 +1,8 @@
 // One block of threads, twice: as the GPU runs it, and as a CPU runs the same code for the tests.
 //
-// A kernel's body is a template on the block. It advances in phases: `block.each(f)` calls f(thread) for every thread and then
-// waits for all of them. On the GPU that is f(threadIdx.x) and a barrier; on the CPU a loop. The rules that make both the same:
+// A kernel's body is a template on the block. It advances in phases: `block.each(f)` calls f(thread) for every thread and
+// then waits for all of them. On the GPU that is f(threadIdx.x) and a barrier; on the CPU a loop. The rules that make both
+// the same:
 //
 // - Shared and global memory are written inside phases only. In one phase no thread reads what another one writes.
 // - What a thread carries from phase to phase lies in a `Per<T>`: a register on the GPU, an array on the CPU.

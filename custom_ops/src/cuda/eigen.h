@@ -100,11 +100,11 @@ ASVP_DEVICE void sort_descending(Block& block, int n, const double* diagonal, in
 
 // ---------------------------------------------------------------- the leading eigenvectors, by way of a tridiagonal matrix
 //
-// A direct method at every size: Householder reflections, the wanted eigenvalues by bisection, their vectors by inverse iteration, and
-// back through the reflections. Why not a subspace or Lanczos iteration for large C: its time depends on the spectrum (flat and
-// clustered ones, common in noise, cost hundreds of steps), and half types need the space wherever s_r - s_{r+1} is over
-// 1e-6 s_1, close to what a full solve gives. What is iterated is checked: residuals and orthogonality to the last digits,
-// or the tridiagonal matrix goes to Jacobi rotations instead.
+// A direct method at every size: Householder reflections, the wanted eigenvalues by bisection, their vectors by inverse
+// iteration, and back through the reflections. Why not a subspace or Lanczos iteration for large C: its time depends on the
+// spectrum (flat and clustered ones, common in noise, cost hundreds of steps), and half types need the space wherever s_r -
+// s_{r+1} is over 1e-6 s_1, close to what a full solve gives. What is iterated is checked: residuals and orthogonality to
+// the last digits, or the tridiagonal matrix goes to Jacobi rotations instead.
 
 // The place of a solve in memory. On the GPU, vectors are shared where n <= 512, and the matrix where it fits as well.
 struct Place {
@@ -130,7 +130,8 @@ ASVP_HD int64_t hot_bytes(int64_t n, int threads) {
   return (kHotVectors * vector_length(n) + 8) * 8 + most<int64_t>(threads, vector_length(n + 1)) * 4;
 }
 
-// The sum of term(c) over c in [first, n), by one warp: for short ones every eight lanes take them all, and save two exchanges.
+// The sum of term(c) over c in [first, n), by one warp: for short ones every eight lanes take them all, and save two
+// exchanges.
 template <class Warp, class Term>
 ASVP_DEVICE double sum_over(const Warp& warp, int first, int n, int whole, Term term) {
   typename Warp::template Per<double> sum;
@@ -148,9 +149,9 @@ ASVP_DEVICE double sum_over(const Warp& warp, int first, int n, int whole, Term 
   return whole <= 128 ? warp.sum_of_eight(sum) : warp.sum(sum);
 }
 
-// a = H T H^T; T in d (diagonal) and e, the reflections I - h v v^T in the rows of a. A step takes two phases: first all rows but
-// the leading one take the update of the step before and are multiplied by the new row x, while one warp finds the length of
-// x; then that warp finds the next update. So a barrier waits for no more than one chain of sums.
+// a = H T H^T; T in d (diagonal) and e, the reflections I - h v v^T in the rows of a. A step takes two phases: first all
+// rows but the leading one take the update of the step before and are multiplied by the new row x, while one warp finds the
+// length of x; then that warp finds the next update. So a barrier waits for no more than one chain of sums.
 template <class Block>
 ASVP_DEVICE void tridiagonalise(Block& block, int n, const Place& at) {
   double* a = at.a;
@@ -176,7 +177,8 @@ ASVP_DEVICE void tridiagonalise(Block& block, int n, const Place& at) {
         warp.each([&](int lane) {
           if (lane > 0) return;
           at.e[j] = at.scalars[0] = value;
-          at.scalars[1] = needed ? multiply_add(-pivot, value, length) : 0;  // the reciprocal is taken beside a chain of sums
+          // Its reciprocal is taken later, beside a chain of sums.
+          at.scalars[1] = needed ? multiply_add(-pivot, value, length) : 0;
         });
         return;
       }
@@ -338,7 +340,8 @@ ASVP_HD void eliminate(const double* d, const double* e, int n, double value, do
   double one = right * inverse[(n - 1) * step], two = 0;
   y[(n - 1) * step] = one;
   for (int i = n - 2; i >= 0; --i) {
-    const double z = multiply_add(-upper2[i * step], two, multiply_add(-upper[i * step], one, y[i * step])) * inverse[i * step];
+    const double right_of = multiply_add(-upper2[i * step], two, multiply_add(-upper[i * step], one, y[i * step]));
+    const double z = right_of * inverse[i * step];
     y[i * step] = z;
     two = one;
     one = z;
@@ -380,7 +383,8 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
           });
         }
       });
-      // Away from those before it whose values are near; twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem, 6.9).
+      // Away from those before it whose values are near; twice is enough (Kahan; Parlett, The Symmetric Eigenvalue Problem,
+      // 6.9).
       int cluster = first;
       for (; cluster > 0 && at.low[cluster - 1] - at.low[cluster] < 1e-3 * norm; --cluster) {
       }
@@ -456,8 +460,8 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
   return true;
 }
 
-// z = H z for the rows at.order[0 .. k) of at.z: four reflections at a time, whose ten inner products share the time of one. With
-// t_q = h_q v_q . (z - t_0 v_0 - ... - t_(q-1) v_(q-1)), z becomes z - t_0 v_0 - ... - t_3 v_3.
+// z = H z for the rows at.order[0 .. k) of at.z: four reflections at a time, whose ten inner products share the time of one.
+// With t_q = h_q v_q . (z - t_0 v_0 - ... - t_(q-1) v_(q-1)), z becomes z - t_0 v_0 - ... - t_3 v_3.
 template <class Block>
 ASVP_DEVICE void reflect_back(Block& block, int n, int k, const Place& at) {
   block.warps([&](auto warp) {

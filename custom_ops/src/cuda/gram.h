@@ -1,17 +1,18 @@
 // The Gram matrix M M^T of every sample: one read of the map, sums in a fixed order.
 //
-// A block takes one pair of channel tiles and every `chunks`-th stage of positions, so that at any time the grid works on one
-// contiguous front of the map, and what it read last, which the L2 cache still holds, is the end of it: the apply pass starts
-// there. Its sums go to the workspace; the last block to arrive adds them up in the order of the chunks, in two steps of
-// about sqrt(chunks) each. Who arrives last changes nothing: no atomic touches a sum.
+// A block takes one pair of channel tiles and every `chunks`-th stage of positions, so that at any time the grid works on
+// one contiguous front of the map, and what it read last, which the L2 cache still holds, is the end of it: the apply pass
+// starts there. Its sums go to the workspace; the last block to arrive adds them up in the order of the chunks, in two steps
+// of about sqrt(chunks) each. Who arrives last changes nothing: no atomic touches a sum.
 //
-// Why FFMA and not tensor cores for float32: 3xTF32 keeps the products, but the tensor cores' own additions truncate, and a bias
-// of 1e-8 to 1e-7 that differs from element to element does not average out over L. docs/operator.md wants e = 1e-6 of the
-// captured energy also where s_r is far below s_1. Here chains of at most 32 products are rounded to nearest, and the chains are
-// added without an error that counts, in two float32: as good as float64, and as fast on GPUs whose float64 is slow. That
-// leaves at most 1e-7 / sqrt(L / 512) of s_1^2 for maps that vary, what `too_blurred` counts on.
+// Why FFMA and not tensor cores for float32: 3xTF32 keeps the products, but the tensor cores' own additions truncate, and a
+// bias of 1e-8 to 1e-7 that differs from element to element does not average out over L. docs/operator.md wants e = 1e-6 of
+// the captured energy also where s_r is far below s_1. Here chains of at most 32 products are rounded to nearest, and the
+// chains are added without an error that counts, in two float32: as good as float64, and as fast on GPUs whose float64 is
+// slow. That leaves at most 1e-7 / sqrt(L / 512) of s_1^2 for maps that vary, what `too_blurred` counts on.
 //
-// Half types are summed in float64: two units in the last place must hold in every element, also where M and its change cancel.
+// Half types are summed in float64: two units in the last place must hold in every element, also where M and its change
+// cancel.
 #ifndef ASVP_CUDA_GRAM_H_
 #define ASVP_CUDA_GRAM_H_
 

@@ -15,8 +15,9 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks) entry(const
   Kernel::run(block, call, static_cast<int64_t>(blockIdx.x));
 }
 
-// Launches alone, and memsets on the stream: the sequence can be captured into a graph. Errors are those that the launch itself
-// returns, so an error that another part of the process left behind is neither taken for ours nor cleared.
+// Launches alone, and memsets on the stream: the sequence can be captured into a graph. Errors are those that the calls
+// themselves return; what another part of the process left behind is neither taken for ours nor cleared, while ours, once it
+// is known, is not left behind for others.
 struct Stream {
   cudaStream_t stream;
   cudaError_t error;
@@ -47,6 +48,7 @@ struct Stream {
 
   bool good(cudaError_t status) {
     error = status;
+    if (status != cudaSuccess) cudaGetLastError();
     return status == cudaSuccess;
   }
 };

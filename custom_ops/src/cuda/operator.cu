@@ -10,7 +10,16 @@ namespace {
 const char* look_for_gpus() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error == cudaSuccess) return count > 0 ? nullptr : "no GPU was found";
+  if (error == cudaSuccess) {
+    for (int device = 0; device < count; ++device) {
+      int major = 0, minor = 0;
+      if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+          10 * major + minor >= 75)
+        return nullptr;
+    }
+    return count > 0 ? "every GPU here is older than compute capability 7.5" : "no GPU was found";
+  }
   cudaGetLastError();  // ours, and the thread's next caller should not find it
   switch (error) {
     case cudaErrorNoDevice: return "no GPU was found";
@@ -25,10 +34,16 @@ const char* look_for_gpus() {
 int solve_bytes() {
   static std::atomic<int> known[64];
   int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaGetDevice(&device) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
   const bool remembered = device < 64;
   if (remembered && (bytes = known[device].load(std::memory_order_relaxed)) > 0) return bytes;
-  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
   bytes = bytes < asvp::cuda::kSharedBytes ? asvp::cuda::kSharedBytes : bytes;
   if (remembered) known[device].store(bytes, std::memory_order_relaxed);
   return bytes;

@@ -1,5 +1,5 @@
-// What a call looks like to its kernels: shapes, cuts, and where everything lies in the workspace. All of it follows from the
-// problem alone, neither from the GPU nor from what else is in the batch: bits are the same everywhere.
+// What a call looks like to its kernels: shapes, cuts, and where everything lies in the workspace. All of it follows from
+// the problem alone, neither from the GPU nor from what else is in the batch: bits are the same everywhere.
 #ifndef ASVP_CUDA_PLAN_H_
 #define ASVP_CUDA_PLAN_H_
 
@@ -9,14 +9,17 @@
 namespace asvp {
 namespace cuda {
 
-// The largest problems: a weight of every component for four positions fits into a block's shared memory.
-constexpr int64_t kMostChannels = 8192, kMostRank = 1024;
+// The rank is bounded too: a weight of every component for four positions has to fit into a block's shared memory, which
+// holds 1016 of them (2544 for float32 maps).
+constexpr int64_t kMostChannels = 8192;
 constexpr int64_t kWaveBytes = int64_t{128} << 20;  // samples in flight hold about so much scratch memory
 constexpr int kGramThreads = 288;                   // two groups of 136 sub-tiles (see gram.h), in whole warps
 constexpr int kSolveThreads = 512;
 constexpr int kApplyThreads = 256;
 constexpr int kMostTile = 64;
-constexpr int kSharedBytes = 48 << 10;  // of a block: every GPU gives so much unasked, and several blocks fit
+// Shared memory of a block: every GPU gives 48 KiB unasked, and several such blocks fit. A little is left for what is
+// static.
+constexpr int kSharedBytes = (48 << 10) - 256;
 
 // How the Gram matrix is summed.
 enum Mode {
@@ -25,9 +28,9 @@ enum Mode {
   kTwofold = 2,  // float64 products split exactly, sums in two float64
 };
 
-// One stage of a Gram block: `span` positions of one tile of channels, or of two. The tile times itself is cut into sub-tiles of 4 x 4,
-// of a tile with itself only those on and above the diagonal; `groups` groups of threads each take all sub-tiles over `chain`
-// positions of the stage.
+// One stage of a Gram block: `span` positions of one tile of channels, or of two. The tile times itself is cut into
+// sub-tiles of 4 x 4, of a tile with itself only those on and above the diagonal; `groups` groups of threads each take all
+// sub-tiles over `chain` positions of the stage.
 struct Stage {
   int quads, subs, groups, chain, span, tiles;
 };
@@ -67,7 +70,7 @@ struct Plan {
   bool whole;  // one block takes a matrix through all stages
   // Apply.
   int positions;   // of a block; 0: the rank is too large
-  int tile_at, weights_at, tile_stride, apply_bytes;  // shared memory: bytes, bytes, elements; tile_at < 0: the map is read twice
+  int tile_at, weights_at, tile_stride, apply_bytes;  // in shared memory; tile_at < 0: no tile, the map is read twice
   int64_t apply_tiles;
   int solve_bytes;  // of shared memory, at most, for the solve: what the GPU gives. No bit depends on it.
   // Bytes of a sample.
@@ -180,7 +183,8 @@ inline Plan make_plan(const asvp_problem& problem, const void* x, const void* y,
     break;
   }
   p.weights_at = static_cast<int>(partial);
-  p.apply_tiles = ceil_div<int64_t>(p.l, p.positions);
+  if (p.positions < 4) p.positions = 0;
+  p.apply_tiles = p.positions > 0 ? ceil_div<int64_t>(p.l, p.positions) : 0;
 
   int64_t at = 0;
   const auto take = [&at](int64_t bytes) {

@@ -1,4 +1,5 @@
-// The kernels of a call, in their order. A launcher runs them on a stream (launch.cuh), or block by block on a CPU (the tests).
+// The kernels of a call, in their order. A launcher runs them on a stream (launch.cuh), or block by block on a CPU (the
+// tests).
 #ifndef ASVP_CUDA_SEQUENCE_H_
 #define ASVP_CUDA_SEQUENCE_H_
 

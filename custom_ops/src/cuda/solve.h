@@ -1,5 +1,5 @@
-// From the Gram matrix of a sample to its basis: one block a sample, no way back to the host. What decides (the energy count, whether
-// float32 sums were enough) is written into the sample's state; later kernels read it and leave at once.
+// From the Gram matrix of a sample to its basis: one block a sample, no way back to the host. What decides (the energy
+// count, whether float32 sums were enough) is written into the sample's state; later kernels read it and leave at once.
 #ifndef ASVP_CUDA_SOLVE_H_
 #define ASVP_CUDA_SOLVE_H_
 
@@ -19,10 +19,10 @@ ASVP_HD int count_kept(const double* values, int rank, double energy, double tra
   return r;
 }
 
-// Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed where
-// the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by
-// E / (lambda_r - lambda_j), which moves U U^T M by s_r times that. E: what rounding leaves after averaging over all chains,
-// with a floor for maps that repeat themselves, where it does not average out.
+// Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed
+// where the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by E / (lambda_r -
+// lambda_j), which moves U U^T M by s_r times that. E: what rounding leaves after averaging over all chains, with a floor
+// for maps that repeat themselves, where it does not average out.
 ASVP_HD bool too_blurred(const double* values, int r, double trace, int64_t l) {
   const double last = most(values[r - 1], 0.0), following = most(values[r], 0.0);
   const double error = most(1e-8, 1e-7 / sqrt(static_cast<double>(ceil_div<int64_t>(l, 512)))) * values[0];
@@ -42,7 +42,8 @@ struct Solve {
 
   // What the solve takes of `limit` bytes of shared memory.
   static ASVP_HD int bytes(const Plan& plan, int limit, int threads) {
-    const int64_t hot = plan.c <= kMostSharedVectors ? hot_bytes(plan.c, threads) : 0, all = hot + plan.c * shared_row(plan.c) * 8;
+    const int64_t hot = plan.c <= kMostSharedVectors ? hot_bytes(plan.c, threads) : 0;
+    const int64_t all = hot + plan.c * shared_row(plan.c) * 8;
     return static_cast<int>(hot > limit ? 0 : hot == 0 || all > limit || kDouble ? hot : all);
   }
 
@@ -103,7 +104,7 @@ struct Solve {
     const Bits peak = static_cast<Bits>(block.uniform(&state.peak));
     // float32 products overflow, or lose what matters, beyond these: float64 holds them.
     const bool out_of_range =
-        kFloat && pass == 0 && (peak > bit_cast<uint32_t>(0x1p50f) || peak < bit_cast<uint32_t>(0x1p-20f));
+        kFloat && pass == 0 && (peak > bit_cast<uint32_t>(0x1p40f) || peak < bit_cast<uint32_t>(0x1p-20f));
     if (peak >= Magnitude<E>::kInfinity || peak == 0 || out_of_range) {
       block.each([&](int t) {
         if (t > 0) return;
@@ -142,8 +143,8 @@ struct Solve {
     if (!again) keep_basis(block, call, s, peak, kept, at.z, at.order);
   }
 
-  // U (and gain - 1 times U) in the type of the arithmetic. Maps near the ends of the type's range get a power of two moved from one
-  // factor to the other, so that U^T M stays inside.
+  // U (and gain - 1 times U) in the type of the arithmetic. Maps near the ends of the type's range get a power of two moved
+  // from one factor to the other, so that U^T M stays inside.
   template <class Block>
   static ASVP_DEVICE void keep_basis(Block& block, const Call& call, int64_t s, Bits peak, int kept, const double* vectors,
                                      const int32_t* order) {
@@ -165,9 +166,9 @@ struct Solve {
     });
   }
 
-  // float64 maps. Their Gram matrix G comes in two float64 (squares 0 and 1): one would lose what lies below 1e-8 s_1. Its upper
-  // half gives rough eigenvectors V, then V G V^T, computed twofold, is nearly diagonal and graded like the singular values, and
-  // rotations on that keep the small ones.
+  // float64 maps. Their Gram matrix G comes in two float64 (squares 0 and 1): one would lose what lies below 1e-8 s_1. Its
+  // upper half gives rough eigenvectors V, then V G V^T, computed twofold, is nearly diagonal and graded like the singular
+  // values, and rotations on that keep the small ones.
   template <class Block>
   static ASVP_DEVICE void refine(Block& block, const Call& call, int64_t s, double factor, double trace, const Place& at) {
     const int n = static_cast<int>(call.plan.c);
