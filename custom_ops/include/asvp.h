@@ -73,7 +73,8 @@ ASVP_API asvp_status asvp_perturb_cpu(const asvp_problem* problem, const void* x
  * or NULL. Looked up once; never prints, never throws. */
 ASVP_API const char* asvp_cuda_unavailable(void);
 
-/* Bytes of device memory, aligned to 256, that asvp_perturb_cuda wants on the current device; 0 where CUDA is unavailable. */
+/* Bytes of device memory, aligned to 256, that asvp_perturb_cuda wants on the current device; 0 where CUDA is unavailable, and
+ * for more channels or components than its kernels hold (8192 and about a thousand). */
 ASVP_API size_t asvp_workspace_cuda(const asvp_problem* problem);
 
 /* y = operator(x), all in device memory, on `stream` (a cudaStream_t; NULL: the default stream) of the current device. x and y

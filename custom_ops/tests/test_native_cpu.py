@@ -16,10 +16,8 @@ from criterion import REFERENCE32, REFERENCE64, as_matrices, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import CODES, LEVELS, Native, Problem, build, problem_of
-from spectra import SPECTRA, feature_maps, matrix
+from spectra import ENERGIES, GAINS, SPECTRA, feature_maps, matrix
 
-GAINS = st.sampled_from([0.25, 1.5, 3.0, 10.0])
-ENERGIES = st.sampled_from([1.0, 1.0, 0.5, 0.9, 0.999])
 THREADS = st.sampled_from([1, 2, 3])
 TOLERANCES = {np.float32: REFERENCE32, np.float64: REFERENCE64}
 TYPES = [np.float32, np.float16, np.uint16, np.float64]  # uint16: the bits of bfloat16

@@ -18,7 +18,7 @@ import torch
 from criterion import REFERENCE32, REFERENCE64, check
 from native import Problem, build
 from spectra import SPECTRA, matrix
-from test_native_cuda_core import exact, steps_off
+from test_native_cpu import exact, steps_off
 
 pytestmark = pytest.mark.gpu
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
