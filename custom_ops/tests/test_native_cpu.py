@@ -377,7 +377,8 @@ def test_sanitizers_find_nothing(sanitizer, what):
 
 
 @pytest.mark.skipif("ASVP_SANITIZED" in os.environ, reason="this is the run with sanitizers")
-def test_every_case_of_this_file_runs_under_the_sanitizers():
+@pytest.mark.parametrize("file", ["test_native_cpu.py", "test_native_cuda_core.py"])
+def test_every_case_runs_under_the_sanitizers(file):
     """Address and undefined behaviour, over the same cases; Python is not built with them, so they are loaded first."""
     folder = build("tests-address", "-DASVP_SANITIZE=address")
     (compiler,) = re.findall("^CMAKE_CXX_COMPILER:[A-Z]+=(.*)$", (folder / "CMakeCache.txt").read_text(), re.MULTILINE)
@@ -390,7 +391,7 @@ def test_every_case_of_this_file_runs_under_the_sanitizers():
         sys.executable,
         "-m",
         "pytest",
-        __file__,
+        str(Path(__file__).with_name(file)),
         "-x",
         "-p",
         "no:cacheprovider",
