@@ -30,11 +30,14 @@ class BuildLibrary(build_ext):
         target.unlink(missing_ok=True)  # an older one must not pass for what is built now
         try:
             built = self._built()
-        except RuntimeError as error:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(built, target)
+        except (RuntimeError, OSError, ValueError) as error:
             self.warn(f"no native library ({error}); the operator's function body runs instead, slower")
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(built, target)
+
+    def copy_extensions_to_source(self):
+        (HERE / "asvp_export" / "operator" / LIBRARY).unlink(missing_ok=True)  # as above, in an editable installation
+        super().copy_extensions_to_source()
 
     def _built(self) -> Path:
         folder = HERE / "build" / f"native-{sysconfig.get_platform()}"
@@ -44,10 +47,9 @@ class BuildLibrary(build_ext):
         try:
             _cmake(folder, *cuda, *wanted)
         except RuntimeError as error:
-            if not compiler or "-DASVP_CUDA=ON" in wanted:
+            if not compiler or {"-DASVP_CUDA=ON", "-DASVP_CUDA=OFF"} & set(wanted):
                 raise
             self.warn(f"the CUDA half does not build ({error}); this library will serve the CPU alone")
-            shutil.rmtree(folder, ignore_errors=True)
             _cmake(folder, *wanted, "-DASVP_CUDA=OFF")
         return folder / LIBRARY
 
@@ -57,16 +59,21 @@ def _cmake(folder: Path, *options: str) -> None:
     tool = shutil.which("cmake")
     if tool is None:
         raise RuntimeError("there is no CMake")
+    # Options and places of an earlier build must not stay; what it compiled may.
+    (folder / "CMakeCache.txt").unlink(missing_ok=True)
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     for command in (
         [tool, "-S", str(HERE / "custom_ops"), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release", *options],
         [tool, "--build", str(folder), "--parallel", jobs, "--target", "asvp"],
     ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         print(done.stdout, file=sys.stderr)
         if done.returncode:
-            lines = [line.strip() for line in done.stdout.splitlines() if "error" in line.lower()]
-            raise RuntimeError(lines[0] if lines else f"CMake ended with {done.returncode}")
+            lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+            wrong = [i for i, line in enumerate(lines) if "error" in line.lower()]
+            if wrong and lines[wrong[0]].endswith("(message):"):  # CMake says the rest on the next line
+                wrong[0] = min(wrong[0] + 1, len(lines) - 1)
+            raise RuntimeError(lines[wrong[0]] if wrong else f"CMake ended with {done.returncode}")
 
 
 def _nvcc() -> "str | None":

@@ -103,6 +103,15 @@ def test_memory_layout_is_kept():
     assert reference(x).stride() == x.stride()
 
 
+def test_autocast_does_not_reach_inside(kernels):
+    x = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.ops.asvp.perturb(x, 2, 3.0, 1.0, 1)
+        plain = reference(x, 2, 3.0)
+    check(x.numpy(), y.numpy(), 2, 3.0, 1.0, 1, REFERENCE32)
+    check(x.numpy(), plain.numpy(), 2, 3.0, 1.0, 1, REFERENCE32)
+
+
 def test_gain_one_changes_nothing():
     x = torch.randn(2, 8, 6, 5)
     assert torch.equal(reference(x, 3, 1.0), x)

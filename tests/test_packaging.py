@@ -24,27 +24,42 @@ SOURCES = (
 )
 
 
-def built(folder: Path, **environment: str) -> Path:
-    """The wheel of `python -m build`, by way of the source distribution."""
-    source = folder / "source"
-    source.mkdir()
+def surrounded(environment: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **environment}
+
+
+def copy_sources(folder: Path) -> None:
+    folder.mkdir()
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "libasvp.*"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "libasvp.*"))
         else:
-            shutil.copyfile(ROOT / name, source / name)
+            shutil.copyfile(ROOT / name, folder / name)
+
+
+def build_in_place(folder: Path, **environment: str) -> None:
+    """What an editable installation does."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=folder, env=surrounded(environment), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def built(folder: Path, **environment: str) -> tuple[Path, str]:
+    """The wheel of `python -m build`, by way of the source distribution, and what was said meanwhile."""
+    source = folder / "source"
+    copy_sources(source)
     command = [sys.executable, "-m", "build", "--outdir", folder / "dist", source]
     # The tools that build it come from the environment of the tests: nothing is fetched for them again.
     done = subprocess.run(
         [*command, "--no-isolation", "--skip-dependency-check"],
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **environment},
+        env=surrounded(environment),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.rmtree(source)
     (wheel,) = (folder / "dist").glob("*.whl")
-    return wheel
+    return wheel, done.stdout + done.stderr
 
 
 def installed(wheel: Path, folder: Path) -> Path:
@@ -81,7 +96,8 @@ print(native.unavailable())
 
 
 def test_the_wheel_serves_every_python_and_brings_the_library(tmp_path):
-    wheel = built(tmp_path, CMAKE_ARGS="-DASVP_CUDA=OFF")
+    wheel, log = built(tmp_path, CMAKE_ARGS="-DASVP_CUDA=OFF")
+    assert "does not build" not in log and "no native library" not in log
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -96,8 +112,9 @@ def test_the_wheel_serves_every_python_and_brings_the_library(tmp_path):
 
 
 def test_without_a_compiler_the_installation_succeeds_and_the_body_runs(tmp_path):
-    wheel = built(tmp_path, CXX=str(tmp_path / "no-such-compiler"), CC=str(tmp_path / "no-such-compiler"))
+    wheel, log = built(tmp_path, CXX=str(tmp_path / "no-such-compiler"), CC=str(tmp_path / "no-such-compiler"))
     assert wheel.name.endswith("-py3-none-any.whl")
+    assert "no native library" in log
     python = installed(wheel, tmp_path / "clean")
     _, passed, ways, unavailable = said(python, ROAD, tmp_path)
     assert (passed, ways) == ("True", "['function']")
@@ -113,5 +130,21 @@ def test_an_nvcc_that_fails_leaves_a_library_for_the_cpu(tmp_path):
     broken = tmp_path / "nvcc"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    wheel = built(tmp_path, CUDACXX=str(broken))
+    wheel, log = built(tmp_path, CUDACXX=str(broken))
+    assert "without CUDA" in log or "serve the CPU alone" in log
     assert "asvp_export/operator/libasvp.so" in zipfile.ZipFile(wheel).namelist()
+
+
+def test_a_source_tree_that_moved_and_changed_its_mind_is_built_anew(tmp_path):
+    """CMake keeps options and places of a build; none of them may reach the next one."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    copy_sources(first)
+    build_in_place(first, CMAKE_ARGS="-DASVP_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug")
+    assert (first / "asvp_export" / "operator" / "libasvp.so").exists()
+    first.rename(second)
+    build_in_place(second, CMAKE_ARGS="-DASVP_CUDA=OFF")
+    cache = next(second.glob("build/native-*/CMakeCache.txt")).read_text()
+    assert "CMAKE_BUILD_TYPE:STRING=Release" in cache or "CMAKE_BUILD_TYPE:UNINITIALIZED=Release" in cache
+    assert (second / "asvp_export" / "operator" / "libasvp.so").exists()
+    build_in_place(second, CXX=str(tmp_path / "no-such-compiler"), CC=str(tmp_path / "no-such-compiler"))
+    assert not (second / "asvp_export" / "operator" / "libasvp.so").exists(), "an old library passes for the new one"

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 import asvp_export
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation, native, reference
 from asvp_export.operator.onnx_function import perturbation_function
-from asvp_export.operator.session import library_unused
+from asvp_export.operator.session import unserved
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 NODE = Perturbation(2, 3.0)
@@ -89,12 +89,20 @@ def test_the_library_can_be_turned_off(shipped, x, monkeypatch):
 
 @pytest.mark.skipif(native.cuda_unavailable() is None, reason="the library has CUDA kernels that run here")
 def test_a_cuda_session_without_cuda_kernels_leaves_the_library_out():
-    assert "CUDA" in (library_unused([CUDA, CPU]) or "")
-    assert library_unused([(CUDA, {"use_tf32": "0"}), CPU])
+    assert "CUDA" in (unserved([CUDA, CPU]) or "")
 
 
 def test_a_provider_that_the_library_does_not_serve_leaves_it_out():
-    assert "DmlExecutionProvider" in (library_unused(["DmlExecutionProvider", CPU]) or "")
+    assert "DmlExecutionProvider" in (unserved(["DmlExecutionProvider", CPU]) or "")
+    assert unserved([CPU]) is None and unserved(["AzureExecutionProvider", CPU]) is None
+
+
+def test_providers_that_do_not_start_do_not_count(shipped, x, capfd):
+    """What a CPU session of onnxruntime-gpu is often opened with."""
+    started = ort.InferenceSession(shipped, providers=ort.get_available_providers()).get_providers()
+    capfd.readouterr()
+    session = asvp_export.InferenceSession(shipped, providers=ort.get_available_providers())
+    assert ran(session, x) == ("body" if unserved(started) else "kernel")
 
 
 ABSENT = """

@@ -144,8 +144,9 @@ def _run(problem: Problem, x: torch.Tensor, out: torch.Tensor) -> None:
             )
     else:
         size = library.asvp_workspace_cpu(at)
-        parallel, host = _threads()
-        status = library.asvp_perturb_cpu(at, x.data_ptr(), out.data_ptr(), _scratch(size), size, parallel, host)
+        memory, (parallel, host) = _scratch(size + 64), _threads()
+        start = memory.data_ptr() + -memory.data_ptr() % 64
+        status = library.asvp_perturb_cpu(at, x.data_ptr(), out.data_ptr(), start, size, parallel, host)
     if status:
         wrong = library.asvp_check(at)
         raise MachineError(
@@ -154,15 +155,14 @@ def _run(problem: Problem, x: torch.Tensor, out: torch.Tensor) -> None:
         )
 
 
-def _scratch(size: int) -> int:
-    """Address of `size` bytes, aligned to 64, that this thread may use until its next call."""
+def _scratch(size: int) -> torch.Tensor:
+    """At least `size` bytes that this thread may use until its next call."""
     memory = getattr(_here, "scratch", None)
-    if memory is None or memory.numel() < size + 64:
-        _here.scratch = None
-        memory = torch.empty(size + 64, dtype=torch.uint8)
+    if memory is None or memory.numel() < size:
+        _here.scratch = None  # the old one goes before the new one comes
+        memory = torch.empty(size, dtype=torch.uint8)
         _here.scratch = memory if size <= _KEPT_SCRATCH else None
-        _here.lent = memory  # until the next call: the caller holds an address only
-    return memory.data_ptr() + -memory.data_ptr() % 64
+    return memory
 
 
 def _threads() -> tuple[int | None, ctypes._Pointer[_OpenMP] | None]:
@@ -202,10 +202,16 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     try:
         library = ctypes.CDLL(str(_FILE))
         found = library.asvp_abi_version()
+        if found == _ABI:
+            _declare(library)
+            return library, None
     except (OSError, AttributeError) as error:
         return None, f"The native library {_FILE.name} does not load ({error}); install asvp-export anew."
-    if found != _ABI:
-        return None, f"The native library {_FILE.name} has ABI {found}, {_ABI} was expected; install asvp-export anew."
+    return None, f"The native library {_FILE.name} has ABI {found}, {_ABI} was expected; install asvp-export anew."
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Types of the C ABI. Raises AttributeError where a function is missing."""
     void, size, problem = ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(Problem)
     for name in ("asvp_cpu_kernels", "asvp_check", "asvp_cuda_unavailable"):
         getattr(library, name).restype = ctypes.c_char_p
@@ -215,4 +221,3 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.asvp_check.argtypes = [problem]
     library.asvp_perturb_cpu.argtypes = [problem, void, void, void, size, void, void]
     library.asvp_perturb_cuda.argtypes = [problem, void, void, void, size, void]
-    return library, None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import torch
 
 from asvp_export.errors import InputError
@@ -11,6 +15,23 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _BLOCK = 8192  # positions summed at a time: bounds the float64 copies, whatever L is
 
 
+Function = TypeVar("Function", bound=Callable[..., torch.Tensor])
+
+
+def _without_autocast(function: Function) -> Function:
+    """Products keep their precision inside torch.autocast: the operator computes in float32 at least."""
+
+    @functools.wraps(function)
+    def called(x: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        if not torch.amp.is_autocast_available(x.device.type):
+            return function(x, *arguments, **named)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *arguments, **named)
+
+    return cast(Function, called)
+
+
+@_without_autocast
 def reference(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
     """Amplify the leading singular values of each sample's C x L matrix.
 
@@ -33,6 +54,7 @@ def reference(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float =
         InputError: an attribute out of range, a type that is not floating, or fewer than two dimensions.
     """
     node = Perturbation(rank, gain, energy, axis)
+    check_map(x, axis)
     out = torch.empty_like(x)
     if x.numel() == 0:
         return out
@@ -46,6 +68,7 @@ def reference(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float =
     return _finish(out, torch.cat(blocks, 2), matrix, axis)
 
 
+@_without_autocast
 def reference_backward(
     grad: torch.Tensor, x: torch.Tensor, rank: int, gain: float, energy: float, axis: int
 ) -> torch.Tensor:
@@ -86,12 +109,20 @@ def reference_backward(
     return _finish(out, torch.add(direct, through.to(wide) @ unit, alpha=gain - 1), matrix, axis)
 
 
-def as_matrices(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """View x as one C x L matrix a sample, [N, C, L], without a copy where the layout allows."""
+def check_map(x: torch.Tensor, axis: int) -> None:
+    """Refuse what is no feature map of the operator.
+
+    Raises:
+        InputError: a type that is not floating, fewer than two dimensions, or an axis that is not among them.
+    """
     if x.dtype not in _FLOATS:
         raise InputError(f"The feature map is {x.dtype}; the operator takes float32, float16, bfloat16 or float64.")
     if x.ndim < 2 or not -x.ndim < axis < x.ndim:
         raise InputError(f"The feature map has shape {tuple(x.shape)}; axis {axis} is not a channel axis of it.")
+
+
+def as_matrices(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """View x as one C x L matrix a sample, [N, C, L], without a copy where the layout allows."""
     return x.movedim(axis, 1).flatten(2) if x.ndim > 2 else x.unsqueeze(2)
 
 

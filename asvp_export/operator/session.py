@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import onnx
@@ -16,7 +18,8 @@ class InferenceSession(ort.InferenceSession):
     """`onnxruntime.InferenceSession` that runs ASVP nodes by the native kernels where these are the faster way.
 
     Takes what onnxruntime's own session takes. Without the library, and where it would hurt (a provider for which it
-    has no kernel: the node would go to the CPU with copies), the function body in the file runs instead.
+    has no kernel: the node would go to the CPU with copies), the function body in the file runs instead. Options that the
+    library was registered with keep it: take fresh ones for a session without it.
 
     Args:
         path_or_bytes: an ONNX file, or the bytes of one.
@@ -49,20 +52,33 @@ def library_unused(providers: Sequence[str | tuple[str, dict[Any, Any]]] | None)
     Args:
         providers: as for onnxruntime, in order of precedence; None: its own choice.
     """
-    if reason := native.unavailable():
-        return reason
-    for name in (one if isinstance(one, str) else one[0] for one in providers or _own_choice()):
+    return native.unavailable() or unserved(_started(providers))
+
+
+def unserved(providers: Iterable[str]) -> str | None:
+    """Which of a session's providers the native library has no kernels for, in one sentence; None when it serves all.
+
+    Args:
+        providers: names of those that were started.
+    """
+    for name in providers:
         if name == "CUDAExecutionProvider":
             if reason := native.cuda_unavailable():
                 return reason
-        elif name != "CPUExecutionProvider":
+        elif name not in ("CPUExecutionProvider", "AzureExecutionProvider"):  # Azure's runs no nodes but its own
             return f"The native library has no kernels for the {name}."
     return None
 
 
-def _own_choice() -> Sequence[str]:
-    """What onnxruntime takes when no provider is named; whether a GPU is there shows only when it starts."""
+def _started(providers: Sequence[str | tuple[str, dict[Any, Any]]] | None) -> Sequence[str]:
+    """Which of these onnxruntime can start; it shows only when it tries, and onnxruntime goes on without the others."""
+    names = [one if isinstance(one, str) else one[0] for one in providers or ()]
+    if names == ["CPUExecutionProvider"]:
+        return names
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
-    return ort.InferenceSession(model.SerializeToString()).get_providers()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what does not start is told by the session that follows
+    with contextlib.redirect_stdout(io.StringIO()):
+        return ort.InferenceSession(model.SerializeToString(), options, providers=providers).get_providers()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from asvp_export.operator import native
-from asvp_export.operator.reference import as_matrices, reference, reference_backward
+from asvp_export.operator.reference import check_map, reference, reference_backward
 from asvp_export.operator.schema import Perturbation
 
 
@@ -23,7 +23,7 @@ def _(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, ax
     if not native.takes(x):
         return reference(x, rank, gain, energy, axis)
     node = Perturbation(rank, gain, energy, axis)
-    as_matrices(x, axis)  # refuses an axis that x does not have
+    check_map(x, axis)
     return native.perturb(x, node)
 
 

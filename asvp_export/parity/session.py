@@ -15,6 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from asvp_export.errors import AsvpError, InputError, MachineError
+from asvp_export.operator import OP_TYPE
 from asvp_export.operator.session import InferenceSession
 from asvp_export.parity.cases import Case
 
@@ -92,6 +93,8 @@ def session(
             )
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         advice = "Check that the file is whole, and made for this onnxruntime."
+        if OP_TYPE in str(error):
+            advice = "Its ASVP node cannot run as it stands: export the file anew."
         raise _translated(error, f"onnxruntime {ort.__version__} does not load {name}", advice) from error
     if PROVIDERS[provider] not in opened.get_providers():
         raise InputError(
