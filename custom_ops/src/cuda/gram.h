@@ -96,6 +96,7 @@ struct Gram {
   typedef typename Magnitude<E>::Bits Bits;
   static constexpr int kThreads = kGramThreads, kBlocks = M == kTwofold ? 1 : 2;
   static constexpr int V = kVector<E>;
+  static constexpr int kGroup = V < 4 ? V : 4;  // elements of a run in one quad of channels, or with one turn of quads
   // How many runs a thread holds at most, between their loading and their use (a test counts them for every C).
   static constexpr int kRuns = stage_elements(static_cast<Mode>(M)) / V / 256 + (V == 8 ? 1 : 0);
 
@@ -115,10 +116,11 @@ struct Gram {
   }
 
   // A run of V elements: channel `channel`, positions from `position`; tokens: position `position`, channels from `channel`.
+  template <bool Tokens>
   static ASVP_DEVICE void load(const Plan& plan, const E* map, int64_t channel, int64_t position, Run<E>& run) {
     const E zero = {};
-    const int64_t here = plan.tokens ? channel : position, there = plan.tokens ? position : channel;
-    const int64_t end = plan.tokens ? plan.c : plan.l, limit = plan.tokens ? plan.l : plan.c;
+    const int64_t here = Tokens ? channel : position, there = Tokens ? position : channel;
+    const int64_t end = Tokens ? plan.c : plan.l, limit = Tokens ? plan.l : plan.c;
     if (there >= limit || here >= end) {
       ASVP_UNROLL for (int i = 0; i < V; ++i) run.v[i] = zero;
       return;
@@ -128,15 +130,14 @@ struct Gram {
       run = *reinterpret_cast<const Run<E>*>(from);
       return;
     }
-    const int64_t step = plan.tokens ? 1 : plan.position_stride;
+    const int64_t step = Tokens ? 1 : plan.position_stride;
     ASVP_UNROLL for (int i = 0; i < V; ++i) run.v[i] = here + i < end ? from[i * step] : zero;
   }
 
   // Where element (position k, channel c) of a tile lies in shared memory: positions one after the other, each a row of
-  // quads of channels, turned by k / 4 quads (`turn`, less than a whole round): so both the transposing stores and the reads
-  // of quads spread over the banks.
-  static ASVP_HD int place(const Stage& stage, int k, int turn, int c) {
-    const int quad = c / 4 + turn;
+  // quads of channels, turned by k / 4 quads: so both the transposing stores and the reads of quads spread over the banks.
+  static ASVP_HD int place(const Stage& stage, int k, int c) {
+    const int quad = c / 4 + k / 4 % stage.quads;
     return (k * stage.quads + (quad >= stage.quads ? quad - stage.quads : quad)) * 4 + c % 4;
   }
 
@@ -151,6 +152,21 @@ struct Gram {
 
   template <class Block>
   static ASVP_DEVICE void sum(Block& block, const Call& call, int64_t s, int64_t chunk, int pair) {
+    if (call.plan.tokens)
+      sum_as<true>(block, call, s, chunk, pair);
+    else
+      sum_as<false>(block, call, s, chunk, pair);
+  }
+
+  // What a thread does is the same in every stage, and worked out once: beside 16 products a position, divisions show.
+  struct Spot {
+    int64_t offset;        // in the map, of its first run in stage 0
+    int run, row;          // its runs: at `run` in every `rows_a_turn`-th row from `row`
+    int first, i, j;       // its products: from position `first`, of quads that lie there at i and j; first < 0: none
+  };
+
+  template <bool Tokens, class Block>
+  static ASVP_DEVICE void sum_as(Block& block, const Call& call, int64_t s, int64_t chunk, int pair) {
     const Plan& plan = call.plan;
     int left, right;
     tiles_of(plan, pair, left, right);
@@ -159,12 +175,17 @@ struct Gram {
     T* tile = block.template shared<T>();
     const int runs = runs_of(plan, stage), rows_a_turn = block.size() / runs, stride = plan.tile * stage.span;
     // Rows: (tile, channel), or for tokens (tile, position).
-    const int rows = stage.tiles * (plan.tokens ? stage.span : plan.tile);
-    const int rows_of_tile = plan.tokens ? stage.span : plan.tile;
+    const int rows_of_tile = Tokens ? stage.span : plan.tile, rows = stage.tiles * rows_of_tile;
     const int64_t stages = ceil_div<int64_t>(plan.l, stage.span);
+    // Distances in the map: of rows, of stages, and what row r of the second tile is further than row r of the first.
+    const int64_t row_step = Tokens ? plan.position_stride : plan.channel_stride;
+    const int64_t stage_step = stage.span * plan.position_stride, turn_step = rows_a_turn * row_step;
+    const int64_t second_step = (right - left) * plan.tile * plan.channel_stride - rows_of_tile * row_step;
+    const bool regular = plan.aligned && (!Tokens || plan.c % V == 0);
     double factor = 1;
     if (M == kTwofold) factor = to_order_one(Magnitude<E>::value(static_cast<Bits>(call.state(s).peak)), 1000);
 
+    typename Block::template Per<Spot> spot(block);
     typename Block::template Per<Sums<M>> sums(block);
     typename Block::template Per<Bits> peak(block);
     struct Held {
@@ -173,39 +194,46 @@ struct Gram {
     typename Block::template Per<Held> held(block);
 
     const auto load_stage = [&](int t, int64_t at) {
-      const int run = t % runs, row = t / runs;
+      const int run = spot[t].run, row = spot[t].row;
       if (row >= rows_a_turn) return;
+      const bool whole = regular && (at + 1) * stage.span <= plan.l;
+      const E* from = map + spot[t].offset + at * stage_step;
       ASVP_UNROLL for (int m = 0; m < kRuns; ++m) {
         const int r = row + m * rows_a_turn;
         if (r >= rows) break;
         const bool second = r >= rows_of_tile;
-        const int64_t base = int64_t{second ? right : left} * plan.tile;
-        const int inside = second ? r - rows_of_tile : r;
-        if (plan.tokens)
-          load(plan, map, base + run * V, at * stage.span + inside, held[t].runs[m]);
+        const int base = (second ? right : left) * plan.tile, inside = second ? r - rows_of_tile : r;
+        const int channel = Tokens ? base + run * V : base + inside;
+        Run<E>& to = held[t].runs[m];
+        if (whole && channel < plan.c)
+          to = *reinterpret_cast<const Run<E>*>(from + m * turn_step + (second ? second_step : 0));
         else
-          load(plan, map, base + inside, at * stage.span + run * V, held[t].runs[m]);
+          load<Tokens>(plan, map, channel, at * stage.span + (Tokens ? inside : run * V), to);
       }
     };
     const auto store_stage = [&](int t) {
-      const int run = t % runs, row = t / runs;
+      const int run = spot[t].run, row = spot[t].row;
       if (row >= rows_a_turn) return;
       ASVP_UNROLL for (int m = 0; m < kRuns; ++m) {
         const int r = row + m * rows_a_turn;
         if (r >= rows) break;
         const bool second = r >= rows_of_tile;
         const int inside = second ? r - rows_of_tile : r;
-        T* to = tile + (second ? stride : 0);
-        int turn = 0;
-        ASVP_UNROLL for (int i = 0; i < V; ++i) {
-          const E x = held[t].runs[m].v[i];
-          const int c = plan.tokens ? run * V + i : inside, k = plan.tokens ? inside : run * V + i;
-          if (i % 4 == 0) turn = k / 4 % stage.quads;  // runs of positions start at a multiple of V
-          if (c >= plan.tile) continue;  // a tile of tokens need not be whole runs; the channel belongs to the next tile
-          peak[t] = most(peak[t], Magnitude<E>::of(x));
-          T value = static_cast<T>(widen(x));
-          if (M == kTwofold) value = static_cast<T>(value * factor);
-          to[place(stage, k, turn, c)] = value;
+        ASVP_UNROLL for (int g = 0; g < V; g += kGroup) {
+          const int c = Tokens ? run * V + g : inside, k = Tokens ? inside : run * V + g;
+          if (Tokens && c >= plan.tile) break;  // a tile need not be whole runs; the channel belongs to the next tile
+          T* to = tile + (second ? stride : 0) + place(stage, k, c);
+          Quad values;
+          ASVP_UNROLL for (int i = 0; i < kGroup; ++i) {
+            const E x = held[t].runs[m].v[g + i];
+            peak[t] = most(peak[t], Magnitude<E>::of(x));
+            values.v[i] = static_cast<T>(widen(x));
+            if (M == kTwofold) values.v[i] = static_cast<T>(values.v[i] * factor);
+          }
+          if (Tokens && kGroup == 4)
+            *reinterpret_cast<Quad*>(to) = values;
+          else
+            ASVP_UNROLL for (int i = 0; i < kGroup; ++i) to[i * (Tokens ? 1 : 4 * stage.quads)] = values.v[i];
         }
       }
     };
@@ -213,17 +241,24 @@ struct Gram {
     block.each([&](int t) {
       peak[t] = 0;
       clear(sums[t]);
+      Spot& here = spot[t];
+      here.run = t % runs;
+      here.row = t / runs;
+      here.offset = left * plan.tile * plan.channel_stride + here.row * row_step + here.run * V;
+      const int group = t / stage.subs;
+      here.first = group < stage.groups ? group * stage.chain : -1;
+      place_of(stage, t % stage.subs, here.i, here.j);
+      const int turn = group * stage.chain / 4 % stage.quads;
+      here.i = (here.i + turn) % stage.quads;
+      here.j = (here.j + turn) % stage.quads;
       load_stage(t, chunk);
     });
     for (int64_t at = chunk; at < stages; at += plan.chunks) {
       block.each([&](int t) { store_stage(t); });
       block.each([&](int t) {
         if (at + plan.chunks < stages) load_stage(t, at + plan.chunks);  // on its way while the products are summed
-        const int group = t / stage.subs;
-        if (group >= stage.groups) return;
-        int row, column;
-        place_of(stage, t % stage.subs, row, column);
-        products(stage, tile, left == right ? tile : tile + stride, group * stage.chain, row, column, sums[t]);
+        if (spot[t].first < 0) return;
+        products(stage, tile, left == right ? tile : tile + stride, spot[t], sums[t]);
         settle(sums[t]);
       });
     }
@@ -254,15 +289,11 @@ struct Gram {
     ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.total[e] = {0, 0};
   }
 
-  static ASVP_DEVICE void products(const Stage& stage, const T* left, const T* right, int first, int row, int column,
-                                   Sums<M>& sums) {
+  static ASVP_DEVICE void products(const Stage& stage, const T* left, const T* right, const Spot& spot, Sums<M>& sums) {
     start(sums);
-    const int turn = first / 4 % stage.quads;
-    int i = row + turn, j = column + turn;
-    if (i >= stage.quads) i -= stage.quads;
-    if (j >= stage.quads) j -= stage.quads;
+    int i = spot.i, j = spot.j;
     const int width = 4 * stage.quads;
-    for (int k = first; k < first + stage.chain; k += 4) {
+    for (int k = spot.first; k < spot.first + stage.chain; k += 4) {
       ASVP_UNROLL for (int u = 0; u < 4; ++u) {
         Quad a = *reinterpret_cast<const Quad*>(left + (k + u) * width + 4 * i);
         Quad b = *reinterpret_cast<const Quad*>(right + (k + u) * width + 4 * j);
