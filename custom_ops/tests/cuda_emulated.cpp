@@ -83,7 +83,7 @@ EXPORT void asvp_leading_cuda_emulated(int n, int k, double* matrix, double* val
   at.flags = reinterpret_cast<int32_t*>(at.scalars + 8);
   at.a = a.data();
   at.z = z.data();
-  at.factors = factors.data();
+  at.factors = at.six = factors.data();
   at.ld = at.lda = round_up(n, 8);
   at.low = cold.data();
   at.high = at.low + length + 8;

@@ -115,7 +115,8 @@ struct Place {
   // In global memory.
   double *low, *high;  // n + 1
   double* z;           // n rows of `ld`: the vectors
-  double* factors;     // n * ld: six vectors for each vector sought, as many as fit
+  double* factors;     // n * ld
+  double* six;         // `iterated` float64: six vectors for each vector sought; shared where they fit, or the above
   int64_t ld;
   int32_t *order, *turned;
   Turn* turns;
@@ -126,6 +127,11 @@ constexpr int kMostSharedVectors = 512;
 ASVP_HD int64_t vector_length(int64_t n) { return round_up<int64_t>(n, 32); }
 // Rows that start 8 float64 apart in the banks: two of them fill a wave of shared memory.
 ASVP_HD int64_t shared_row(int64_t n) { return (n + 7) / 16 * 16 + 8; }
+// How many vectors are iterated at a time, and what that takes. No more than fit into n * ld.
+ASVP_HD int batch_of(int64_t n, int64_t k) {
+  return static_cast<int>(most<int64_t>(1, least(k, round_up<int64_t>(n, 8) / 6)));
+}
+ASVP_HD int64_t iterated(int64_t n, int64_t k) { return 6 * n * batch_of(n, k); }
 ASVP_HD int64_t hot_bytes(int64_t n, int threads) {
   return (kHotVectors * vector_length(n) + 8) * 8 + most<int64_t>(threads, vector_length(n + 1)) * 4;
 }
@@ -308,18 +314,24 @@ ASVP_HD void eliminate(const double* d, const double* e, int n, double value, do
                        bool again) {
   double *y = memory, *factor = y + n * step, *swapped = factor + n * step, *inverse = swapped + n * step,
          *upper = inverse + n * step, *upper2 = upper + n * step;
-  double right = y[0];
+  // What the next step reads is read before this one stores: for all the compiler knows, it is the same memory.
+  double right = y[0], below = n > 1 ? y[step] : 0;
   if (again) {
+    double m = n > 1 ? factor[0] : 0, swap = n > 1 ? swapped[0] : 0;
     for (int i = 0; i + 1 < n; ++i) {
-      const double below = y[(i + 1) * step], m = factor[i * step];
-      const bool swap = swapped[i * step] != 0;
-      y[i * step] = swap ? below : right;
-      right = swap ? multiply_add(-m, below, right) : multiply_add(-m, right, below);
+      const int next = least(i + 2, n - 1) * step, following = least(i + 1, n - 2) * step;
+      const double next_below = y[next], next_m = factor[following], next_swap = swapped[following];
+      y[i * step] = swap != 0 ? below : right;
+      right = swap != 0 ? multiply_add(-m, below, right) : multiply_add(-m, right, below);
+      below = next_below;
+      m = next_m;
+      swap = next_swap;
     }
   } else {
-    double u0 = d[0] - value, u1 = n > 1 ? e[0] : 0;
+    double u0 = d[0] - value, u1 = n > 1 ? e[0] : 0, c = u1, a = n > 1 ? d[1] - value : 0;
     for (int i = 0; i + 1 < n; ++i) {
-      const double c = e[i], a = d[i + 1] - value, b = i + 2 < n ? e[i + 1] : 0, below = y[(i + 1) * step];
+      const bool more = i + 2 < n;
+      const double b = more ? e[i + 1] : 0, next_a = more ? d[i + 2] - value : 0, next_below = more ? y[(i + 2) * step] : 0;
       const bool swap = fabs(c) > fabs(u0);
       const double pivot = swap ? c : fabs(u0) < least_pivot ? (u0 < 0 ? -least_pivot : least_pivot) : u0;
       const double reciprocal = 1 / pivot, m = (swap ? u0 : c) * reciprocal;
@@ -333,37 +345,46 @@ ASVP_HD void eliminate(const double* d, const double* e, int n, double value, do
       const double next = swap ? multiply_add(-m, a, u1) : multiply_add(-m, u1, a);
       u1 = swap ? -m * b : b;
       u0 = next;
+      c = b;
+      a = next_a;
+      below = next_below;
     }
     inverse[(n - 1) * step] = 1 / (fabs(u0) < least_pivot ? (u0 < 0 ? -least_pivot : least_pivot) : u0);
     upper[(n - 1) * step] = upper2[(n - 1) * step] = 0;
   }
   double one = right * inverse[(n - 1) * step], two = 0;
+  struct Row {
+    double upper, upper2, inverse, y;
+  };
+  const auto row_of = [&](int i) { return Row{upper[i * step], upper2[i * step], inverse[i * step], y[i * step]}; };
+  Row row = row_of(most(n - 2, 0));
   y[(n - 1) * step] = one;
   for (int i = n - 2; i >= 0; --i) {
-    const double right_of = multiply_add(-upper2[i * step], two, multiply_add(-upper[i * step], one, y[i * step]));
-    const double z = right_of * inverse[i * step];
+    const Row next = row_of(most(i - 1, 0));
+    const double z = multiply_add(-row.upper2, two, multiply_add(-row.upper, one, row.y)) * row.inverse;
     y[i * step] = z;
     two = one;
     one = z;
+    row = next;
   }
 }
 
 // The eigenvectors of T for the values at.low[0 .. k), in the rows of at.z. False: they did not come out to the last digits.
 template <class Block>
 ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, const Place& at) {
-  const int batch = most(1, least(k, static_cast<int>(at.ld / 6)));
+  const int batch = batch_of(n, k);
   const int64_t ld = at.ld;
   const double tolerance = norm * norm * n * 0x1p-98;  // of a squared residual: some 10 units of rounding of the norm
   for (int first = 0; first < k; first += batch) {
     const int end = least(k, first + batch), step = end - first;
     bool fine = false;
     block.each([&](int t) {
-      for (int e = t; e < step * n; e += block.size()) at.factors[e] = noise(e / step, first + e % step);
+      for (int e = t; e < step * n; e += block.size()) at.six[e] = noise(e / step, first + e % step);
     });
     for (int turn = 0; turn < 6 && !fine; ++turn) {
       block.each([&](int t) {
         for (int i = t; i < step; i += block.size())
-          eliminate(at.d, at.e, n, at.low[first + i], norm * 0x1p-53, at.factors + i, step, turn > 0);
+          eliminate(at.d, at.e, n, at.low[first + i], norm * 0x1p-53, at.six + i, step, turn > 0);
       });
       block.warps([&](auto warp) {  // to length 1
         typedef decltype(warp) Warp;
@@ -373,13 +394,13 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
           warp.each([&](int lane) {
             sum[lane] = 0;
             for (int c = lane; c < n; c += kWarp) {
-              const double y = at.factors[c * step + i];
+              const double y = at.six[c * step + i];
               sum[lane] = multiply_add(y, y, sum[lane]);
             }
           });
           const double scale = 1 / sqrt(warp.sum(sum));
           warp.each([&](int lane) {
-            for (int c = lane; c < n; c += kWarp) z[c] = at.factors[c * step + i] * scale;
+            for (int c = lane; c < n; c += kWarp) z[c] = at.six[c * step + i] * scale;
           });
         }
       });
@@ -444,7 +465,7 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
               if (c > 0) residual = multiply_add(at.e[c - 1], z[c - 1], residual);
               if (c + 1 < n) residual = multiply_add(at.e[c], z[c + 1], residual);
               sum[lane] = multiply_add(residual, residual, sum[lane]);
-              at.factors[c * step + i] = z[c];
+              at.six[c * step + i] = z[c];
             }
           });
           warp.sum(sum);

@@ -40,27 +40,38 @@ struct Solve {
   static ASVP_HD int shared_bytes(const Plan& plan) { return bytes(plan, plan.solve_bytes, kThreads); }
   static ASVP_HD int64_t blocks(const Plan&, int64_t samples) { return samples; }
 
-  // What the solve takes of `limit` bytes of shared memory.
+  // What the solve takes of `limit` bytes of shared memory: vectors, the matrix, what the inverse iteration works on, each
+  // where it fits beside those before it. The iteration goes through its memory step by step, and would wait for L2.
+  struct Share {
+    int64_t hot, a, six;  // bytes; 0: in global memory
+  };
+  static ASVP_HD Share share(const Plan& plan, int limit, int threads) {
+    Share s = {plan.c <= kMostSharedVectors ? hot_bytes(plan.c, threads) : 0, plan.c * shared_row(plan.c) * 8,
+               iterated(plan.c, plan.rank) * 8};
+    if (s.hot > limit) s.hot = 0;
+    if (s.hot == 0 || kDouble || s.hot + s.a > limit) s.a = 0;
+    if (s.hot == 0 || kDouble || s.hot + s.a + s.six > limit) s.six = 0;
+    return s;
+  }
   static ASVP_HD int bytes(const Plan& plan, int limit, int threads) {
-    const int64_t hot = plan.c <= kMostSharedVectors ? hot_bytes(plan.c, threads) : 0;
-    const int64_t all = hot + plan.c * shared_row(plan.c) * 8;
-    return static_cast<int>(hot > limit ? 0 : hot == 0 || all > limit || kDouble ? hot : all);
+    const Share s = share(plan, limit, threads);
+    return static_cast<int>(s.hot + s.a + s.six);
   }
 
   template <class Block>
   static ASVP_DEVICE Place place(Block& block, const Call& call, int64_t s) {
     const Plan& plan = call.plan;
-    const int64_t length = vector_length(plan.c), hot = hot_bytes(plan.c, block.size());
-    const int limit = plan.whole ? kSharedBytes : plan.solve_bytes, shared = bytes(plan, limit, block.size());
+    const int64_t length = vector_length(plan.c);
+    const Share shared = share(plan, plan.whole ? kSharedBytes : plan.solve_bytes, block.size());
     Place at;
     double* cold = call.vectors(s);
-    double* vectors = shared > 0 ? block.template shared<double>() : cold + 8 * length;
+    double* vectors = shared.hot > 0 ? block.template shared<double>() : cold + 8 * length;
     double** names[] = {&at.d, &at.e, &at.squares, &at.h, &at.x, &at.p, &at.first, &at.v, &at.w};
     ASVP_UNROLL for (int i = 0; i < kHotVectors; ++i) *names[i] = vectors + i * length;
     at.scalars = vectors + kHotVectors * length;
     at.flags = reinterpret_cast<int32_t*>(at.scalars + 8);
-    const bool inside = shared > hot;
-    at.a = inside ? block.template shared<double>(hot) : call.square(s, 0);
+    const bool inside = shared.a > 0;
+    at.a = inside ? block.template shared<double>(shared.hot) : call.square(s, 0);
     at.lda = inside ? shared_row(plan.c) : plan.ld;
     at.low = cold;
     at.high = at.low + length + 8;
@@ -69,6 +80,7 @@ struct Solve {
     at.turns = reinterpret_cast<Turn*>(at.high + 2 * length + 16);
     at.z = call.square(s, kDouble ? 2 : 1);
     at.factors = call.square(s, kDouble ? 3 : 2);
+    at.six = shared.six > 0 ? block.template shared<double>(shared.hot + shared.a) : at.factors;
     at.ld = plan.ld;
     return at;
   }
