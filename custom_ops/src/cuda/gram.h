@@ -47,19 +47,21 @@ struct Sums<kTwofold> {
   Twofold total[16];
 };
 
-// Row and column of sub-tile `sub`.
+// Row and column of sub-tile `sub`. Four neighbours take a square of four, where there is an even number of rows: a load of
+// 16 bytes goes through shared memory in half the time where threads t and t ^ 1, or t and t ^ 2, want the same.
 ASVP_HD void place_of(const Stage& stage, int sub, int& row, int& column) {
-  if (stage.tiles == 2) {
-    row = sub / stage.quads;
-    column = sub % stage.quads;
-    return;
-  }
+  const int side = stage.quads % 2 ? 1 : 2, inner = sub % (side * side), length = stage.quads / side;
+  sub /= side * side;
   row = 0;
-  for (int length = stage.quads; sub >= length; --length) {
-    sub -= length;
-    ++row;
+  if (stage.tiles == 2) {
+    row = sub / length;
+    column = sub % length;
+  } else {
+    for (; sub >= length - row; ++row) sub -= length - row;
+    column = row + sub;
   }
-  column = row + sub;
+  row = row * side + inner % side;
+  column = column * side + inner / side;
 }
 
 ASVP_HD void tiles_of(const Plan& plan, int pair, int& left, int& right) {
@@ -136,9 +138,15 @@ struct Gram {
 
   // Where element (position k, channel c) of a tile lies in shared memory: positions one after the other, each a row of
   // quads of channels, turned by k / 4 quads: so both the transposing stores and the reads of quads spread over the banks.
+  // Of quads of float64 all first halves come before all second ones: a thread reads 16 bytes at a time, its neighbour the
+  // next.
+  static constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
+  struct alignas(16) Piece {
+    T v[kPiece];
+  };
   static ASVP_HD int place(const Stage& stage, int k, int c) {
-    const int quad = c / 4 + k / 4 % stage.quads;
-    return (k * stage.quads + (quad >= stage.quads ? quad - stage.quads : quad)) * 4 + c % 4;
+    const int turned = c / 4 + k / 4 % stage.quads, quad = turned >= stage.quads ? turned - stage.quads : turned;
+    return k * 4 * stage.quads + c % 4 / kPiece * kPiece * stage.quads + quad * kPiece + c % kPiece;
   }
 
   template <class Block>
@@ -223,17 +231,15 @@ struct Gram {
           const int c = Tokens ? run * V + g : inside, k = Tokens ? inside : run * V + g;
           if (Tokens && c >= plan.tile) break;  // a tile need not be whole runs; the channel belongs to the next tile
           T* to = tile + (second ? stride : 0) + place(stage, k, c);
-          Quad values;
+          T values[kGroup];
           ASVP_UNROLL for (int i = 0; i < kGroup; ++i) {
             const E x = held[t].runs[m].v[g + i];
             peak[t] = most(peak[t], Magnitude<E>::of(x));
-            values.v[i] = static_cast<T>(widen(x));
-            if (M == kTwofold) values.v[i] = static_cast<T>(values.v[i] * factor);
+            values[i] = static_cast<T>(widen(x));
+            if (M == kTwofold) values[i] = static_cast<T>(values[i] * factor);
           }
-          if (Tokens && kGroup == 4)
-            *reinterpret_cast<Quad*>(to) = values;
-          else
-            ASVP_UNROLL for (int i = 0; i < kGroup; ++i) to[i * (Tokens ? 1 : 4 * stage.quads)] = values.v[i];
+          ASVP_UNROLL for (int i = 0; i < kGroup; ++i)
+            to[Tokens ? i / kPiece * kPiece * stage.quads + i % kPiece : i * 4 * stage.quads] = values[i];
         }
       }
     };
@@ -295,18 +301,20 @@ struct Gram {
     const int width = 4 * stage.quads;
     for (int k = spot.first; k < spot.first + stage.chain; k += 4) {
       ASVP_UNROLL for (int u = 0; u < 4; ++u) {
-        Quad a = *reinterpret_cast<const Quad*>(left + (k + u) * width + 4 * i);
-        Quad b = *reinterpret_cast<const Quad*>(right + (k + u) * width + 4 * j);
+        const T *at_i = left + (k + u) * width + kPiece * i, *at_j = right + (k + u) * width + kPiece * j;
+        Piece a[4 / kPiece], b[4 / kPiece];
+        ASVP_UNROLL for (int h = 0; h < 4 / kPiece; ++h) {
+          a[h] = *reinterpret_cast<const Piece*>(at_i + h * kPiece * stage.quads);
+          b[h] = *reinterpret_cast<const Piece*>(at_j + h * kPiece * stage.quads);
+        }
         ASVP_UNROLL for (int p = 0; p < 4; ++p)
-          ASVP_UNROLL for (int q = 0; q < 4; ++q) accumulate(sums, 4 * p + q, a.v[p], b.v[q]);
+          ASVP_UNROLL for (int q = 0; q < 4; ++q)
+            accumulate(sums, 4 * p + q, a[p / kPiece].v[p % kPiece], b[q / kPiece].v[q % kPiece]);
       }
       i = i + 1 == stage.quads ? 0 : i + 1;
       j = j + 1 == stage.quads ? 0 : j + 1;
     }
   }
-  struct alignas(16) Quad {
-    T v[4];
-  };
 
   static ASVP_DEVICE void start(Sums<kNarrow>& sums) {
     ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.chain[e] = 0;
@@ -397,7 +405,7 @@ struct Gram {
         place_of(stage, e % stage.subs, i, j);
         const int p = e / stage.subs / 4, q = e / stage.subs % 4;
         const int64_t row = int64_t{left} * plan.tile + 4 * i + p, column = int64_t{right} * plan.tile + 4 * j + q;
-        if (row >= plan.c || column >= plan.c) continue;
+        if (row >= plan.c || column >= plan.c || (left == right && i > j)) continue;
         for (int part = 0; part < (M == kTwofold ? 2 : 1); ++part) {
           double *to = call.square(s, part), value = part ? sum.low : sum.high;
           to[row * plan.ld + column] = value;

@@ -13,7 +13,7 @@ namespace cuda {
 // holds 1016 of them (2544 for float32 maps).
 constexpr int64_t kMostChannels = 8192;
 constexpr int64_t kWaveBytes = int64_t{128} << 20;  // samples in flight hold about so much scratch memory
-constexpr int kGramThreads = 288;                   // two groups of 136 sub-tiles (see gram.h), in whole warps
+constexpr int kGramThreads = 288;                   // two groups of 144 sub-tiles (see gram.h), in whole warps
 constexpr int kSolveThreads = 512;
 constexpr int kApplyThreads = 256;
 constexpr int kMostTile = 64;
@@ -29,8 +29,8 @@ enum Mode {
 };
 
 // One stage of a Gram block: `span` positions of one tile of channels, or of two. The tile times itself is cut into
-// sub-tiles of 4 x 4, of a tile with itself only those on and above the diagonal; `groups` groups of threads each take all
-// sub-tiles over `chain` positions of the stage.
+// sub-tiles of 4 x 4, of a tile with itself only those on and above the diagonal (or in a square that crosses it); `groups`
+// groups of threads each take all sub-tiles over `chain` positions of the stage.
 struct Stage {
   int quads, subs, groups, chain, span, tiles;
 };
@@ -41,7 +41,8 @@ ASVP_HD Stage make_stage(Mode mode, int tile, bool diagonal) {
   Stage s;
   s.quads = tile / 4;
   s.tiles = diagonal ? 1 : 2;
-  s.subs = diagonal ? s.quads * (s.quads + 1) / 2 : s.quads * s.quads;
+  const int side = s.quads % 2 ? 1 : 2, squares = s.quads / side;  // see place_of
+  s.subs = (diagonal ? squares * (squares + 1) / 2 : squares * squares) * side * side;
   const int elements = stage_elements(mode);
   s.groups = least(least(64, kGramThreads / s.subs), elements / (8 * s.tiles * tile));
   s.chain = least(32, elements / (s.groups * s.tiles * tile) / 8 * 8);
