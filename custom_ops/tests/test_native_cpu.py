@@ -126,6 +126,40 @@ def test_odd_sizes(native, dtype, c, length):
         check(tokens, native.perturb(tokens, 2, 3.0, axis=-1), 2, 3.0, 1.0, -1, TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("kind", SPECTRA)
+def test_spectra_at_many_channels(native, kind):
+    """From 224 channels on Lanczos goes first and has to prove what it found; where it cannot, the direct method takes over."""
+    for c, length, rank, energy in [(224, 500, 4, 1.0), (233, 900, 9, 0.95), (256, 640, 1, 1.0), (391, 450, 19, 0.5)]:
+        x = matrix(kind, c, length, np.random.default_rng(c)).astype(np.float32)[None]
+        check(x, native.perturb(x, rank, 3.0, energy, threads=2), rank, 3.0, energy, 1, REFERENCE32)
+
+
+@pytest.mark.parametrize(
+    "leading",
+    [
+        [1, 1, 1, 1, 1],  # an iteration from one vector sees one of them
+        [1, 0.5, 0.5, 0.5, 0.5, 0.5],
+        [1, 0.5, 0.4, 0.3, 0.3 * (1 - 1e-6)],
+        [1, 0.5, 0.4, 0.3, 0.3 * (1 - 4e-3)],
+        [1, 0.5, 0.4, 0.3, 0.3 * (1 - 1.1e-2)],
+        [1, 0.02, 0.02 * (1 - 2e-2), 0.02 * (1 - 4e-2), 0.02 * (1 - 5e-2)],
+        [1, 3e-3, 2e-3, 1.5e-3, 1.4e-3],
+        [1, 0.9, 0, 0, 0],
+        [1, 0.5, 0.5 * (1 - 2e-2), 0.4, 0.4],
+    ],
+)
+@pytest.mark.parametrize("tail", ["flat", "falling", "zero"])
+def test_leading_values_close_to_each_other_and_to_the_rest(native, leading, tail):
+    c, length = 224, 500
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((n, c)))[0] for n in (c, length))
+    rest = {"flat": np.full(c, 0.98), "falling": 0.97 ** np.arange(1, c + 1), "zero": np.zeros(c)}[tail]
+    values = np.r_[leading, leading[-1] * rest][:c]
+    x = ((left * values) @ right.T).astype(np.float32)[None]
+    for rank, energy in [(4, 1.0), (3, 1.0), (4, 0.8), (5, 1.0)]:
+        check(x, native.perturb(x, rank, 3.0, energy), rank, 3.0, energy, 1, REFERENCE32)
+
+
 def test_many_components(native):
     rng = np.random.default_rng(0)
     for c, rank in [(40, 17), (40, 40), (40, 1000), (130, 13), (130, 100)]:

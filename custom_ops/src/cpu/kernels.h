@@ -54,6 +54,8 @@ struct Kernels {
   BlockKernels<double> wide;
   // The k leading eigenvectors, and values[0 .. k] (the one behind the last, to 9 digits, tells the gap).
   void (*leading)(Symmetric&, int64_t k);
+  // The same as far as a float32 map needs it, for many rows and few vectors; values[k] is an upper bound. False: could not.
+  bool (*leading_quick)(Symmetric&, int64_t k);
 };
 
 extern const Kernels kPortable;

@@ -510,6 +510,7 @@ const Kernels ASVP_KERNELS = {
     {pack<float>, scale<float>, gram<float>, project<float>, apply<float>, unpack<float>},
     {pack<double>, scale<double>, gram<double>, project<double>, apply<double>, unpack<double>},
     leading,
+    leading_quick,
 };
 
 }  // namespace asvp
