@@ -111,18 +111,29 @@ void tridiagonalise(double* a, int64_t n, int64_t ld, double* d, double* e, doub
   }
 }
 
-// How many eigenvalues of the tridiagonal matrix lie above x, for as many x as a vector has lanes (the divisions are a chain):
-// the number of positive pivots (Sturm).
+// How many eigenvalues of the tridiagonal matrix lie above x, for as many x as a vector has lanes: the number of leading minors
+// p of T - x I with the sign of the one before (Sturm). Minors instead of pivots: a division each would be a chain. They
+// are brought back to order 1 every eight rows, the scale does not matter; d, e and x are of the order of norm.
 inline Wide count_above(const double* d, const double* e, int64_t n, double norm, Wide x) {
-  const Wide tiny = broadcast(norm * 1e-30 + 1e-300), one = broadcast(1.0);
-  Wide above = {}, pivot = one;
+  const double unit = norm > 1e-290 ? 1 / norm : 0;
+  const Wide shift = x * unit;
+  Wide before = {}, minor = broadcast(1.0);
+  Bits<double> below = {};
   double square = 0;
   for (int64_t i = 0; i < n; ++i) {
-    pivot = d[i] - x - square / pivot;
-    pivot = ((pivot < tiny) & (pivot > -tiny)) ? -tiny : pivot;
-    above += pivot > 0.0 ? one : Wide{};
-    square = e[i] * e[i];
+    const Wide following = (d[i] * unit - shift) * minor - square * before;
+    below += (reinterpret_cast<Bits<double>>(following) ^ reinterpret_cast<Bits<double>>(minor)) < 0;
+    before = minor;
+    minor = following;
+    square = e[i] * unit * (e[i] * unit) + 1e-60;  // uncoupled rows: no two zeros in sequence
+    if (i % 8 == 7) {
+      const Wide a = minor < 0.0 ? -minor : minor, b = before < 0.0 ? -before : before, scale = 1.0 / (a > b ? a : b);
+      minor *= scale;
+      before *= scale;
+    }
   }
+  Wide above = broadcast(static_cast<double>(n));
+  for (int i = 0; i < kWide; ++i) above[i] += static_cast<double>(below[i]);  // -1 for each
   return above;
 }
 
