@@ -1,7 +1,7 @@
 // Leading eigenvectors of a symmetric float64 matrix; included by kernels.inl, compiled once for each vector length.
 //
-// A direct method: Householder tridiagonalisation, the wanted eigenvalues by bisection, then implicit QL whose shifts are these
-// values, so that the wanted ones deflate first and the sweeps end after them; only the wanted eigenvectors are carried back
+// A direct method: Householder tridiagonalisation, the wanted eigenvalues by bisection, then implicit QL whose shifts are
+// these values, so that the wanted ones deflate first and the sweeps end after them; only the wanted eigenvectors are carried back
 // through the rotations and reflections. Its time does not depend on the spectrum, repeated values need no care, every
 // transformation is orthogonal, so the vectors are orthogonal to machine precision whatever the gaps, and it takes 4/3 C^3
 // operations. For float32 maps of many channels `leading_quick`, at the end, is tried first. (Block Lanczos is not: it needs
@@ -474,8 +474,8 @@ inline bool is_narrow(const double* values, int64_t t) { return values[t] > 0.98
 // energy captured is right to 5e-8. The proof is a factorisation of A - mu I in panels, 1/3 C^3 operations, where the direct
 // method takes 4/3 C^3 with the matrix streaming past for each row.
 //
-// Where s_t and s_(t+1) are apart, residuals of norm rho turn Q_t by rho / (theta_t - theta_(t+1)) at most (Davis, Kahan), which
-// moves the result by 2 s_t as much, relative to sqrt(sum theta) or more: rho is taken down until that is 1e-6.
+// Where s_t and s_(t+1) are apart, residuals of norm rho turn Q_t by rho / (theta_t - theta_(t+1)) at most (Davis, Kahan),
+// which moves the result by 2 s_t as much, relative to sqrt(sum theta) or more: rho is taken down until that is 1e-6.
 //
 // False where it has not converged soon or was not proved, with the matrix as it was: the direct method does not mind.
 bool leading_quick(Symmetric& problem, int64_t k) {
@@ -528,7 +528,8 @@ bool leading_quick(Symmetric& problem, int64_t k) {
       const double apart = 4e-7 * (values[t] - values[t + 1]);
       done = done && (all || is_narrow(values, t + 1) || squares * values[t] <= apart * apart * sum);
     }
-    done = done && (all || (squares <= slack / 4 * (bound - values[k]) && length * __builtin_fabs(small[k]) <= gap / 4 + slack));
+    const double behind = length * __builtin_fabs(small[k]);
+    done = done && (all || (squares <= slack / 4 * (bound - values[k]) && behind <= gap / 4 + slack));
     if (!done && m == limit) return false;
     check = least(limit, m + 8);
   }
