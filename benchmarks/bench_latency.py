@@ -1,7 +1,8 @@
 """Protected files beside the unprotected ones in onnxruntime on the CPU: latency at 256 x 256, and memory.
 
-One node behind the convolution after the body. *node* and *layer* are onnxruntime's own times of the kernel and of the
-convolution before it; *memory* is the growth of the process's peak over the unprotected file's, in feature maps.
+One node behind the convolution after the body. The ratios are medians over rounds in which the three files take turns: the machine's
+speed drifts by more than the node costs. *node* and *layer* are onnxruntime's own times of the kernel and of the convolution
+before it. *memory*: what a run adds at its peak, more than the unprotected file's run at 512 x 512, in feature maps.
 
     python benchmarks/bench_latency.py [--tasks sr_x2,...,dat_light] [--repeats 30]
 
@@ -16,6 +17,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,6 @@ from _teachers import LAYER, TASKS, dat_light, teacher
 import asvp_export
 from asvp_export.graph.export import to_onnx
 from asvp_export.graph.passes import perturbation_nodes, without_nodes
-from asvp_export.parity.latency import in_turns
 from asvp_export.parity.session import run_model, session
 
 THREADS = 2
@@ -34,14 +36,20 @@ REST = 0.1  # seconds; onnxruntime's threads look for work for some tens of mill
 LAYERS = {"dat_light": "conv_after_body"}
 
 PEAK = """
-import resource, sys
+import pathlib, re, sys
 import numpy as np
 from asvp_export.parity.session import run_model, session
+
+def kilobytes(what):
+    return int(re.search(what + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
 opened = session(sys.argv[1], threads=2, library=sys.argv[2] == "library")
 x = np.load(sys.argv[3])
+before = kilobytes("VmRSS")
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 for _ in range(2):
     run_model(opened, x)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(kilobytes("VmHWM") - before)
 """
 
 
@@ -65,7 +73,7 @@ def kernel_times(file: Path, x: np.ndarray, folder: Path) -> tuple[float, float]
 
 
 def peak(file: Path, way: str, x: np.ndarray, folder: Path) -> int:
-    """Bytes at the peak of a process that runs the file twice."""
+    """Bytes that two runs of the file add to a process at their peak."""
     np.save(folder / "x.npy", x)
     done = subprocess.run(
         [sys.executable, "-c", PEAK, file, way, folder / "x.npy"], check=True, capture_output=True, text=True
@@ -85,15 +93,34 @@ def row(task: str, rank: int, repeats: int, folder: Path) -> str:
     ways = [(files[0], False), (files[1], True), (files[1], False)]
     sessions = [session(file, threads=THREADS, library=library) for file, library in ways]
     tasks = [lambda opened=opened: run_model(opened, x) for opened in sessions]
-    plain, library, body = in_turns(repeats if task != "dat_light" else max(3, repeats // 10), *tasks, rest=REST)
+    (plain, library, body), ratios = timed(repeats if task != "dat_light" else max(4, repeats // 5), tasks)
     node, before = kernel_times(files[1], x, folder)
-    feature_map = 4 * model_map(model, layer, x)
-    plain_peak, *peaks = (peak(file, "library" if way else "body", x, folder) for file, way in ways)
-    memory = [(value - plain_peak) / feature_map for value in peaks]
+    memory = [float("nan")] * 2
+    if static is None:
+        large = model.example(512, 512).numpy().astype(np.float32)
+        plain_peak, *peaks = (peak(file, "library" if way else "body", large, folder) for file, way in ways)
+        memory = [(value - plain_peak) / (4 * model_map(model, layer, large)) for value in peaks]
     return (
-        f"| {task} | {rank} | {plain:.1f} | {library:.1f} | {library / plain:.3f} | {body:.1f} | {body / plain:.3f} "
+        f"| {task} | {rank} | {plain:.1f} | {library:.1f} | {ratios[0]:.3f} | {body:.1f} | {ratios[1]:.3f} "
         f"| {node:.2f} | {before:.2f} | {memory[0]:+.1f} | {memory[1]:+.1f} |"
     )
+
+
+def timed(repeats: int, tasks: Sequence[Callable[[], object]]) -> tuple[list[float], list[float]]:
+    """Median milliseconds of each task, and medians over the rounds of what the others take of the first."""
+    rounds = []
+    for turn in range(repeats + 2):
+        times = [0.0] * len(tasks)
+        for i in range(len(tasks)):
+            i = (i + turn) % len(tasks)  # nobody is always first
+            time.sleep(REST)
+            start = time.perf_counter()
+            tasks[i]()
+            times[i] = 1000 * (time.perf_counter() - start)
+        rounds.append(times)
+    columns = list(zip(*rounds[2:], strict=True))
+    ratios = [statistics.median(b / a for a, b in zip(columns[0], other, strict=True)) for other in columns[1:]]
+    return [statistics.median(column) for column in columns], ratios
 
 
 def model_map(model: asvp_export.Teacher, layer: str, x: np.ndarray) -> int:

@@ -84,7 +84,7 @@ def in_turns(tasks: dict, seconds: float) -> dict[str, float]:
         for name, task in tasks.items():
             if first[name] > 0.1 and turn % 8 != 1:
                 continue
-            time.sleep(0.004)  # threads of the one before, still looking for work, go to sleep
+            time.sleep(0.02)  # threads of the one before (onnxruntime's above all) look for work a while
             start = time.perf_counter()
             task()
             times[name].append(time.perf_counter() - start)
