@@ -134,6 +134,7 @@ def test_spectra_at_many_channels(native, kind):
         check(x, native.perturb(x, rank, 3.0, energy, threads=2), rank, 3.0, energy, 1, REFERENCE32)
 
 
+@pytest.mark.skipif("ASVP_SANITIZED" in os.environ, reason="numbers only: the spectra above run through the same lines")
 @pytest.mark.parametrize(
     "leading",
     [
@@ -149,7 +150,7 @@ def test_spectra_at_many_channels(native, kind):
     ],
 )
 @pytest.mark.parametrize("tail", ["flat", "falling", "zero"])
-def test_leading_values_close_to_each_other_and_to_the_rest(native, leading, tail):
+def test_leading_values_close_to_each_other_and_to_the_rest(best, leading, tail):
     c, length = 224, 500
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.standard_normal((n, c)))[0] for n in (c, length))
@@ -157,7 +158,7 @@ def test_leading_values_close_to_each_other_and_to_the_rest(native, leading, tai
     values = np.r_[leading, leading[-1] * rest][:c]
     x = ((left * values) @ right.T).astype(np.float32)[None]
     for rank, energy in [(4, 1.0), (3, 1.0), (4, 0.8), (5, 1.0)]:
-        check(x, native.perturb(x, rank, 3.0, energy), rank, 3.0, energy, 1, REFERENCE32)
+        check(x, best.perturb(x, rank, 3.0, energy), rank, 3.0, energy, 1, REFERENCE32)
 
 
 def test_many_components(native):
