@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from asvp_export.parity.result import ParityResult
     from asvp_export.pipeline import export
     from asvp_export.restoration import restore
+    from asvp_export.signature import Signature, SizeRule, ValueRange
     from asvp_export.teacher.layers import Layer, candidates
     from asvp_export.teacher.load import load
-    from asvp_export.teacher.model import SizeRule, Teacher
+    from asvp_export.teacher.model import Teacher
 
 # Names are imported when first used: `asvp-export --help` must not wait for torch.
 _HOME = {
@@ -31,8 +32,10 @@ _HOME = {
     "ParityResult": "parity.result",
     "Perturbation": "operator.schema",
     "Protected": "graph.protect",
-    "SizeRule": "teacher.model",
+    "Signature": "signature",
+    "SizeRule": "signature",
     "Teacher": "teacher.model",
+    "ValueRange": "signature",
     "candidates": "teacher.layers",
     "check": "gate",
     "describe": "graph.describe",

@@ -79,7 +79,10 @@ _teacher_options = _options(
                  "package.module:factory or path/nets.py:factory."),
     click.option("--arch-args", type=_Json(), help="Keyword arguments of the factory, as a JSON object."),
     click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which runs code from the file."),
-    click.option("--data-range", type=float, default=1.0, show_default=True, help="What the model calls white: 1 or 255."),
+    click.option("--data-range", metavar="LOW..HIGH", help="The model's values for black and white: 0..1, -1..1 or 0..255. "
+                 "Default: detected where it shows, else 0..1."),
+    click.option("--inputs", type=_PATH, metavar="FILE", help="An example of each input (.npz, .pt), for models that take "
+                 "more than a picture."),
     click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
                  help="Where PyTorch runs the teacher."),
 )  # fmt: skip
@@ -144,7 +147,8 @@ def cli() -> None:
 @_output_options
 def export(
     model: Path, layers: Sequence[str], rank: int, gain: float, energy: float, axis: int | None, output: Path | None,
-    arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: float, device: str,
+    arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
+    inputs: Path | None, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
     junit: Path | None, opset: int, static: bool, external_data: bool, force: bool, keep_failed: bool,
     as_json: bool, quiet: bool,
@@ -165,7 +169,7 @@ def export(
     _warn_of_two_runtimes()
     with _stdout_for_results():
         say(f"loading {model.name}")
-        teacher = _load(model, arch, arch_args, trust_pickle, data_range, device)
+        teacher = _load(model, arch, arch_args, trust_pickle, data_range, inputs, device)
         protected = protect(teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis)
         result = run_export(
             protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, static=static,
@@ -182,7 +186,7 @@ def export(
 @_output_options
 def check(
     original: Path, protected: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
-    data_range: float, device: str, images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float,
+    data_range: str | None, inputs: Path | None, device: str, images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float,
     provider: str, report: Path | None, junit: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
@@ -196,7 +200,7 @@ def check(
     with _stdout_for_results():
         source: Path | Teacher = original
         if not is_onnx(original):
-            source = _load(original, arch, arch_args, trust_pickle, data_range, device)
+            source = _load(original, arch, arch_args, trust_pickle, data_range, inputs, device)
         result = run_check(
             source, protected, images=images, sizes=sizes, min_psnr=min_psnr, provider=provider, progress=say
         )
@@ -208,15 +212,15 @@ def check(
 @_teacher_options
 @_output_options
 def layers(
-    model: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: float,
-    device: str, as_json: bool, quiet: bool,
+    model: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
+    inputs: Path | None, device: str, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """List the layers of MODEL that can carry the node."""
     from asvp_export.report.tables import layers_as_dict, layers_table
     from asvp_export.teacher.layers import candidates
 
     with _stdout_for_results():
-        found, refused = candidates(_load(model, arch, arch_args, trust_pickle, data_range, device))
+        found, refused = candidates(_load(model, arch, arch_args, trust_pickle, data_range, inputs, device))
     if as_json:
         _print_json(layers_as_dict(found, refused))
     elif not quiet:
@@ -315,11 +319,25 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _load(
-    model: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: float, device: str
+    model: Path,
+    arch: str | None,
+    arch_args: dict[str, Any] | None,
+    trust_pickle: bool,
+    data_range: str | None,
+    inputs: Path | None,
+    device: str,
 ) -> Teacher:
     from asvp_export.teacher.load import load
 
-    return load(model, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle, data_range=data_range, device=device)
+    return load(
+        model,
+        arch=arch,
+        arch_args=arch_args,
+        trust_pickle=trust_pickle,
+        data_range=data_range,
+        inputs=inputs,
+        device=device,
+    )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
+import onnxruntime as ort
 
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
@@ -23,7 +24,8 @@ from asvp_export.parity.latency import file_latency
 from asvp_export.parity.result import PRESERVATION_DB, ParityResult, Progress, frozen_notes
 from asvp_export.parity.session import check_provider, fits, inputs_of, session
 from asvp_export.parity.verify import check_threshold
-from asvp_export.teacher.model import SizeRule, Teacher
+from asvp_export.signature import Signature, SizeRule, ValueRange
+from asvp_export.teacher.model import Teacher
 
 
 def check(
@@ -59,13 +61,13 @@ def check(
     opened = session(path, provider)
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
     against = _original(original, provenance, provider)
-    fixed = _frozen_dimensions(path, [one.shape for one in inputs_of(opened)])
+    fixed = _frozen_dimensions(path, opened, against.signature)
     notes = _node_notes(path, provenance)
     cases = build_cases(
         inputs_in(images),
-        minimum=against.size.minimum,
-        multiple=against.size.multiple,
+        size=against.size,
         data_range=against.data_range,
+        signature=against.signature,
         sizes=sizes,
         fixed=fixed,
     )
@@ -73,8 +75,7 @@ def check(
         fits(opened, case)
     progress(f"comparing on {len(cases)} inputs")
     expected, more = _expected(against, provenance, cases, provider)
-    scale = against.scale or _scale_of(expected, cases)
-    fidelity, preservation = judge(path, cases, expected, min_psnr, against.data_range, scale, provider)
+    fidelity, preservation = judge(path, cases, expected, min_psnr, against.data_range, provider)
     return ParityResult(
         passed=preservation.passed and (fidelity is None or fidelity.passed),
         model=against.source,
@@ -85,7 +86,7 @@ def check(
         effects=expected.effects,
         fidelity=fidelity,
         preservation=preservation,
-        latency_ms=file_latency(path, against.file, cases[0].input, provider),
+        latency_ms=file_latency(path, against.file, cases[0].inputs, provider),
         notes=(*notes, *more, *library_notes(provider), *frozen_notes(*fixed[2:])),
     )
 
@@ -97,41 +98,45 @@ class _Original:
     source: str
     sha256: str
     size: SizeRule
-    data_range: float
-    scale: int | None  # None: to be seen from the outputs
+    data_range: ValueRange
+    signature: Signature
     teacher: Teacher | None
     file: Path | None
 
 
 def _original(original: Teacher | str | Path, provenance: Provenance | None, provider: str) -> _Original:
     if isinstance(original, Teacher):
-        return _Original(
-            original.source, original.sha256, original.size, original.data_range, original.scale, original, None
-        )
+        rule, values = original.size, original.data_range
+        return _Original(original.source, original.sha256, rule, values, original.signature, original, None)
     file = Path(original)
-    properties = session(file, provider).get_modelmeta().custom_metadata_map
-    size, own = _size_rule(provenance), _size_rule(read_provenance(properties))  # it may be a file of ours as well
-    both = SizeRule(max(size.minimum, own.minimum), math.lcm(size.multiple, own.multiple))
-    return _Original(file.name, sha256(file), both, provenance.data_range if provenance else 1.0, None, None, file)
+    opened = session(file, provider)
+    own = read_provenance(opened.get_modelmeta().custom_metadata_map)  # it may be a file of ours as well
+    size = SizeRule()
+    for known in (provenance, own):
+        size = size.stricter(known.size) if known else size
+    values = provenance.data_range if provenance else ValueRange()
+    shape = inputs_of(opened)[0].shape if inputs_of(opened) else ()
+    channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 3
+    return _Original(file.name, sha256(file), size, values, Signature(channels=channels), None, file)
 
 
-def _size_rule(provenance: Provenance | None) -> SizeRule:
-    return SizeRule(provenance.minimum, provenance.multiple) if provenance else SizeRule()
-
-
-def _frozen_dimensions(path: Path, shapes: Sequence[Sequence[int | str | None]]) -> tuple[int | None, ...]:
-    """N, C, H, W of the one input, None where free."""
-    if len(shapes) != 1 or len(shapes[0]) != 4:
-        found = ", ".join(str(list(shape)) for shape in shapes) or "nothing"
+def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Signature) -> tuple[int | None, ...]:
+    """N, C, H, W of the file's image input, None where free."""
+    inputs = inputs_of(opened)
+    wanted = "N, C, H, W" if signature.frames is None else "N, T, C, H, W"
+    image = inputs[signature.place] if len(inputs) == len(signature.names) else None
+    if image is None or len(image.shape) != (4 if signature.frames is None else 5):
+        found = "; ".join(map(str, inputs)) or "nothing"
         raise InputError(
-            f"The file {path.name} takes {found}; one image batch [N, C, H, W] was expected. Is it a file of asvp-export?"
+            f"The file {path.name} takes {found}; {len(signature.names)} input(s), the image [{wanted}], were expected. Is it "
+            "a file of asvp-export, and were all inputs given?"
         )
-    fixed = tuple(dim if isinstance(dim, int) else None for dim in shapes[0])
-    if fixed[1] not in (None, 3) or (fixed[1] is None and fixed[3] == 3):
+    n, *_, c, h, w = (dim if isinstance(dim, int) else None for dim in image.shape)
+    if c not in (None, signature.channels) or (c is None and w == signature.channels):
         raise InputError(
-            f"The file {path.name} takes {list(shapes[0])}; an image batch [N, 3, H, W] was expected, channels first."
+            f"The file {path.name} takes {image}; {signature.channels} channels were expected, channels first."
         )
-    return fixed
+    return n, c, h, w
 
 
 def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
@@ -182,8 +187,3 @@ def _reinserted(original: Teacher, nodes: dict[str, Perturbation]) -> Protected:
             "hand in the teacher that it was exported from."
         )
     return insert(original, nodes)
-
-
-def _scale_of(expected: Expected, cases: Sequence[Case]) -> int:
-    given, made = cases[0].input.shape, expected.original[0].shape
-    return max(1, made[2] // given[2]) if len(made) == 4 else 1  # the score says what is wrong with other outputs

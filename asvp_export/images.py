@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
+from asvp_export.signature import SizeRule
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SPLITS = ("train", "calibrate", "verify", "audit")
@@ -173,25 +174,38 @@ def write_image(path: str | Path, array: np.ndarray) -> None:
     atomic_write(path, encoded.getvalue())
 
 
-def pad_to(x: np.ndarray, minimum: int, multiple: int) -> np.ndarray:
+# Rec. 709, of the red, green and blue that a screen shows.
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
+
+
+def as_channels(pictures: np.ndarray, channels: int) -> np.ndarray:
+    """Colour pictures with the channels of a model: [..., H, W, 3] to [..., C, H, W].
+
+    One channel is the luminance; four are red, green, green, blue (packed Bayer); other counts take the colours in turn.
+    """
+    if channels == 1:
+        return (pictures @ _LUMINANCE)[..., None, :, :]
+    order = (0, 1, 1, 2) if channels == 4 else tuple(i % 3 for i in range(channels))
+    return np.moveaxis(pictures[..., order], -1, -3)
+
+
+def pad_to(x: np.ndarray, rule: SizeRule) -> np.ndarray:
     """Pad images on the bottom and on the right to a size that a model takes.
 
     Args:
-        x: N, C, H, W.
-        minimum: the least H and W.
-        multiple: H and W become multiples of it.
+        x: [..., H, W].
+        rule: the sizes that it takes.
 
     Returns:
-        N, C, H', W' of the same dtype; mirrored pixels without the edge itself, or the edge repeated where
+        [..., H', W'] of the same dtype; mirrored pixels without the edge itself, or the edge repeated where
         the image is too small to mirror. `x` itself where nothing is missing.
     """
-    for axis in (2, 3):
-        size = x.shape[axis]
-        missing = -(-max(size, minimum) // multiple) * multiple - size
+    for axis, wanted in zip((-2, -1), rule.fit_both(*x.shape[-2:]), strict=True):
+        missing = wanted - x.shape[axis]
         if missing:
             widths = [(0, 0)] * x.ndim
             widths[axis] = (0, missing)
-            x = np.pad(x, widths, mode="reflect" if missing < size else "edge")
+            x = np.pad(x, widths, mode="reflect" if missing < x.shape[axis] else "edge")
     return x
 
 

@@ -85,7 +85,7 @@ def export(
         progress(f"verifying on {len(cases)} inputs")
         expected = expected_of_teacher(protected, cases)
         fidelity, preservation = _settled(staging, model, protected, cases, expected, min_psnr, provider)
-        timed = file_latency(staging.path, None, cases[0].input, provider)
+        timed = file_latency(staging.path, None, cases[0].inputs, provider)
         passed = fidelity.passed and preservation.passed
         digest = sha256(staging.path)
         if passed:
@@ -122,9 +122,7 @@ def _settled(
     for _ in range(5):
         write_provenance(model, _provenance(protected, measured))
         staging.write(model)
-        fidelity, preservation = judge(
-            staging.path, cases, expected, min_psnr, teacher.data_range, teacher.scale, provider
-        )
+        fidelity, preservation = judge(staging.path, cases, expected, min_psnr, teacher.data_range, provider)
         assert fidelity is not None
         stamps = {"fidelity": _stamp(fidelity), "preservation": _stamp(preservation)}
         if _agree(stamps, measured):
@@ -158,9 +156,10 @@ def _provenance(protected: Protected, gates: Stamps) -> Provenance:
         layers=protected.nodes,
         source_sha256=teacher.sha256,
         data_range=teacher.data_range,
-        scale=teacher.scale,
-        minimum=teacher.size.minimum,
-        multiple=teacher.size.multiple,
+        scale=float(teacher.scale),
+        size=teacher.size,
+        image=teacher.signature.image_name,
+        output=teacher.signature.outputs[teacher.signature.main],
         gates=gates,
     )
 
@@ -170,9 +169,9 @@ def _cases(
 ) -> list[Case]:
     return build_cases(
         inputs_in(images),
-        minimum=teacher.size.minimum,
-        multiple=teacher.size.multiple,
+        size=teacher.size,
         data_range=teacher.data_range,
+        signature=teacher.signature,
         sizes=sizes,
         fixed=fixed,
     )

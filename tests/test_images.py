@@ -20,6 +20,7 @@ from skimage import data
 from asvp_export.errors import InputError, MachineError
 from asvp_export.files import atomic_write
 from asvp_export.images import image_format, list_images, pad_to, photographs, read_image, write_image
+from asvp_export.signature import SizeRule
 
 COFFEE = Image.fromarray(data.coffee()[100:260, 200:440])  # 160 x 240, a real photograph
 TOP_LEFT_OF_ORIENTATION = {
@@ -305,7 +306,7 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
 )
 def test_padding_reaches_the_size_and_keeps_the_image(size: tuple[int, int], minimum: int, multiple: int) -> None:
     x = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
-    padded = pad_to(x, minimum, multiple)
+    padded = pad_to(x, SizeRule(minimum, multiple))
     assert padded.dtype == x.dtype and padded.shape[:2] == (2, 3)
     for side, was in zip(padded.shape[2:], size, strict=True):
         assert side % multiple == 0 and side >= max(minimum, was) and side - multiple < max(minimum, was)
@@ -314,5 +315,5 @@ def test_padding_reaches_the_size_and_keeps_the_image(size: tuple[int, int], min
 
 def test_padding_mirrors_where_it_can_and_repeats_the_edge_where_not() -> None:
     row = np.arange(5.0).reshape(1, 1, 1, 5)
-    assert pad_to(row, 1, 8)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
-    assert pad_to(row, 16, 1)[0, 0, 0].tolist() == [0, 1, 2, 3] + [4] * 12
+    assert pad_to(row, SizeRule(1, 8))[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
+    assert pad_to(row, SizeRule(16))[0, 0, 0].tolist() == [0, 1, 2, 3] + [4] * 12

@@ -26,8 +26,10 @@ from asvp_export.parity.latency import latency
 from asvp_export.parity.metrics import psnr, ssim
 from asvp_export.parity.session import conflicting_onnxruntime, fits, inputs_of, run_model, session
 from asvp_export.parity.verify import GateResult, ImageScore, failure_text, score, worse
+from asvp_export.signature import Signature, SizeRule, ValueRange
 
-FREE = {"minimum": 1, "multiple": 1, "data_range": 1.0}
+UNIT, WIDE = ValueRange(), ValueRange(0, 255)
+FREE = {"size": SizeRule(), "data_range": UNIT, "signature": Signature()}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_one_image_is_batched_with_its_mirror_image(pictures: list[Path]) -> Non
     width=st.integers(3, 40),
     minimum=st.integers(1, 40),
     multiple=st.integers(1, 9),
-    data_range=st.sampled_from([1.0, 255.0]),
+    data_range=st.sampled_from([UNIT, WIDE, ValueRange(-1, 1)]),
 )
 def test_the_contract_holds_for_every_size(
     tmp_path_factory: pytest.TempPathFactory,
@@ -99,16 +101,16 @@ def test_the_contract_holds_for_every_size(
     width: int,
     minimum: int,
     multiple: int,
-    data_range: float,
+    data_range: ValueRange,
 ) -> None:
     path = saved(tmp_path_factory.getbasetemp(), "any.png", height, width)
     minimum = min(minimum, height, width)
-    cases = build_cases([path], minimum=minimum, multiple=multiple, data_range=data_range)
+    cases = build_cases([path], size=SizeRule(minimum, multiple), data_range=data_range, signature=Signature())
     singles = [case for case in cases if case.batch == 1]
     assert len({(case.height, case.width) for case in singles}) >= 2
     assert any(case.height % 2 and case.width % 2 and case.height != case.width for case in singles)
     assert [case.batch for case in cases if case.batch != 1] == [2]
-    picture = read_image(path) * np.float32(data_range)
+    picture = data_range.of(read_image(path))
     for case in cases:
         rows, columns = case.input.shape[2:]
         assert case.input.dtype == np.float32 and case.input.flags.c_contiguous
@@ -145,17 +147,17 @@ def test_images_and_sizes_that_do_not_do_are_refused_by_name(tmp_path: Path, pic
     tiny = saved(tmp_path, "tiny.png", 20, 30)
     images = [pictures[0], tiny]
     with pytest.raises(InputError, match=r"tiny\.png is 20x30 .* the model needs at least 24x24\. Use larger"):
-        build_cases(images, minimum=24, multiple=1, data_range=1.0)
+        build_cases(images, **FREE | {"size": SizeRule(24)})
     with pytest.raises(InputError, match=r"tiny\.png is 20x30 .* size asked for needs at least 21x16.* smaller size"):
         build_cases(images, **FREE, sizes=[(16, 16), (21, 16)])
     with pytest.raises(InputError, match=r"tiny\.png is 20x30 .* the model needs at least 64x96"):
         build_cases(images, **FREE, fixed=(1, 3, 64, 96))
     with pytest.raises(InputError, match="size 8x8 was asked for; at least 16x16"):
-        build_cases(images, minimum=16, multiple=1, data_range=1.0, sizes=[(8, 8)])
+        build_cases(images, **FREE | {"size": SizeRule(16)}, sizes=[(8, 8)])
     with pytest.raises(InputError, match="size 8x8 was asked for; this model takes 16xany only"):
         build_cases(images, **FREE, sizes=[(8, 8)], fixed=(1, 3, 16, None))
     with pytest.raises(InputError, match="frozen at 100; it has to be a multiple of 8"):
-        build_cases(images, minimum=8, multiple=8, data_range=1.0, fixed=(1, 3, 64, 100))
+        build_cases(images, **FREE | {"size": SizeRule(8, 8)}, fixed=(1, 3, 64, 100))
     with pytest.raises(InputError, match=r"tiny2\.png is 2x2 .* at least 3x3"):
         build_cases([saved(tmp_path, "tiny2.png", 2, 2)], **FREE)
     with pytest.raises(InputError, match="no image"):
@@ -208,13 +210,13 @@ def test_a_model_runs_from_a_file_and_from_bytes(tmp_path: Path) -> None:
     (tmp_path / "restorer.onnx").write_bytes(model())
     x = photograph()
     for source in (model(), tmp_path / "restorer.onnx", str(tmp_path / "restorer.onnx")):
-        np.testing.assert_allclose(run_model(session(source, threads=1), x), np.sqrt(x), rtol=1e-6)
+        np.testing.assert_allclose(run_model(session(source, threads=1), x)[0], np.sqrt(x), rtol=1e-6)
 
 
 def test_a_half_precision_model_is_fed_half_precision() -> None:
     opened = session(model(kind=TensorProto.FLOAT16))
     fits(opened, Case("photo.png", photograph(), 96, 128))
-    assert run_model(opened, photograph()).dtype == np.float16
+    assert run_model(opened, photograph())[0].dtype == np.float16
 
 
 def test_what_onnxruntime_cannot_load_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +254,7 @@ def test_cuda_is_used_or_refused_but_never_replaced(capfd: pytest.CaptureFixture
         assert "'cuda' was asked for" in str(error)
     else:
         assert "CUDAExecutionProvider" in opened.get_providers()
-        np.testing.assert_allclose(run_model(opened, photograph()), np.sqrt(photograph()), rtol=1e-5)
+        np.testing.assert_allclose(run_model(opened, photograph())[0], np.sqrt(photograph()), rtol=1e-5)
     assert capfd.readouterr() == ("", "")
     with pytest.raises(InputError, match="'tpu' was asked for; this onnxruntime has cpu"):
         session(model(), "tpu")
@@ -271,7 +273,7 @@ def test_a_model_that_does_not_take_the_images_is_refused() -> None:
     two = model(helper.make_node("Add", ["image", "mask"], ["restored"]), inputs=("image", "mask"))
     cast = helper.make_node("Identity", ["image"], ["restored"])
     for bad, found in (
-        (two, "has 2 inputs"),
+        (two, "mask tensor.*1 inputs were given"),
         (model(shape=("batch", 1, "height", "width")), "batchx1xheightxwidth; .* photo.png is 1x3x96x128"),
         (model(shape=("batch", 3, 64, 64)), "batchx3x64x64; .* exported for this size"),
         (model(shape=(3, "height", "width")), "3xheightxwidth"),
@@ -317,8 +319,8 @@ def judged(*psnrs: float, threshold: float = 48.0) -> GateResult:
     x = photograph()
     noise = np.random.default_rng(0).normal(0, 1, x.shape)
     noise /= np.sqrt(np.mean(noise**2))
-    pairs = [(Case(f"{i}.png", x, 96, 128), x, x + 10 ** (-level / 20) * noise) for i, level in enumerate(psnrs)]
-    return score(pairs, threshold, 1.0, 1)
+    pairs = [(Case(f"{i}.png", x, 96, 128), [x], [x + 10 ** (-level / 20) * noise]) for i, level in enumerate(psnrs)]
+    return score(pairs, threshold, UNIT)
 
 
 def test_the_worst_image_decides() -> None:
@@ -335,14 +337,14 @@ def test_a_nan_output_fails_and_is_null_in_json() -> None:
     shown = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert list(shown) == ["min_psnr", "mean_psnr", "min_ssim", "threshold", "passed", "per_image"]
     assert (shown["min_psnr"], shown["mean_psnr"], shown["min_ssim"]) == (None, None, None)
-    assert list(shown["per_image"][1]) == ["name", "size", "batch", "way", "psnr", "ssim"]
+    assert list(shown["per_image"][1]) == ["name", "size", "batch", "way", "output", "psnr", "ssim"]
     assert shown["per_image"][1]["psnr"] is None and shown["per_image"][0]["psnr"] == pytest.approx(60, abs=0.02)
 
 
 def test_nothing_passes_a_threshold_of_nan_and_nothing_compared_is_an_error() -> None:
     assert not judged(200, threshold=math.nan).passed
     with pytest.raises(InputError, match="nothing to compare"):
-        score([], 48, 1.0, 1)
+        score([], 48, UNIT)
 
 
 @given(st.floats(0, 200))
@@ -356,9 +358,9 @@ def test_the_peak_is_the_larger_of_data_range_and_output_range() -> None:
     x = photograph()
     wide = 4 * x - 1  # a range of 4
     case = Case("a.png", x, 96, 128)
-    (found,) = score([(case, wide, wide + 0.01)], 48, 1.0, 1).per_image
+    (found,) = score([(case, [wide], [wide + 0.01])], 48, UNIT).per_image
     assert found.psnr == pytest.approx(20 * math.log10(np.ptp(wide) / 0.01), abs=0.01)
-    (found,) = score([(case, 0.1 * x, 0.1 * x + 0.01)], 48, 1.0, 1).per_image
+    (found,) = score([(case, [0.1 * x], [0.1 * x + 0.01])], 48, UNIT).per_image
     assert found.psnr == pytest.approx(40, abs=0.01)
 
 
@@ -367,24 +369,24 @@ def test_what_the_padding_became_does_not_count() -> None:
     expected = np.zeros((1, 3, 32, 48), dtype=np.float32)
     got = expected.copy()
     got[:, :, 26:, :] = got[:, :, :, 38:] = 1
-    assert score([(Case("a.png", x, 13, 19), expected, got)], 48, 1.0, 2).min_psnr == 200
-    assert score([(Case("a.png", x, 13, 20), expected, got)], 48, 1.0, 2).min_psnr < 48
+    assert score([(Case("a.png", x, 13, 19), [expected], [got])], 48, UNIT).min_psnr == 200
+    assert score([(Case("a.png", x, 13, 20), [expected], [got])], 48, UNIT).min_psnr < 48
 
 
 def test_outputs_of_other_shapes_are_refused() -> None:
     x = photograph()
     case = Case("a.png", x, 96, 128)
-    with pytest.raises(InputError, match=r"original gives 1x3x96x128 .* 192x256 were expected"):
-        score([(case, x, x)], 48, 1.0, 2)
+    with pytest.raises(InputError, match="gives 2 floating outputs, the original 1"):
+        score([(case, [x], [x, x])], 48, UNIT)
     with pytest.raises(InputError, match=r"tested model gives 1x1x96x128 for a\.png, the original 1x3x96x128"):
-        score([(case, x, x[:, :1])], 48, 1.0, 1)
+        score([(case, [x], [x[:, :1]])], 48, UNIT)
 
 
 def test_a_failure_shows_the_images_and_the_distribution() -> None:
     text = failure_text("preservation", judged(60, 30, math.nan, 40))
     lines = text.splitlines()
     assert lines[0] == "preservation: 3 of 4 comparisons do not reach 48 dB, the worst is at NaN."
-    assert [line.split()[-5] for line in lines[1:4]] == ["2.png", "1.png", "3.png"]
+    assert [line.split()[-6] for line in lines[1:4]] == ["2.png", "1.png", "3.png"]
     assert "not finite  25.00% ##########" in text and "1e-2 to 1e-1" in text
     assert "and 1 more" in failure_text("preservation", judged(30, 31, 32), most=2)
     assert failure_text("fidelity", judged(90, threshold=80)) == "fidelity: all 1 comparisons reach 80 dB."
@@ -403,7 +405,7 @@ def test_the_worse_of_two_ways_counts() -> None:
 
 
 def test_latency_gives_a_time_for_each_model() -> None:
-    first, second = latency(session(model()), session(model()), photograph(), repeats=3)
+    first, second = latency(session(model()), session(model()), [photograph()], repeats=3)
     assert first > 0 and second > 0
 
 
@@ -416,13 +418,13 @@ def test_a_restorer_is_judged_against_its_slightly_different_copy() -> None:
         factor = helper.make_node("Constant", [], ["factor"], value_float=strength)
         return model(scales, factor, helper.make_node("Mul", ["image", "factor"], ["sharp"]), upscale)
 
-    cases = build_cases(list_images(photographs("verify")), minimum=16, multiple=8, data_range=1.0, sizes=[(64, 96)])
+    cases = build_cases(list_images(photographs("verify")), **FREE | {"size": SizeRule(16, 8)}, sizes=[(64, 96)])
     original, same, other = session(restorer(1.0)), session(restorer(1.001)), session(restorer(1.1))
     for case, opened in itertools.product(cases, (original, same, other)):
         fits(opened, case)
 
     def verdict(opened: ort.InferenceSession) -> GateResult:
-        return score(((c, run_model(original, c.input), run_model(opened, c.input)) for c in cases), 48, 1.0, 2)
+        return score(((c, run_model(original, c.input), run_model(opened, c.input)) for c in cases), 48, UNIT)
 
     assert verdict(original).min_psnr == 200 and verdict(same).passed and not verdict(other).passed
     assert {one.size for one in verdict(same).per_image} == {"64x96", "33x73"}

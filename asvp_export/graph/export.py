@@ -16,12 +16,11 @@ from asvp_export.errors import AsvpError, InputError
 from asvp_export.graph.passes import attach_functions, name_nodes, strip_traces
 from asvp_export.graph.protect import Protected, observed
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
+from asvp_export.signature import Signature
 from asvp_export.teacher.model import Teacher
 
 OPSETS = range(18, 27)
 DEFAULT_OPSET = 18  # what most runtimes read, and what the exporter writes without a conversion
-DIMENSIONS = ("batch", None, "height", "width")
-INPUT, OUTPUT = "input", "output"
 
 
 def to_onnx(
@@ -35,7 +34,7 @@ def to_onnx(
         static: (height, width) to freeze, with a batch of 1; None leaves batch, height and width free.
 
     Returns:
-        A model with the input `input` and the output `output`, no doc strings, and no metadata.
+        A model with the inputs and outputs of the teacher's signature, no doc strings, and no metadata.
 
     Raises:
         InputError: an opset that is not written, or a teacher whose sizes cannot be left free.
@@ -49,29 +48,30 @@ def to_onnx(
     written = next(o.version for o in model.opset_import if o.domain == "")
     if written != opset:
         raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
-    _check_free(model, frozen)
+    _check_free(model, teacher.signature, frozen)
     name_nodes(model, protected.nodes, _calls(protected, frozen))
     strip_traces(model)
     if None in (frozen[2], frozen[3]):
-        _name_output(model, teacher.scale)
+        _name_output(model, teacher)
     attach_functions(model)
     return model
 
 
 def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, ...], opset: int) -> onnx.ModelProto:
-    free = {i: name for i, name in enumerate(DIMENSIONS) if name and frozen[i] is None}
+    signature, stuck = teacher.signature, _frozen_names(frozen)
+    free = tuple({i: name for i, name in axes.items() if name not in stuck} for axes in signature.dimensions)
     # Modules from .pt2 archives take *args, whose shapes come in a tuple of their own.
-    shapes = ((free,),) if isinstance(module, UnflattenedModule) else (free,)
+    shapes = (free,) if isinstance(module, UnflattenedModule) else free
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (_example(teacher, frozen),),
+                teacher.inputs(_example(teacher, frozen)),
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=shapes if free else None,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                dynamic_shapes=shapes if any(free) else None,
+                input_names=list(signature.names),
+                output_names=list(signature.outputs),
                 custom_translation_table={torch.ops.asvp.perturb.default: _translated},
                 verbose=False,
             )
@@ -87,6 +87,13 @@ def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, 
 
 def _example(teacher: Teacher, frozen: tuple[int | None, ...]) -> torch.Tensor:
     return teacher.example(height=frozen[2], width=frozen[3], batch=frozen[0] or 2)
+
+
+def _frozen_names(frozen: tuple[int | None, ...]) -> set[str]:
+    """Which of the image's sizes are frozen, by name; N, C, H, W are given."""
+    return {
+        name for name, size in zip(("batch", "", "height", "width"), frozen, strict=True) if name and size is not None
+    }
 
 
 def _calls(protected: Protected, frozen: tuple[int | None, ...]) -> list[str]:
@@ -146,11 +153,11 @@ def _reason(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _check_free(model: onnx.ModelProto, frozen: tuple[int | None, ...]) -> None:
+def _check_free(model: onnx.ModelProto, signature: Signature, frozen: tuple[int | None, ...]) -> None:
     """A size that the trace froze on its way looks free at 64 and fails at 72; refuse it here."""
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    stuck = [f"{name} ({dims[i].dim_value})" for i, name in enumerate(DIMENSIONS)
-             if name and frozen[i] is None and not dims[i].dim_param]  # fmt: skip
+    dims = model.graph.input[signature.place].type.tensor_type.shape.dim
+    axes, given = signature.dimensions[signature.place], _frozen_names(frozen)
+    stuck = [f"{name} ({dims[i].dim_value})" for i, name in axes.items() if name not in given and not dims[i].dim_param]
     if stuck:
         raise InputError(
             f"The model's forward fixes {' and '.join(stuck)} while it is traced; a model with free sizes was expected. "
@@ -158,8 +165,11 @@ def _check_free(model: onnx.ModelProto, frozen: tuple[int | None, ...]) -> None:
         )
 
 
-def _name_output(model: onnx.ModelProto, scale: int) -> None:
-    """Readable names for the output's sizes, where the exporter writes 2*((height//2))."""
-    for dim, name in zip(model.graph.output[0].type.tensor_type.shape.dim, DIMENSIONS, strict=True):
-        if name in ("height", "width") and dim.dim_param:
-            dim.dim_param = name if scale == 1 else f"{scale}*{name}"
+def _name_output(model: onnx.ModelProto, teacher: Teacher) -> None:
+    """Readable names for the main output's sizes, where the exporter writes 2*((height//2))."""
+    if not isinstance(teacher.scale, int):
+        return
+    dims = model.graph.output[teacher.signature.main].type.tensor_type.shape.dim
+    for dim, name in zip(dims[-2:], ("height", "width"), strict=True):
+        if dim.dim_param:
+            dim.dim_param = name if teacher.scale == 1 else f"{teacher.scale}*{name}"

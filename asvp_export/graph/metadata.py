@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import onnx
 
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
+from asvp_export.signature import SizeRule, ValueRange
 
 PREFIX = "asvp."
 
@@ -31,17 +31,20 @@ class Provenance:
     source_sha256: str
     """Of the file that the teacher was loaded from."""
 
-    data_range: float
-    """What the model calls white: 1.0 or 255.0."""
+    data_range: ValueRange
+    """The values of black and white."""
 
-    scale: int
-    """Output height over input height."""
+    scale: float
+    """Height of the main output over that of the image."""
 
-    minimum: int
-    """The least height and width that the model takes."""
+    size: SizeRule
+    """The heights and widths that the model takes."""
 
-    multiple: int
-    """Height and width have to be multiples of this."""
+    image: str = "input"
+    """Name of the image input."""
+
+    output: str = "output"
+    """Name of the main output."""
 
     gates: dict[str, Any] = field(default_factory=dict)
     """Gate name to its threshold and the least PSNR measured, in dB rounded down to 0.1."""
@@ -56,9 +59,11 @@ def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
         "version": provenance.version,
         "layers": _json([{"name": name, **node.attributes()} for name, node in provenance.layers.items()]),
         "source_sha256": provenance.source_sha256,
-        "data_range": _json(provenance.data_range),
+        "data_range": _json([provenance.data_range.low, provenance.data_range.high]),
         "scale": _json(provenance.scale),
-        "size": _json({"minimum": provenance.minimum, "multiple": provenance.multiple}),
+        "size": _json(asdict(provenance.size)),
+        "image": provenance.image,
+        "output": provenance.output,
         "gates": _json(provenance.gates),
         "scope": provenance.scope,
     }
@@ -87,10 +92,11 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             version=ours["version"],
             layers={layer.pop("name"): Perturbation(**layer) for layer in layers},
             source_sha256=ours["source_sha256"],
-            data_range=float(json.loads(ours["data_range"])),
-            scale=int(json.loads(ours["scale"])),
-            minimum=int(size["minimum"]),
-            multiple=int(size["multiple"]),
+            data_range=ValueRange.read(json.loads(ours["data_range"])),
+            scale=float(json.loads(ours["scale"])),
+            size=SizeRule(int(size["minimum"]), int(size["multiple"]), bool(size["square"])),
+            image=ours["image"],
+            output=ours["output"],
             gates=json.loads(ours["gates"]),
             scope=ours["scope"],
         )
@@ -105,10 +111,10 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
 
 def _check_ranges(found: Provenance) -> None:
     """Anyone can edit metadata: refuse values that padding, scaling or printing would stumble over."""
-    whole = {"scale": found.scale, "multiple": found.multiple, "minimum": found.minimum}
+    whole = {"multiple": found.size.multiple, "minimum": found.size.minimum}
     wrong = [f"{name} {value}" for name, value in whole.items() if not 1 <= value <= 2**16]
-    if not (math.isfinite(found.data_range) and found.data_range > 0):
-        wrong.append(f"data_range {found.data_range}")
+    if not 2**-16 <= found.scale <= 2**16:
+        wrong.append(f"scale {found.scale}")
     if wrong:
         raise ValueError(", ".join(wrong))
     for gate in found.gates.values():

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.fx import Graph
@@ -31,10 +32,18 @@ class Protected:
     nodes: dict[str, Perturbation]
     """Layer name to the attributes of its node, in the order in which the layers are first called."""
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Restore a batch [N, C, H, W] with the defence running."""
+    def __call__(self, image: torch.Tensor, *others: torch.Tensor) -> Any:
+        """Restore an image batch with the defence running.
+
+        Args:
+            image: [N, C, H, W], or the first input.
+            *others: the other inputs in order; by default those of the teacher's examples that fit the image.
+
+        Returns:
+            What the teacher's module returns.
+        """
         with torch.inference_mode():
-            return self.module(x)
+            return self.module(*((image, *others) if others else self.teacher.inputs(image)))
 
 
 def protect(
@@ -50,7 +59,8 @@ def protect(
 
     Args:
         teacher: from `asvp_export.load`; it is not changed.
-        layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots).
+        layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "none" or nothing:
+            no node, for a verified export of the teacher as it is.
         rank: how many leading singular values are amplified (at most the layer's channels).
         gain: the factor on them.
         energy: share of the squared singular values after which the count stops.
@@ -63,12 +73,16 @@ def protect(
         InputError: an attribute out of range, an unknown layer, or one that cannot carry the node.
     """
     asked = Perturbation(rank, gain, energy, 1 if axis is None else axis)  # checked before the teacher runs
-    chosen = select(teacher, [layers] if isinstance(layers, str) else layers)
+    chosen = {} if _none(layers) else select(teacher, [layers] if isinstance(layers, str) else layers)
     nodes = {}
     for name, site in chosen.items():
         channel_axis = _plain_axis(site.axis if axis is None else axis, name, site.shape)
         nodes[name] = replace(asked, axis=channel_axis, rank=min(rank, site.shape[channel_axis]))
     return insert(teacher, nodes)
+
+
+def _none(layers: Sequence[str] | str) -> bool:
+    return layers == "none" or len(layers) == 0 or list(layers) == ["none"]
 
 
 def insert(teacher: Teacher, nodes: dict[str, Perturbation]) -> Protected:

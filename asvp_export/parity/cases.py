@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from asvp_export.errors import InputError
-from asvp_export.images import pad_to, read_image
+from asvp_export.images import as_channels, pad_to, read_image
+from asvp_export.signature import Signature, SizeRule, ValueRange
 
 # Verification runs every image through up to four models. A camera's 24 megapixels would take minutes and
 # gigabytes each, and say no more than a crop does; whoever wants them asks for the size.
@@ -38,6 +39,17 @@ class Case:
     width: int
     """Columns of the input that are image; what lies to the right is padding."""
 
+    others: tuple[np.ndarray, ...] = ()
+    """The inputs besides the image."""
+
+    place: int = 0
+    """Which of the inputs the image is."""
+
+    @property
+    def inputs(self) -> tuple[np.ndarray, ...]:
+        """All inputs, in the model's order."""
+        return (*self.others[: self.place], self.input, *self.others[self.place :])
+
     @property
     def size(self) -> str:
         """The size without padding, as "HxW"."""
@@ -52,9 +64,9 @@ class Case:
 def build_cases(
     images: Sequence[Path],
     *,
-    minimum: int,
-    multiple: int,
-    data_range: float,
+    size: SizeRule,
+    data_range: ValueRange,
+    signature: Signature,
     sizes: Sequence[Size] = (),
     fixed: Sequence[int | None] = (None, None, None, None),
 ) -> list[Case]:
@@ -69,13 +81,14 @@ def build_cases(
       with a non-square and an odd one among them;
     - a model with a frozen height, width or batch: that height, width and batch only.
 
-    Crops are taken from the middle.
+    Crops are taken from the middle; the frames of a video pan across it. The picture's colours become the model's
+    channels: luminance for one, red, green, green and blue for four (packed Bayer), else its colours in turn.
 
     Args:
         images: picture files.
-        minimum: the least height and width that the model takes.
-        multiple: the model takes multiples of it; inputs are padded to that.
-        data_range: what the model calls white (1.0 or 255.0).
+        size: the sizes that the model takes; inputs are padded to them.
+        data_range: the model's values for black and white.
+        signature: its inputs.
         sizes: (height, width) of the crops to compare on.
         fixed: the dimensions N, C, H, W that the model has frozen; None where it is free.
 
@@ -89,16 +102,14 @@ def build_cases(
     if not images:
         raise InputError("There is no image to compare on; name a folder with pictures.")
     batch, _, *frozen = fixed
-    _check_sizes(sizes, minimum, multiple, frozen)
-    pictures = [_read(path, sizes, minimum, frozen) for path in images]
+    _check_sizes(sizes, size, frozen)
+    pictures = [_read(path, sizes, size.minimum, frozen) for path in images]
 
     def cases(first: int, count: int, only_first_size: bool = False) -> list[Case]:
         members = [_member(images, pictures, first + offset) for offset in range(count)]
         extent = (min(p.shape[0] for _, p in members), min(p.shape[1] for _, p in members))
-        chosen = _sizes(extent, sizes, minimum, frozen)
-        return [
-            _case(members, size, minimum, multiple, data_range) for size in chosen[: 1 if only_first_size else None]
-        ]
+        chosen = _sizes(extent, sizes, size.minimum, frozen)
+        return [_case(members, one, size, data_range, signature) for one in chosen[: 1 if only_first_size else None]]
 
     step = batch or 1
     made = [case for first in range(0, len(images), step) for case in cases(first, step)]
@@ -107,16 +118,16 @@ def build_cases(
     return made
 
 
-def _check_sizes(sizes: Sequence[Size], minimum: int, multiple: int, frozen: Sequence[int | None]) -> None:
+def _check_sizes(sizes: Sequence[Size], rule: SizeRule, frozen: Sequence[int | None]) -> None:
     for dim in frozen:
-        if dim is not None and (dim < minimum or dim % multiple):
+        if dim is not None and (dim < rule.minimum or dim % rule.multiple):
             raise InputError(
-                f"A side of the model is frozen at {dim}; it has to be a multiple of {multiple} and at least "
-                f"{minimum}. Freeze another size."
+                f"A side of the model is frozen at {dim}; it has to be a multiple of {rule.multiple} and at least "
+                f"{rule.minimum}. Freeze another size."
             )
     for height, width in sizes:
-        if min(height, width) < max(minimum, _SMALLEST):
-            least = max(minimum, _SMALLEST)
+        if min(height, width) < max(rule.minimum, _SMALLEST):
+            least = max(rule.minimum, _SMALLEST)
             raise InputError(f"The size {height}x{width} was asked for; at least {least}x{least} is needed.")
         if any(dim is not None and dim != asked for dim, asked in zip(frozen, (height, width), strict=True)):
             takes = "x".join("any" if dim is None else str(dim) for dim in frozen)
@@ -185,15 +196,19 @@ def _odd(side: int, limit: int) -> int:
 
 
 def _case(
-    members: Sequence[tuple[str, np.ndarray]], size: Size, minimum: int, multiple: int, data_range: float
+    members: Sequence[tuple[str, np.ndarray]], size: Size, rule: SizeRule, data_range: ValueRange, signature: Signature
 ) -> Case:
     names = [name for name, _ in members]
-    x = np.stack([_middle(picture, size) for _, picture in members]).transpose(0, 3, 1, 2)  # [N, C, H, W]
-    x = np.ascontiguousarray(pad_to(x, minimum, multiple), dtype=np.float32) * np.float32(data_range)
+    frames = [[_middle(picture, size, frame) for frame in range(signature.frames or 1)] for _, picture in members]
+    x = as_channels(np.asarray(frames), signature.channels)  # [N, T, C, H, W]
+    x = data_range.of(pad_to(x, rule))
+    x = np.ascontiguousarray(x if signature.frames else x[:, 0])
     name = " + ".join(names) if len(names) <= 2 else f"{names[0]} + {len(names) - 1} more"
-    return Case(name, x, *size)
+    return Case(name, x, *size, others=signature.others_for(x.shape), place=signature.place)
 
 
-def _middle(picture: np.ndarray, size: Size) -> np.ndarray:
+def _middle(picture: np.ndarray, size: Size, frame: int = 0) -> np.ndarray:
+    """A crop from the middle; each further frame lies 2 pixels to the right, as far as the picture goes."""
     top, left = (picture.shape[0] - size[0]) // 2, (picture.shape[1] - size[1]) // 2
+    left = min(left + 2 * frame, picture.shape[1] - size[1])
     return picture[top : top + size[0], left : left + size[1]]

@@ -14,16 +14,19 @@ from asvp_export.graph.protect import Protected, observed
 from asvp_export.graph.strength import EffectMeter, NodeEffect
 from asvp_export.operator import native
 from asvp_export.parity.cases import Case
-from asvp_export.parity.session import fits, run_model, session
+from asvp_export.parity.session import fits, float_outputs, run_model, session
+from asvp_export.teacher.model import named_outputs
 
 
 @dataclass(frozen=True)
 class Expected:
     """What the outputs of a file are held against, case by case."""
 
-    original: list[np.ndarray]
-    protected: list[np.ndarray]
+    original: list[list[np.ndarray]]
+    protected: list[list[np.ndarray]]
     effects: dict[str, NodeEffect]
+    names: tuple[str, ...] = ("output",)
+    """Of the outputs: the floating ones."""
 
 
 def expected_of_teacher(protected: Protected, cases: Sequence[Case]) -> Expected:
@@ -35,14 +38,14 @@ def expected_of_teacher(protected: Protected, cases: Sequence[Case]) -> Expected
     original = list(_torch_outputs(protected.teacher.module, cases, protected.teacher.device))
     with observed(protected, meter), native.reference_only():
         outputs = list(_torch_outputs(protected.module, cases, protected.teacher.device))
-    return Expected(original, outputs, meter.effects())
+    return Expected(original, outputs, meter.effects(), protected.teacher.signature.compared)
 
 
-def _torch_outputs(module: torch.nn.Module, cases: Sequence[Case], device: str) -> Iterator[np.ndarray]:
+def _torch_outputs(module: torch.nn.Module, cases: Sequence[Case], device: str) -> Iterator[list[np.ndarray]]:
     for case in cases:
         try:
             with torch.inference_mode():
-                output = module(torch.from_numpy(case.input).to(device))
+                outputs = named_outputs(module(*(torch.from_numpy(x).to(device) for x in case.inputs)))
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             if "memory" in reason:
@@ -50,7 +53,7 @@ def _torch_outputs(module: torch.nn.Module, cases: Sequence[Case], device: str) 
             raise InputError(
                 f"The teacher does not run on {case.name} ({case.size}): {reason}. Use other images or another --size."
             ) from error
-        yield output.float().cpu().numpy()
+        yield [one.float().cpu().numpy() for one in outputs.values() if one.is_floating_point()]
 
 
 def expected_of_file(original: Path, cases: Sequence[Case], provider: str) -> Expected:
@@ -58,4 +61,5 @@ def expected_of_file(original: Path, cases: Sequence[Case], provider: str) -> Ex
     opened = session(original, provider)
     for case in cases:
         fits(opened, case)
-    return Expected([run_model(opened, case.input) for case in cases], [], {})
+    names = tuple(one.name for one in float_outputs(opened))
+    return Expected([run_model(opened, *case.inputs) for case in cases], [], {}, names)

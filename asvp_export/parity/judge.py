@@ -11,6 +11,7 @@ from asvp_export.parity.expected import Expected
 from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.parity.session import PROVIDERS, run_model, session
 from asvp_export.parity.verify import GateResult, score, worse
+from asvp_export.signature import ValueRange
 
 
 def judge(
@@ -18,8 +19,7 @@ def judge(
     cases: Sequence[Case],
     expected: Expected,
     min_psnr: float,
-    data_range: float,
-    scale: int,
+    data_range: ValueRange,
     provider: str,
 ) -> tuple[GateResult | None, GateResult]:
     """Run a file by its function body and, where the native library serves the provider, by the library; the worse counts.
@@ -29,8 +29,7 @@ def judge(
         cases: the inputs.
         expected: their outputs; without those of a protected model fidelity is None.
         min_psnr: dB that preservation has to reach.
-        data_range: what the model calls white.
-        scale: output height over input height.
+        data_range: the model's values for black and white.
         provider: of onnxruntime, "cpu" or "cuda".
 
     Returns:
@@ -42,10 +41,11 @@ def judge(
     fidelity, preservation = {}, {}
     for way in _ways(provider):
         opened = session(path, provider, library=way == "library")
-        got = [run_model(opened, case.input) for case in cases]
-        preservation[way] = score(zip(cases, expected.original, got, strict=True), min_psnr, data_range, scale)
+        got = [run_model(opened, *case.inputs) for case in cases]
+        held = (data_range, expected.names)
+        preservation[way] = score(zip(cases, expected.original, got, strict=True), min_psnr, *held)
         if expected.protected:
-            fidelity[way] = score(zip(cases, expected.protected, got, strict=True), FIDELITY_DB, data_range, scale)
+            fidelity[way] = score(zip(cases, expected.protected, got, strict=True), FIDELITY_DB, *held)
     return worse(fidelity) if fidelity else None, worse(preservation)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,31 +38,31 @@ def in_turns(repeats: int, *tasks: Callable[[], object], rest: float = 0.0) -> l
 
 
 def latency(
-    first: ort.InferenceSession, second: ort.InferenceSession, x: np.ndarray, repeats: int = 10
+    first: ort.InferenceSession, second: ort.InferenceSession, inputs: Sequence[np.ndarray], repeats: int = 10
 ) -> tuple[float, float]:
     """The median milliseconds of a run of each model.
 
     Args:
         first: a session.
         second: another one, with the same number of threads.
-        x: N, C, H, W.
+        inputs: of both, in order.
         repeats: how many runs of each are timed.
     """
-    a, b = in_turns(repeats, lambda: run_model(first, x), lambda: run_model(second, x))
+    a, b = in_turns(repeats, lambda: run_model(first, *inputs), lambda: run_model(second, *inputs))
     return a, b
 
 
-def file_latency(path: Path, original: Path | None, x: np.ndarray, provider: str) -> tuple[float, float]:
+def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray], provider: str) -> tuple[float, float]:
     """Milliseconds of the original and of the protected file at `path`, side by side.
 
     Args:
         path: the protected file.
         original: an ONNX file; None: the protected graph without its nodes.
-        x: N, C, H, W.
+        inputs: of both, in order.
         provider: of onnxruntime, "cpu" or "cuda".
     """
     protected = session(path, provider)
     if original is not None:
-        return latency(session(original, provider), protected, x)
+        return latency(session(original, provider), protected, inputs)
     bare = without_nodes(onnx.load(path, load_external_data=False)).SerializeToString()
-    return latency(session(bare, provider, data_folder=path.parent), protected, x)
+    return latency(session(bare, provider, data_folder=path.parent), protected, inputs)

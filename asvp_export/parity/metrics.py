@@ -68,6 +68,13 @@ def ssim(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
     return float(np.mean(scores))
 
 
+def as_images(output: np.ndarray) -> np.ndarray:
+    """An output of any rank as N, C, H, W: a video's frames count as images, what is no image becomes rows."""
+    if output.ndim == 5:
+        return output.reshape(-1, *output.shape[2:])
+    return output if output.ndim == 4 else output.reshape(output.shape[0] if output.ndim > 1 else 1, 1, 1, -1)
+
+
 def _check(expected: np.ndarray, got: np.ndarray) -> None:
     if expected.ndim != 4 or expected.shape != got.shape or not expected.size:
         raise ValueError(f"two N, C, H, W arrays of one shape were expected, found {expected.shape} and {got.shape}")

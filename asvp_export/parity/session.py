@@ -152,51 +152,60 @@ def inputs_of(opened: ort.InferenceSession) -> tuple[ModelInput, ...]:
     )
 
 
+def float_outputs(opened: ort.InferenceSession) -> list[ort.NodeArg]:
+    """The outputs of a floating type, in order: those are compared."""
+    return [one for one in opened.get_outputs() if one.type in _DTYPES]
+
+
 def fits(opened: ort.InferenceSession, case: Case) -> None:
-    """Check that a model takes the input of a case.
+    """Check that a model takes the inputs of a case.
 
     Raises:
-        InputError: it has more than one input, or one of another rank, channel count, fixed size or type.
+        InputError: it has another number of inputs, or one of another rank, channel count, fixed size or type.
     """
     inputs = inputs_of(opened)
-    expected = "x".join(str(dim) for dim in case.input.shape)
-    found = "; ".join(str(one) for one in inputs) or "none"
-    if len(inputs) != 1:
-        raise InputError(f"The ONNX model has {len(inputs)} inputs ({found}); one image batch was expected.")
-    if inputs[0].type not in _DTYPES:
-        raise InputError(f"The ONNX model takes {found}; float16, float32 or float64 was expected.")
-    shape = inputs[0].shape
-    if len(shape) != 4 or any(
-        isinstance(dim, int) and dim != given for dim, given in zip(shape, case.input.shape, strict=True)
-    ):
+    found = "; ".join(str(one) for one in inputs) or "nothing"
+    if len(inputs) != len(case.inputs):
         raise InputError(
-            f"The ONNX model takes {found}; the input of {case.name} is {expected} (batch x channels x "
-            "height x width). Is it the same model, and exported for this size?"
+            f"The ONNX model takes {found}; {len(case.inputs)} inputs were given. Give an example of each (--inputs)."
         )
+    for one, given in zip(inputs, case.inputs, strict=True):
+        if given.dtype.kind == "f" and one.type not in _DTYPES:
+            raise InputError(f"The ONNX model takes {found}; float16, float32 or float64 was expected for {one.name}.")
+        if len(one.shape) != given.ndim or any(
+            isinstance(dim, int) and dim != size for dim, size in zip(one.shape, given.shape, strict=True)
+        ):
+            expected = "x".join(str(dim) for dim in given.shape)
+            raise InputError(
+                f"The ONNX model takes {one}; the input of {case.name} is {expected}. Is it the same model, and exported "
+                "for this size?"
+            )
 
 
-def run_model(opened: ort.InferenceSession, x: np.ndarray) -> np.ndarray:
-    """Run a model of one input and return its first output.
+def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndarray]:
+    """Run a model and return its floating outputs.
 
     Args:
         opened: a session.
-        x: N, C, H, W; cast to the float type that the model takes.
+        *inputs: in the model's order; floating ones are cast to the float type that the model takes.
 
     Raises:
-        InputError: the model does not run on this input.
+        InputError: the model does not run on these inputs.
         MachineError: there is not enough memory for it.
     """
-    given = opened.get_inputs()[0]
-    x = x.astype(_DTYPES.get(given.type, x.dtype), copy=False)
+    given = {}
+    for one, x in zip(opened.get_inputs(), inputs, strict=True):
+        given[one.name] = x.astype(_DTYPES[one.type], copy=False) if x.dtype.kind == "f" and one.type in _DTYPES else x
     try:
-        output = opened.run([opened.get_outputs()[0].name], {given.name: x})[0]
+        outputs = opened.run([one.name for one in float_outputs(opened)], given)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
-        size = "x".join(str(dim) for dim in x.shape)
+        size = " and ".join("x".join(str(dim) for dim in x.shape) for x in inputs)
         what = f"onnxruntime does not run the model on an input of {size}"
         raise _translated(error, what, "Check that it was exported for inputs of this size.") from error
-    if not isinstance(output, np.ndarray):
-        raise InputError(f"The model's first output is a {type(output).__name__}; an image batch was expected.")
-    return output
+    if not outputs:
+        kinds = "; ".join(f"{one.name} {one.type}" for one in opened.get_outputs())
+        raise InputError(f"The model gives {kinds}; a floating output was expected.")
+    return [np.asarray(output) for output in outputs]
 
 
 def _translated(error: Exception, what: str, advice: str) -> AsvpError:

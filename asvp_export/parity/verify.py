@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_FLOOR, Decimal
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from asvp_export.errors import InputError
 from asvp_export.parity.cases import Case
-from asvp_export.parity.metrics import IDENTICAL_DB, psnr, ssim
+from asvp_export.parity.metrics import IDENTICAL_DB, as_images, psnr, ssim
+from asvp_export.signature import ValueRange
 
 # How |difference| / peak is counted: decades between 1e-8 and 1, and what lies beside them.
 _DECADES = range(-8, 1)
@@ -35,10 +36,13 @@ class ImageScore:
     """dB of the worst sample, at most 200 (identical); NaN when an output was not finite."""
 
     ssim: float
-    """Mean over the samples, at most 1; NaN when an output was not finite."""
+    """Mean over the samples, at most 1; NaN when an output was not finite, or is no image."""
 
     way: str = "function"
     """What ran the nodes: the "function" body in the file, or the "library"."""
+
+    output: str = "output"
+    """Name of the output."""
 
     def as_dict(self) -> dict[str, str | int | float | None]:
         """The score for a report: rounded down, NaN as None."""
@@ -47,6 +51,7 @@ class ImageScore:
             "size": self.size,
             "batch": self.batch,
             "way": self.way,
+            "output": self.output,
             "psnr": _rounded_down(self.psnr, "0.01"),
             "ssim": _rounded_down(self.ssim, "0.00001"),
         }
@@ -103,7 +108,10 @@ def check_threshold(decibels: float) -> None:
 
 
 def score(
-    pairs: Iterable[tuple[Case, np.ndarray, np.ndarray]], threshold: float, data_range: float, scale: int
+    pairs: Iterable[tuple[Case, Sequence[np.ndarray], Sequence[np.ndarray]]],
+    threshold: float,
+    data_range: ValueRange,
+    names: Sequence[str] = ("output",),
 ) -> GateResult:
     """Compare outputs with what was expected of them.
 
@@ -111,35 +119,45 @@ def score(
     one by one.
 
     Args:
-        pairs: each case with the expected and the tested output: for an input N, C, H, W they are
-            N, C, H * scale, W * scale.
-        threshold: dB that every pair has to reach.
-        data_range: what the model calls white (1.0 or 255.0).
-        scale: output height over input height.
+        pairs: each case with the expected and the tested outputs, as many as there are names.
+        threshold: dB that every output of every case has to reach.
+        data_range: the model's values for black and white.
+        names: of the outputs.
 
     Raises:
         InputError: there is nothing to compare, or the shapes do not agree.
     """
     scores, decades = [], np.zeros(len(_LABELS), dtype=np.int64)
-    for case, expected, got in pairs:
-        expected, got = _cropped(case, expected, got, scale)
-        peak = _peak(expected, data_range)
-        scores.append(
-            ImageScore(case.name, case.size, case.batch, psnr(expected, got, peak), ssim(expected, got, peak))
-        )
-        decades += _decades(expected, got, peak)
+    for case, wanted, found in pairs:
+        if len(wanted) != len(found):
+            raise InputError(
+                f"The tested model gives {len(found)} floating outputs, the original {len(wanted)}: these are not the same model."
+            )
+        for name, expected, got in zip(names, wanted, found, strict=True):
+            is_image = expected.ndim >= 4
+            expected, got = _cropped(case, expected, got)
+            peak = _peak(expected, data_range.peak)
+            similar = ssim(expected, got, peak) if is_image else math.nan
+            scores.append(ImageScore(case.name, case.size, case.batch, psnr(expected, got, peak), similar, output=name))
+            decades += _decades(expected, got, peak)
     if not scores:
         raise InputError("There is nothing to compare: no image was given.")
     decibels = [one.psnr for one in scores]
     return GateResult(
         min_psnr=float(np.min(decibels)),
         mean_psnr=float(np.mean(decibels)),
-        min_ssim=float(np.min([one.ssim for one in scores])),
+        min_ssim=_least_ssim(scores),
         threshold=threshold,
         passed=all(math.isfinite(value) and value >= threshold for value in decibels),
         per_image=tuple(scores),
         decades=tuple(decades.tolist()),
     )
+
+
+def _least_ssim(scores: Sequence[ImageScore]) -> float:
+    """Of the outputs that are images; NaN where there is none, or an output was not finite."""
+    of_images = [one.ssim for one in scores if not (math.isnan(one.ssim) and math.isfinite(one.psnr))]
+    return float(np.min(of_images)) if of_images else math.nan
 
 
 def worse(ways: Mapping[str, GateResult]) -> GateResult:
@@ -152,7 +170,7 @@ def worse(ways: Mapping[str, GateResult]) -> GateResult:
     return GateResult(
         min_psnr=float(np.min([one.min_psnr for one in results])),
         mean_psnr=float(np.mean([one.mean_psnr for one in results])),
-        min_ssim=float(np.min([one.min_ssim for one in results])),
+        min_ssim=_least_ssim([score for one in results for score in one.per_image]),
         threshold=results[0].threshold,
         passed=all(one.passed for one in results),
         per_image=tuple(replace(score, way=way) for way, one in ways.items() for score in one.per_image),
@@ -160,24 +178,26 @@ def worse(ways: Mapping[str, GateResult]) -> GateResult:
     )
 
 
-def _cropped(case: Case, expected: np.ndarray, got: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both outputs without what the padding became."""
-    batch, _, height, width = case.input.shape
-    if expected.ndim != 4 or (expected.shape[0], *expected.shape[2:]) != (
-        batch,
-        height * scale,
-        width * scale,
-    ):
-        raise InputError(
-            f"The original gives {_shape(expected)} for an input of {_shape(case.input)}; "
-            f"{batch} images of {height * scale}x{width * scale} were expected."
-        )
+def _cropped(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both outputs as N, C, H, W without what the padding became."""
     if got.shape != expected.shape:
         raise InputError(
             f"The tested model gives {_shape(got)} for {case.name}, the original {_shape(expected)}: "
             "these are not the same model."
         )
-    rows, columns = slice(case.height * scale), slice(case.width * scale)
+    if expected.size == 0:
+        raise InputError(
+            f"The original gives {_shape(expected)} for {case.name}, in which there is nothing to compare."
+        )
+    is_image = expected.ndim >= 4
+    expected, got = as_images(expected), as_images(got)
+    if not is_image:
+        return expected, got
+    inner = (case.height, case.width)
+    rows, columns = (
+        slice(max(1, whole * part // padded))
+        for whole, part, padded in zip(expected.shape[2:], inner, case.input.shape[-2:], strict=True)
+    )
     return expected[:, :, rows, columns], got[:, :, rows, columns]
 
 
@@ -214,7 +234,10 @@ def failure_text(gate: str, result: GateResult, most: int = 8) -> str:
     ranked = sorted(failed, key=lambda one: -math.inf if math.isnan(one.psnr) else one.psnr)
     count = f"{len(failed)} of {len(result.per_image)} comparisons"
     lines = [f"{gate}: {count} do not reach {result.threshold:g} dB, the worst is at {_decibels(ranked[0])}."]
-    lines += [f"  {_decibels(one):>14} {one.name} {one.size}, batch {one.batch}, {one.way}" for one in ranked[:most]]
+    lines += [
+        f"  {_decibels(one):>14} {one.name} {one.size}, batch {one.batch}, {one.output}, {one.way}"
+        for one in ranked[:most]
+    ]
     if len(ranked) > most:
         lines.append(f"  and {len(ranked) - most} more")
     total = sum(result.decades)

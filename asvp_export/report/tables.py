@@ -109,12 +109,15 @@ def description_table(found: Mapping[str, Any]) -> None:
     if provenance is None:
         console.print("no asvp metadata")
         return
-    size = f"at least {provenance['minimum']}, multiples of {provenance['multiple']}"
+    rule, values = provenance["size"], provenance["data_range"]
+    size = f"at least {rule['minimum']}, multiples of {rule['multiple']}{', square' if rule['square'] else ''}"
     console.print(
         f"made by asvp-export {provenance['version']} from sha256 {provenance['source_sha256']}",
         soft_wrap=True,
     )
-    console.print(f"height and width: {size}; scale x{provenance['scale']}; values 0..{provenance['data_range']:g}")
+    console.print(
+        f"height and width: {size}; scale x{provenance['scale']:g}; values {values['low']:g}..{values['high']:g}"
+    )
     console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
     for gate, values in provenance["gates"].items():
         more = " or more" if values["min_psnr"] == 100 else ""

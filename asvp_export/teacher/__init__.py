@@ -2,6 +2,6 @@
 
 from asvp_export.teacher.layers import Layer, candidates, select
 from asvp_export.teacher.load import load
-from asvp_export.teacher.model import SizeRule, Teacher
+from asvp_export.teacher.model import Teacher
 
-__all__ = ["Layer", "SizeRule", "Teacher", "candidates", "load", "select"]
+__all__ = ["Layer", "Teacher", "candidates", "load", "select"]

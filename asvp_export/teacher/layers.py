@@ -244,7 +244,7 @@ def _survey(teacher: Teacher) -> _Survey:
     first = _trace(teacher, image)
     second = None
     if teacher.fixed[2] is None and teacher.fixed[3] is None:
-        height = image.shape[2]
+        height = image.shape[-2]
         try:
             second = _trace(teacher, teacher.example(2 * height, height, batch=2))
         except InputError:  # an archive with an upper bound on its sizes
@@ -254,7 +254,7 @@ def _survey(teacher: Teacher) -> _Survey:
     batches = (image.shape[0], teacher.fixed[0] or 2)
     for name, trace in first.items():
         other = None if second is None else second.get(name, _Trace())
-        verdict = _judge(trace, other, batches, (image.shape[2], image.shape[3]))
+        verdict = _judge(trace, other, batches, (image.shape[-2], image.shape[-1]), teacher.signature.frames)
         if isinstance(verdict, int):
             axes[name] = verdict
         else:
@@ -302,7 +302,7 @@ def _run(
                 handles.append(module.register_forward_pre_hook(lambda _m, _i, name=name: before(name)))
             handles.append(module.register_forward_hook(lambda _m, _i, output, name=name: after(name, output)))
         with torch.no_grad():
-            teacher.module(image)
+            teacher.module(*teacher.inputs(image))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MachineError(f"Memory ran out while {teacher.source} ran at {_shape(image)}.") from error
     except Exception as error:
@@ -330,7 +330,9 @@ def _output_problem(output: object) -> str:
     return ""
 
 
-def _judge(first: _Trace, second: _Trace | None, batches: tuple[int, int], image: tuple[int, int]) -> int | str:
+def _judge(
+    first: _Trace, second: _Trace | None, batches: tuple[int, int], image: tuple[int, int], frames: int | None
+) -> int | str:
     """The channel axis of a module's outputs, or why it cannot carry a node."""
     problem = first.problem or (second.problem if second else "")
     if problem:
@@ -342,19 +344,25 @@ def _judge(first: _Trace, second: _Trace | None, batches: tuple[int, int], image
         if second is None:
             verdicts.append(_infer_axis(shape, batches[0], image))
         else:
-            verdicts.append(_observe_axis(shape, second.shapes[call], batches))
+            verdicts.append(_observe_axis(shape, second.shapes[call], batches, frames))
     reason = next((verdict for verdict in verdicts if isinstance(verdict, str)), None)
     if reason is not None:
         return reason
     return verdicts[0] if len(set(verdicts)) == 1 else "returns its channels on another axis at another call"
 
 
-def _observe_axis(first: tuple[int, ...], second: tuple[int, ...], batches: tuple[int, int]) -> int | str:
-    """The axis that stays when height, width and batch change."""
+def _observe_axis(
+    first: tuple[int, ...], second: tuple[int, ...], batches: tuple[int, int], frames: int | None
+) -> int | str:
+    """The axis that stays when height, width and batch change; of a video, the frames stay as well.
+
+    Frames folded into the batch are samples of their own: a node there works a frame at a time.
+    """
     shown = "x".join(map(str, first))
     if len(first) != len(second):
         return f"returns {len(first)} dimensions at one image size and {len(second)} at another"
-    if (first[0], second[0]) != batches:
+    folded = frames is not None and (first[0], second[0]) == (frames * batches[0], frames * batches[1])
+    if (first[0], second[0]) != batches and not folded:
         return f"returns {shown}, whose first axis is not the batch (windows or patches folded into it?)"
     moving = [axis for axis in range(1, len(first)) if first[axis] != second[axis]]
     if not moving:
@@ -362,6 +370,8 @@ def _observe_axis(first: tuple[int, ...], second: tuple[int, ...], batches: tupl
     constant = [axis for axis in range(1, len(first)) if axis not in moving]
     if len(constant) > 1:
         constant = [axis for axis in constant if first[axis] != 1]
+    if len(constant) > 1 and frames is not None and not folded:
+        constant = [axis for axis in constant if first[axis] != frames] or constant
     if len(constant) != 1:
         count = "no axis" if not constant else "more than one axis"
         return f"returns {shown}, in which {count} stays when the image's size changes: the channel axis is not clear"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from torch.nn.parameter import is_lazy
 
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
+from asvp_export.signature import ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
+from asvp_export.teacher.example_inputs import read_inputs, signature_of
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.probe import probe
 from asvp_export.teacher.pt2 import Dims, load_archive
-
-_CHANNELS = 3
 
 
 def load(
@@ -29,7 +28,8 @@ def load(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     trust_pickle: bool = False,
-    data_range: float = 1.0,
+    data_range: float | str | tuple[float, float] | ValueRange | None = None,
+    inputs: str | Path | None = None,
     device: str = "cpu",
 ) -> Teacher:
     """Load a trained model and find out by running it on small images what it takes and returns.
@@ -43,7 +43,10 @@ def load(
         arch: for a state dict: "package.module:factory" or "path/nets.py:factory".
         arch_args: keyword arguments for the factory.
         trust_pickle: unpickle the file in full, which runs code of its author's choice.
-        data_range: the largest pixel value that the model expects: 1.0 or 255.0.
+        data_range: the values of black and white that the model expects: "0..1", "-1..1", "0..255", or white alone (1.0,
+            255.0). By default it is detected where it shows (`asvp_export.teacher.probe`), and 0..1 otherwise.
+        inputs: file (.npz, .pt) with an example of each input, by name or in order: for models that take more than the
+            image (a noise map, a noise level), videos, or channels other than 3, 1 and 4.
         device: "cpu" or "cuda".
 
     Returns:
@@ -54,8 +57,8 @@ def load(
         MachineError: memory ran out.
     """
     _check_device(device)
-    if not (isinstance(data_range, (int, float)) and math.isfinite(data_range) and data_range > 0):
-        raise InputError(f"The data range is {data_range!r}; expected the largest pixel value, 1.0 or 255.0.")
+    values = None if data_range is None else ValueRange.read(data_range)
+    examples = None if inputs is None else read_inputs(Path(inputs))
     if arch_args and not arch:
         raise InputError(
             "The arch_args were given without arch; name the architecture too (--arch package.module:factory)."
@@ -69,16 +72,15 @@ def load(
         path = Path(model)
         module, kind, fixed = _from_file(path, arch, arch_args, trust_pickle)
         source, digest = path.name, sha256(path)
-    if fixed[1] not in (None, _CHANNELS):
-        raise InputError(f"{source} takes images of {fixed[1]} channels; expected {_CHANNELS}.")
     _check_weights(module, source)
     try:
         module = module.float().to(device).eval().requires_grad_(False)
     except Exception as error:
         raise InputError(f"{source} cannot be moved to {device} as float32: {one_line(error)}.") from error
-    found = probe(module, source, _CHANNELS, fixed, float(data_range), device)
+    signature = None if examples is None else signature_of(examples, module, source)
+    found = probe(module, source, signature, fixed, values, device)
     return Teacher(
-        module, source, digest, kind, _CHANNELS, found.scale, found.size, float(data_range), found.fixed, device
+        module, source, digest, kind, found.signature, found.scale, found.size, found.data_range, found.fixed, device
     )
 
 

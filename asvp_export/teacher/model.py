@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class SizeRule:
-    """Which heights and widths a teacher takes; the same rule holds for both."""
-
-    minimum: int = 1
-    """The smallest height or width in pixels; itself a multiple of `multiple`."""
-
-    multiple: int = 1
-    """Height and width must be multiples of this many pixels."""
-
-    def accepts(self, pixels: int) -> bool:
-        """Whether a height or a width of this many pixels is valid."""
-        return pixels >= self.minimum and pixels % self.multiple == 0
-
-    def fit(self, pixels: int) -> int:
-        """The smallest valid height or width of at least this many pixels."""
-        return -(-max(pixels, self.minimum) // self.multiple) * self.multiple
+from asvp_export.signature import Signature, SizeRule, ValueRange
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained image-restoration model that maps N,C,H,W images to N,C',scale*H,scale*W images."""
+    """A trained image-restoration model: from an image batch, and perhaps other inputs, to one or more outputs."""
 
     module: nn.Module
     """The model: in evaluation mode, float32, gradients off, on `device`. Never changed by this package."""
@@ -44,43 +29,91 @@ class Teacher:
     format: str
     """Where it came from: "state-dict", "pt2" (torch.export), "pickle" (a whole module) or "module" (memory)."""
 
-    channels: int
-    """Channels C of the input image."""
+    signature: Signature
+    """Its inputs, which of them is the image, and its outputs."""
 
-    scale: int
-    """Output height by input height: 1 for restoration, 2 for x2 super-resolution."""
+    scale: int | Fraction
+    """Height of the main output by that of the image: 1 for restoration, 2 for x2 super-resolution."""
 
     size: SizeRule
     """Which H and W it takes; where a dimension is `fixed`, that one number is the only valid one."""
 
-    data_range: float
-    """The largest pixel value: 1.0 for 0..1, 255.0 for 0..255."""
+    data_range: ValueRange
+    """The pixel values for black and white."""
 
     fixed: tuple[int | None, int | None, int | None, int | None] = (None, None, None, None)
-    """Frozen dimensions of the input (N, C, H, W), None where free. A .pt2 archive always freezes C; one that was
+    """Frozen dimensions of the image (N, C, H, W), None where free. A .pt2 archive always freezes C; one that was
     exported with static sizes freezes N, H and W too. N is 1 where a model refuses to run two images at a time."""
 
     device: str = "cpu"
     """Where the module's weights are: "cpu", "cuda" or "cuda:1"."""
 
+    @property
+    def channels(self) -> int:
+        """Channels C of the image."""
+        return self.signature.channels
+
     def example(self, height: int | None = None, width: int | None = None, batch: int = 1) -> torch.Tensor:
-        """A natural-looking input: the same pixels on every call, and no global random state touched.
+        """A natural-looking image: the same pixels on every call, and no global random state touched.
 
         Args:
             height: in pixels, rounded up to a valid size; about 64 when not given.
-            width: likewise; about 32 more than the height when not given.
+            width: likewise; about 32 more than the height when not given (the same for a model of square images).
             batch: how many images, each of them different. A dimension in `fixed` wins over all three arguments.
 
         Returns:
-            N,C,H,W, float32 in 0..data_range, on the teacher's device.
+            N,C,H,W (a video model: N,T,C,H,W), float32 in the data range, on the teacher's device.
         """
         n, _, h, w = self.fixed
-        h = h or self.size.fit(64 if height is None else height)
-        w = w or self.size.fit(h + 32 if width is None else width)
-        return natural_images(n or batch, self.channels, h, w, self.data_range).to(self.device)
+        tall = self.size.fit(64 if height is None else height)
+        wide = self.size.fit(tall + 32 if width is None else width)
+        if self.size.square and h is w is None:
+            tall = wide = tall if width is None else max(tall, wide)
+        return natural_inputs(self.signature, n or batch, h or tall, w or wide, self.data_range).to(self.device)
+
+    def inputs(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """All inputs for an image batch, in order, on the image's device."""
+        return with_others(self.signature, image)
 
 
-def natural_images(batch: int, channels: int, height: int, width: int, data_range: float) -> torch.Tensor:
+def with_others(signature: Signature, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The image batch among the other inputs that fit it."""
+    given = [torch.from_numpy(other).to(image.device) for other in signature.others_for(image.shape)]
+    return (*given[: signature.place], image, *given[signature.place :])
+
+
+def named_outputs(result: object, name: str = "") -> dict[str, torch.Tensor]:
+    """The tensors in what a model returned, by name: keys and fields as they are, places in a sequence as numbers.
+
+    Args:
+        result: a tensor, or tuples, lists and mappings of tensors; None and other values are left out.
+        name: of the whole.
+    """
+    if isinstance(result, torch.Tensor):
+        return {name or "output": result}
+    if isinstance(result, Mapping):
+        items: Iterator[tuple[str, object]] = ((str(key), value) for key, value in result.items())
+    elif isinstance(result, tuple | list):
+        fields = getattr(result, "_fields", None)
+        items = zip(fields or map(str, range(len(result))), result, strict=True)
+    else:
+        return {}
+    prefix = f"{name}." if name else "" if isinstance(result, Mapping) or hasattr(result, "_fields") else "output."
+    found: dict[str, torch.Tensor] = {}
+    for key, value in items:
+        found |= named_outputs(value, prefix + key)
+    return found
+
+
+def natural_inputs(signature: Signature, batch: int, height: int, width: int, values: ValueRange) -> torch.Tensor:
+    """Random images with the statistics of photographs, as the model takes them; the frames of a video pan over one."""
+    frames = signature.frames or 1
+    wide = natural_images(batch, signature.channels, height, width + 2 * (frames - 1))
+    made = torch.stack([wide[..., 2 * t : 2 * t + width] for t in range(frames)], dim=1)
+    return (made if signature.frames else made[:, 0]).contiguous() * values.peak + values.low
+
+
+def natural_images(batch: int, channels: int, height: int, width: int) -> torch.Tensor:
     """Random images with the statistics of photographs: power that falls with frequency, edges, weak colour.
 
     Args:
@@ -88,10 +121,9 @@ def natural_images(batch: int, channels: int, height: int, width: int, data_rang
         channels: C.
         height: H in pixels.
         width: W in pixels.
-        data_range: the largest value.
 
     Returns:
-        N,C,H,W, float32 in 0..data_range on the CPU; the same for the same arguments.
+        N,C,H,W, float32 in 0..1 on the CPU; the same for the same arguments.
     """
     generator = torch.Generator().manual_seed(2510)
 
@@ -107,4 +139,4 @@ def natural_images(batch: int, channels: int, height: int, width: int, data_rang
 
     brightness = field(1, range(6)) + 0.8 * torch.sign(field(1, range(2)))  # the signs draw edges of objects
     colour = 0.4 * field(channels, range(2))
-    return torch.sigmoid(brightness + colour) * data_range
+    return torch.sigmoid(brightness + colour)

@@ -1,99 +1,162 @@
-"""Finding out by running it what a model takes and returns: sizes, scale, batches."""
+"""Finding out by running it what a model takes and returns: inputs, sizes, values, outputs, batches."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from asvp_export.errors import InputError, MachineError
+from asvp_export.signature import Signature, SizeRule, ValueRange
 from asvp_export.teacher.architecture import one_line
-from asvp_export.teacher.model import SizeRule, natural_images
+from asvp_export.teacher.model import named_outputs, natural_inputs, with_others
 from asvp_export.teacher.pt2 import Dims
 
 # Powers of two are what strides and windows make; the rest are window sizes seen in transformers.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 5, 6, 7, 12, 14, 24, 28)
+
+_CHANNELS = (3, 1, 4)  # colour, grey, packed Bayer
+_FRAMES = (5, 7, 3)  # of a video model, tried when no image batch is taken
+
+_UNIT = ValueRange(0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Findings:
     """What the probe learned of a model."""
 
-    scale: int
-    """Output height by input height."""
+    signature: Signature
+    """Its inputs and outputs."""
+
+    scale: int | Fraction
+    """Height of the main output by that of the image."""
 
     size: SizeRule
     """Valid heights and widths."""
 
+    data_range: ValueRange
+    """The values of black and white: as asked for, or as detected."""
+
     fixed: Dims
     """The frozen dimensions that were given, with N = 1 added where two images at a time made the model fail."""
+
+
+@dataclass(frozen=True)
+class _Shrinkage:
+    """How the main output's sides follow from the image's: side * scale - border."""
+
+    scale: Fraction
+    border: int
+
+    def of(self, side: int) -> Fraction:
+        return side * self.scale - self.border
 
 
 class _NotAnImageError(InputError):
     """The output is of a kind that no other input size would change."""
 
 
-def probe(module: nn.Module, source: str, channels: int, fixed: Dims, data_range: float, device: str) -> Findings:
-    """Run a model on small images until its size rule and scale are known: three forwards for a convolutional model.
+def probe(
+    module: nn.Module,
+    source: str,
+    signature: Signature | None,
+    fixed: Dims,
+    data_range: ValueRange | None,
+    device: str,
+) -> Findings:
+    """Run a model on small images until its inputs, size rule, values and scale are known.
 
     Sizes are odd multiples of 1, 2, 4, ... near 48 pixels, not square, so that the first that works shows the smallest
     multiple; then smaller ones are tried at a size just above it, since a minimum size looks like a multiple
-    at first. A size works when the output is exactly `scale` times as high and as wide: a model that crops 49 to 48
-    does not take 49. The minimum is found by bisection on square images.
+    at first. A size works when the main output is exactly `scale` times as high and as wide, or that less a border which
+    is the same at every size (a convolution without padding): a model that crops 49 to 48 does not take 49. The minimum
+    is found by bisection on square images.
 
     Args:
         module: in evaluation mode, on `device`.
         source: its name, for messages.
-        channels: C of its input.
+        signature: its inputs; None: one image batch, whose channels (3, 1 or 4) or frames are found by trying.
         fixed: dimensions that cannot be changed (N, C, H, W), None where free.
-        data_range: the largest pixel value.
+        data_range: the values of black and white; None: detected, see `_detected_range`.
         device: where the module is.
 
     Returns:
         The findings.
 
     Raises:
-        InputError: the output is not an image batch, or no size works (with the model's own error).
+        InputError: no output is an image batch, or no size works (with the model's own error).
         MachineError: memory ran out.
     """
-    run = _Runner(module, source, channels, fixed, data_range, device)
-    if fixed[2] is not None and fixed[3] is not None:
-        scale = run.scale_at(fixed[2], fixed[3])
-        if scale is None:
-            raise InputError(f"{source} does not run at its own size {fixed[2]}x{fixed[3]}: {run.problem}.")
-        return Findings(scale, SizeRule(), run.frozen_batch(fixed[2], fixed[3], scale))
-    multiple, height, width, scale = _smallest_multiple(run)
-    counts = range(1, height // multiple + 1)
+    run, problems = None, []
+    for layout in [signature] if signature else _layouts(fixed[1]):
+        run = _Runner(module, source, layout, fixed, data_range or _UNIT, device)
+        try:
+            found = _sizes(run)
+        except _NotAnImageError:
+            raise
+        except InputError as error:
+            problems.append(error)
+            continue
+        shrinkage, size, height, width = found
+        run.frozen_batch(height, width, shrinkage)
+        values = data_range or _detected_range(run, height, width)
+        scale = shrinkage.scale
+        whole = scale.numerator if scale.denominator == 1 else scale
+        return Findings(run.signature, whole, size, values, run.fixed)
+    raise problems[0]
+
+
+def _layouts(channels: int | None) -> Iterator[Signature]:
+    """Image batches of the channel counts, then videos, that are tried in turn."""
+    for count in _CHANNELS if channels is None else (channels,):
+        yield Signature(channels=count)
+    for frames in _FRAMES:
+        yield Signature(channels=channels or 3, frames=frames)
+
+
+def _sizes(run: _Runner) -> tuple[_Shrinkage, SizeRule, int, int]:
+    """How the output follows from the image, the size rule, and a height and a width that work."""
+    _, _, height, width = run.fixed
+    if height is not None and width is not None:
+        shrinkage = run.shrinkage(height, width)
+        if shrinkage is None:
+            raise InputError(f"{run.source} does not run at its own size {height}x{width}: {run.problem}.")
+        return shrinkage, SizeRule(), height, width
+    multiple, height, width, shrinkage, square = _smallest_multiple(run)
+    counts = range(1, min(height, width) // multiple + 1)
     smallest = counts[-1]
-    if run.works(multiple, multiple, scale):
+    if run.works(multiple, multiple, shrinkage):
         smallest = 1
     else:
         below = 1
         while smallest - below > 1:
             middle = (below + smallest) // 2
-            if run.works(multiple * middle, multiple * middle, scale):
+            if run.works(multiple * middle, multiple * middle, shrinkage):
                 smallest = middle
             else:
                 below = middle
-    size = SizeRule(minimum=multiple * smallest, multiple=multiple)
-    return Findings(scale, size, run.frozen_batch(height, width, scale))
+    return shrinkage, SizeRule(multiple * smallest, multiple, square), height, width
 
 
-def _smallest_multiple(run: _Runner) -> tuple[int, int, int, int]:
-    """The multiple, a height and a width that work, and the scale."""
-    for multiple in _MULTIPLES:
+def _smallest_multiple(run: _Runner) -> tuple[int, int, int, _Shrinkage, bool]:
+    """The multiple, a height and a width that work, what they become, and whether they have to be equal."""
+    for square, multiple in itertools.product((False, True), _MULTIPLES):
         count = max(1, round(48 / multiple)) | 1
-        height, width = multiple * count, multiple * (count + 2)
-        scale = run.scale_at(height, width)
-        if scale is None:
+        height, width = multiple * count, multiple * (count if square else count + 2)
+        shrinkage = run.shrinkage(height, width, multiple)
+        if shrinkage is None:
             continue
         for smaller in (divisor for divisor in range(1, multiple) if multiple % divisor == 0):
-            if run.works(height + smaller, width + smaller, scale):
-                return smaller, height + smaller, width + smaller, scale
-        return multiple, height, width, scale
+            if run.works(height + smaller, width + smaller, shrinkage):
+                return smaller, height + smaller, width + smaller, shrinkage, square
+        return multiple, height, width, shrinkage, square
     raise InputError(
-        f"{run.source} takes none of the sizes that were tried (49x51 to 128x384 pixels, {run.channels} channels, "
+        f"{run.source} takes none of the sizes that were tried (49x51 to 128x384 pixels, {run.signature.channels} channels, "
         f"multiples of 1 to 128); at the last it said: {run.problem}."
     )
 
@@ -102,62 +165,142 @@ class _Runner:
     """Runs the model at one size after another and keeps the last problem in words."""
 
     def __init__(
-        self, module: nn.Module, source: str, channels: int, fixed: Dims, data_range: float, device: str
+        self, module: nn.Module, source: str, signature: Signature, fixed: Dims, values: ValueRange, device: str
     ) -> None:
-        self.module, self.source, self.channels = module, source, channels
-        self.fixed, self.data_range, self.device = fixed, data_range, device
+        self.module, self.source, self.signature = module, source, signature
+        self.fixed, self.values, self.device = fixed, values, device
         self.problem = ""
 
-    def scale_at(self, height: int, width: int, batch: int = 1) -> int | None:
-        """The scale, or None when this size does not fit (`problem` says why); InputError when no size would."""
-        n, _, h, w = self.fixed
-        batch, height, width = n or batch, h or height, w or width
-        image = natural_images(batch, self.channels, height, width, self.data_range).to(self.device)
+    def main_output(self, image: torch.Tensor) -> torch.Tensor | None:
+        """The main output, or None where the model raises (`problem` says why); the outputs' names are noted."""
+        asked = "x".join(map(str, image.shape))
         try:
             with torch.no_grad():
-                output = self.module(image)
+                outputs = named_outputs(self.module(*with_others(self.signature, image)))
         except (MemoryError, torch.OutOfMemoryError) as error:
-            raise MachineError(f"Memory ran out while {self.source} ran at {height}x{width} pixels.") from error
+            raise MachineError(f"Memory ran out while {self.source} ran on {asked}.") from error
         except Exception as error:  # a user's model may raise anything
             self.problem = one_line(error)
             return None
-        self._check(output, batch, height, width)
-        scale = output.shape[2] // height
-        if scale < 1 or tuple(output.shape[2:]) != (scale * height, scale * width):
-            self.problem = (
-                f"{output.shape[2]}x{output.shape[3]} pixels come out for {height}x{width}, which is no whole scale"
-            )
+        self._note(outputs, asked, image.shape[0])
+        return list(outputs.values())[self.signature.main]
+
+    def shrinkage(self, height: int, width: int, multiple: int = 0) -> _Shrinkage | None:
+        """What becomes of the sides, or None when this size does not fit; InputError when no size would.
+
+        A border shows only in other sizes: those that are larger by one and three times the `multiple` are tried.
+        """
+        n, _, h, w = self.fixed
+        height, width = h or height, w or width
+        sides = self._sides(n or 1, height, width)
+        if sides is None:
+            return None
+        scale = Fraction(sides[0], height)
+        if scale > 0 and scale * width == sides[1] and 1 in (scale.numerator, scale.denominator):
+            return _Shrinkage(scale, 0)
+        if multiple:
+            return self._with_border(sides, height, width, multiple)
+        whole = Fraction(
+            max(1, round(scale))
+        )  # at one size only: the nearest whole scale, and the same border on both sides
+        borders = height * whole - sides[0], width * whole - sides[1]
+        return _Shrinkage(whole, int(borders[0])) if borders[0] == borders[1] else self._unclear(sides, height, width)
+
+    def _with_border(self, sides: tuple[int, int], height: int, width: int, multiple: int) -> _Shrinkage | None:
+        """The border shows in a second size; cropping to a multiple, which looks alike there, in the third."""
+        larger = self._sides(1, height + multiple, width + multiple)
+        largest = self._sides(1, height + 3 * multiple, width + 3 * multiple) if larger else None
+        if larger is None or largest is None:
+            return None
+        scale = Fraction(larger[0] - sides[0], multiple)
+        border = height * scale - sides[0]
+        found = _Shrinkage(scale, int(border))
+        sizes = ((height, width), (height + multiple, width + multiple), (height + 3 * multiple, width + 3 * multiple))
+        fits = all(
+            (found.of(h), found.of(w)) == got for (h, w), got in zip(sizes, (sides, larger, largest), strict=True)
+        )
+        if scale > 0 and 1 in (scale.numerator, scale.denominator) and border.denominator == 1 and fits:
+            return found
+        return self._unclear(sides, height, width)
+
+    def _unclear(self, sides: tuple[int, int], height: int, width: int) -> None:
+        self.problem = f"{sides[0]}x{sides[1]} pixels come out for {height}x{width}, which is no whole scale"
+
+    def _sides(self, batch: int, height: int, width: int) -> tuple[int, int] | None:
+        """Height and width of the main output, or None where the model does not run or its output is not finite."""
+        output = self.main_output(natural_inputs(self.signature, batch, height, width, self.values).to(self.device))
+        if output is None:
             return None
         if not torch.isfinite(output).all():
-            self.problem = f"NaN or Inf comes out for an ordinary image of {height}x{width} in 0..{self.data_range:g}"
+            self.problem = f"NaN or Inf comes out for an ordinary image of {height}x{width} in {self.values}"
             return None
-        return scale
+        return output.shape[-2], output.shape[-1]
 
-    def works(self, height: int, width: int, scale: int) -> bool:
-        """Whether this size fits, with this scale."""
+    def works(self, height: int, width: int, shrinkage: _Shrinkage, batch: int = 1) -> bool:
+        """Whether this size fits, with these sides coming out."""
         try:
-            return self.scale_at(height, width) == scale
+            sides = self._sides(batch, height, width)
         except _NotAnImageError:
             return False
+        return sides is not None and min(sides) > 0 and sides == (shrinkage.of(height), shrinkage.of(width))
 
-    def frozen_batch(self, height: int, width: int, scale: int) -> Dims:
-        """The fixed dimensions, with N = 1 where a batch of two makes the model raise."""
-        if self.fixed[0] is None and self.scale_at(height, width, batch=2) != scale:
-            return 1, *self.fixed[1:]
-        return self.fixed
-
-    def _check(self, output: object, batch: int, height: int, width: int) -> None:
-        asked = f"for {batch}x{self.channels}x{height}x{width}"
-        if not isinstance(output, torch.Tensor):
-            items = f" of {len(output)}" if isinstance(output, (tuple, list, dict)) else ""
-            found = f"{type(output).__name__}{items}"
-        elif not output.is_floating_point():
-            found = f"a tensor of {str(output.dtype)[6:]}"
-        elif output.ndim != 4 or output.shape[0] != batch or output.shape[1] not in (1, 3, 4):
-            found = f"a tensor of {'x'.join(map(str, output.shape)) or 'no dimensions'}"
-        else:
+    def frozen_batch(self, height: int, width: int, shrinkage: _Shrinkage) -> None:
+        """Freeze N at 1 where a batch of two makes the model fail, also with one noise level for both, say."""
+        if self.fixed[0] is not None or self.works(height, width, shrinkage, batch=2):
             return
-        raise _NotAnImageError(
-            f"{self.source} is a teacher whose output is not an image batch: {found} came {asked}. Expected one float "
-            f"tensor N,C,H,W with 1, 3 or 4 channels; wrap the model so that it returns its image alone."
-        )
+        tried = self.signature
+        common = [replace(o, follows=tuple(f for f in o.follows if f[1] != "batch")) for o in tried.others]
+        if common:
+            self.signature = replace(tried, others=tuple(common))
+            if self.works(height, width, shrinkage, batch=2):
+                return
+        self.signature, self.fixed = tried, (1, *self.fixed[1:])
+
+    def _note(self, outputs: dict[str, torch.Tensor], asked: str, batch: int) -> None:
+        """Take in which outputs there are; the main one is the first that is an image batch."""
+        tensors = list(outputs.values())
+        floats = tuple(i for i, tensor in enumerate(tensors) if tensor.is_floating_point())
+        images = [i for i in floats if tensors[i].ndim in (4, 5) and tensors[i].shape[0] == batch]
+        if not images:
+            kinds = "; ".join(f"{'x'.join(map(str, t.shape)) or 'no dimensions'} {str(t.dtype)[6:]}" for t in tensors)
+            raise _NotAnImageError(
+                f"{self.source} is a teacher whose output is not an image batch: {kinds or 'no tensor'} came for {asked}. "
+                f"Expected a float tensor N,C,H,W (or N,T,C,H,W) among its outputs."
+            )
+        taken = set(self.signature.names)
+        names = ["output"] if len(outputs) == 1 else list(outputs)
+        names = tuple(f"{name}_out" if name in taken else name for name in names)
+        self.signature = replace(self.signature, outputs=names, floats=floats, main=images[0])
+
+
+def _detected_range(run: _Runner, height: int, width: int) -> ValueRange:
+    """The range in which a model works, where it shows; 0..1 otherwise.
+
+    Whose outputs never leave -1..1 or 0..255, whatever goes in, works in that range. Else, whose output follows a clean
+    image closely in 0..255 and not at all in 0..1 (means and biases of the wrong size) works in 0..255.
+    """
+    noise = torch.randn(run.signature.image_shape(1, height, width), generator=torch.Generator().manual_seed(0))
+    loud = run.main_output((1e4 * noise).to(run.device))
+    if loud is not None and torch.isfinite(loud).all():
+        low, high = float(loud.min()), float(loud.max())
+        if -1.001 < low < -0.5 and 0.5 < high < 1.001:
+            return ValueRange(-1.0, 1.0)
+        if -0.001 < low < 50 and 200 < high < 255.001:
+            return ValueRange(0.0, 255.0)
+        if low > -0.001 and high < 1.001:
+            return _UNIT
+    wide = ValueRange(0.0, 255.0)
+    close, far = (_distance(run, height, width, values) for values in (wide, _UNIT))
+    return wide if close < 0.25 and far > max(4 * close, 0.5) else _UNIT
+
+
+def _distance(run: _Runner, height: int, width: int, values: ValueRange) -> float:
+    """How far the output is from the image, resized, in units of the image's contrast; infinite where it is another thing."""
+    image = natural_inputs(run.signature, 1, height, width, values).to(run.device)
+    output = run.main_output(image)
+    if output is None or output.ndim != 4 or image.ndim != 4 or output.shape[1] not in (1, image.shape[1]):
+        return float("inf")
+    given = functional.interpolate(image, size=output.shape[-2:], mode="bilinear", align_corners=False)
+    given = given if output.shape[1] == given.shape[1] else given.mean(1, keepdim=True)
+    distance = float((output.float() - given).norm() / (given - given.mean()).norm())
+    return distance if distance == distance else float("inf")

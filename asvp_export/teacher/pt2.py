@@ -48,10 +48,10 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
         trust_pickle: the user vouches for the author; nothing is screened.
 
     Returns:
-        The module, and the frozen dimensions of its one image input (N, C, H, W), None where dynamic.
+        The module, and the frozen dimensions of its image input (N, C, H, W), None where dynamic.
 
     Raises:
-        InputError: refused as above, damaged, exported in training mode, or its input is not one float32 image batch.
+        InputError: refused as above, damaged, exported in training mode, or no input is a float32 image batch.
     """
     if not trust_pickle:
         if old:
@@ -177,15 +177,15 @@ def _is_arithmetic(text: str) -> bool:
 
 
 def _input_dims(program: ExportedProgram, path: Path) -> Dims:
+    """N, C, H, W of the first input that is an image batch, or a video N,T,C,H,W."""
     inputs = program.graph_signature.user_inputs
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    if len(inputs) != 1 or len(values) != 1 or not isinstance(values[0], torch.Tensor):
-        raise InputError(f"{path} takes {len(inputs)} inputs; expected one, an image batch N,C,H,W.")
-    (image,) = values
-    if image.ndim != 4 or image.dtype != torch.float32:
-        shape = "x".join(str(size) for size in image.shape)
-        raise InputError(f"{path} takes {shape} {str(image.dtype)[6:]}; expected an image batch N,C,H,W of float32.")
-    n, c, h, w = (size if isinstance(size, int) else None for size in image.shape)
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    image = next((one for one in tensors if one.ndim in (4, 5) and one.dtype == torch.float32), None)
+    if image is None:
+        found = ", ".join(f"{'x'.join(map(str, one.shape))} {str(one.dtype)[6:]}" for one in tensors) or "no tensor"
+        raise InputError(f"{path} takes {found}; expected an image batch N,C,H,W of float32.")
+    n, c, h, w = (size if isinstance(size, int) else None for size in (image.shape[0], *image.shape[-3:]))
     return n, c, h, w
 
 

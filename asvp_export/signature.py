@@ -1,0 +1,204 @@
+"""What a model is called with and what it gives: sizes, value range, inputs besides the image, outputs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+
+from asvp_export.errors import InputError
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Which heights and widths a model takes; the same rule holds for both."""
+
+    minimum: int = 1
+    """The smallest height or width in pixels; itself a multiple of `multiple`."""
+
+    multiple: int = 1
+    """Height and width must be multiples of this many pixels."""
+
+    square: bool = False
+    """Height and width must be equal."""
+
+    def fit(self, pixels: int) -> int:
+        """The smallest valid height or width of at least this many pixels."""
+        return -(-max(pixels, self.minimum) // self.multiple) * self.multiple
+
+    def fit_both(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest valid height and width of at least these many pixels."""
+        if self.square:
+            height = width = max(height, width)
+        return self.fit(height), self.fit(width)
+
+    def stricter(self, other: SizeRule) -> SizeRule:
+        """The rule that satisfies both."""
+        multiple = math.lcm(self.multiple, other.multiple)
+        minimum = SizeRule(1, multiple).fit(max(self.minimum, other.minimum))
+        return SizeRule(minimum, multiple, self.square or other.square)
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """The pixel values that a model takes for black and white."""
+
+    low: float = 0.0
+    """Black."""
+
+    high: float = 1.0
+    """White."""
+
+    @property
+    def peak(self) -> float:
+        """From black to white: the peak of a PSNR."""
+        return self.high - self.low
+
+    def of(self, unit: np.ndarray) -> np.ndarray:
+        """Pictures in 0..1 as values of the model, float32."""
+        return unit.astype(np.float32, copy=False) * np.float32(self.peak) + np.float32(self.low)
+
+    def to_unit(self, values: np.ndarray) -> np.ndarray:
+        """Values of the model as pictures around 0..1, float32."""
+        return (values.astype(np.float32, copy=False) - np.float32(self.low)) / np.float32(self.peak)
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}"
+
+    @classmethod
+    def read(cls, given: object) -> ValueRange:
+        """A range from what a user gives: "0..255", "-1..1", a pair, or the value of white alone (black is 0 then).
+
+        Raises:
+            InputError: it is none, or white is not above black.
+        """
+        if isinstance(given, ValueRange):
+            return given
+        bounds: Sequence[object] = (0.0, given)
+        if isinstance(given, str):
+            bounds = re.split(r"\.\.|,", given) if re.search(r"\.\.|,", given) else (0.0, given)
+        elif isinstance(given, tuple | list):
+            bounds = given
+        try:
+            low, high = (float(str(bound)) for bound in bounds)
+        except ValueError:
+            low, high = math.nan, math.nan
+        if not (math.isfinite(low) and math.isfinite(high) and low < high) or isinstance(given, bool):
+            raise InputError(
+                f"The data range is {given!r}; expected 0..1, -1..1 or 0..255 (the values of black and white)."
+            )
+        return cls(low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class OtherInput:
+    """An input that is not the image: a noise map, a noise level, a mask, a state."""
+
+    name: str
+    """Its name."""
+
+    example: np.ndarray
+    """What it is called with; the values are repeated along the axes that follow the image."""
+
+    follows: tuple[tuple[int, str, Fraction], ...] = ()
+    """(axis, "batch" | "height" | "width", size by that of the image): the axes whose size follows the image's."""
+
+    def fitting(self, batch: int, height: int, width: int) -> np.ndarray:
+        """The example for an image of this size, wrapped around where it is too small."""
+        sizes, found = {"batch": batch, "height": height, "width": width}, self.example
+        for axis, what, ratio in self.follows:
+            wanted = max(1, int(sizes[what] * ratio))
+            found = np.take(found, np.arange(wanted) % found.shape[axis], axis=axis)
+        return np.ascontiguousarray(found)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs of a model in order, one of them the image, and the names of its outputs."""
+
+    image_name: str = "input"
+    """Name of the image input."""
+
+    channels: int = 3
+    """C of the image."""
+
+    frames: int | None = None
+    """T of a video model, whose image is N,T,C,H,W; None for N,C,H,W."""
+
+    place: int = 0
+    """Which input the image is."""
+
+    others: tuple[OtherInput, ...] = ()
+    """The other inputs, in order."""
+
+    outputs: tuple[str, ...] = ("output",)
+    """Names of the tensors that come out, nested ones flattened."""
+
+    floats: tuple[int, ...] = (0,)
+    """Which outputs are of a floating type: those are compared."""
+
+    main: int = 0
+    """Which output is the restored image."""
+
+    names: tuple[str, ...] = field(init=False)
+    """Of all inputs, in order."""
+
+    def __post_init__(self) -> None:
+        names = [other.name for other in self.others]
+        names.insert(self.place, self.image_name)
+        object.__setattr__(self, "names", tuple(names))
+
+    @property
+    def size_axes(self) -> tuple[int, int]:
+        """The axes of height and width in the image."""
+        return (2, 3) if self.frames is None else (3, 4)
+
+    @property
+    def dimensions(self) -> tuple[dict[int, str], ...]:
+        """For each input: axis to the name of its free size, as the exporter takes them."""
+        free = [{axis: _dim(what, ratio) for axis, what, ratio in other.follows} for other in self.others]
+        free.insert(self.place, {0: "batch", self.size_axes[0]: "height", self.size_axes[1]: "width"})
+        return tuple(free)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Names of the floating outputs."""
+        return tuple(self.outputs[i] for i in self.floats)
+
+    def image_shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
+        """N,C,H,W, or N,T,C,H,W."""
+        return (batch, *(() if self.frames is None else (self.frames,)), self.channels, height, width)
+
+    def others_for(self, image: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """The other inputs for an image batch of this shape."""
+        return tuple(other.fitting(image[0], *image[-2:]) for other in self.others)
+
+
+def _dim(what: str, ratio: Fraction) -> str:
+    return what if ratio == 1 else f"{what}_by_{ratio.denominator}" if ratio < 1 else f"{what}_times_{ratio.numerator}"
+
+
+def following(name: str, example: np.ndarray, image: Sequence[int]) -> OtherInput:
+    """An input beside the image, with the axes that follow it found from an example of both.
+
+    The first axis follows the batch where it is as long; the last two of three or more follow height and width where
+    they stand to them in one and the same ratio, a whole number or one over it.
+
+    Args:
+        name: of the input.
+        example: its value in one call.
+        image: shape of the image in that call.
+    """
+    follows = []
+    if example.ndim and example.shape[0] == image[0]:
+        follows.append((0, "batch", Fraction(1)))
+    if example.ndim >= 3 and min(example.shape[-2:]) > 1:
+        ratios = {Fraction(mine, theirs) for mine, theirs in zip(example.shape[-2:], image[-2:], strict=True)}
+        ratio = ratios.pop()
+        if not ratios and 1 in (ratio.numerator, ratio.denominator):
+            follows += [(example.ndim - 2, "height", ratio), (example.ndim - 1, "width", ratio)]
+    return OtherInput(name, example, tuple(follows))

@@ -1,0 +1,135 @@
+"""Example inputs from a file: which tensors a model is called with, and which of them is the image."""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from asvp_export.errors import InputError
+from asvp_export.signature import Signature, following
+from asvp_export.teacher.architecture import one_line
+from asvp_export.teacher.checkpoint import read_torch
+
+_WANTED = "expected the model's inputs, by name or in order, as arrays of an .npz or tensors of a .pt"
+
+
+def read_inputs(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
+    """Read example inputs: by name (an .npz, a .pt that holds a dict) or in order (a tensor, a tuple or a list).
+
+    Nothing in the file is run: arrays of objects and pickles of other classes than tensors are refused.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"The file of inputs {path} is not there; {_WANTED}.")
+    if path.suffix.lower() == ".npz":
+        return _of_npz(path)
+    content = read_torch(path, trust_pickle=False)
+    if isinstance(content, Mapping):
+        return {str(name): _array(value, f"{path}, {name}") for name, value in content.items()}
+    if isinstance(content, torch.Tensor):
+        content = (content,)
+    if not isinstance(content, tuple | list):
+        raise InputError(f"{path} holds {type(content).__name__}; {_WANTED}.")
+    return [_array(value, f"{path}, input {i}") for i, value in enumerate(content)]
+
+
+def _of_npz(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: np.asarray(archive[name]) for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{path} is no .npz of numbers ({one_line(error)}); {_WANTED}.") from error
+    ordered = [f"arr_{i}" for i in range(len(found))]  # what numpy.savez calls arrays without names
+    return [found[name] for name in ordered] if sorted(found) == sorted(ordered) else found
+
+
+def _array(value: Any, where: str) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"{where} is {type(value).__name__}; {_WANTED}.")
+    return value.detach().cpu().numpy()
+
+
+def signature_of(
+    examples: Mapping[str, np.ndarray] | Sequence[np.ndarray], module: nn.Module, source: str
+) -> Signature:
+    """The inputs of a model from examples of them; the image is the first floating array N,C,H,W or N,T,C,H,W.
+
+    Args:
+        examples: by name or in order.
+        module: its forward's parameters say the order of names; other modules may list `input_names`.
+        source: the model's name, for messages.
+
+    Raises:
+        InputError: names that the model does not have or leaves out before another, or no image among the arrays.
+    """
+    parameters = _parameters(module)
+    if len(examples) == 1 and not hasattr(module, "input_names"):  # as teachers without example inputs have it
+        examples, parameters = dict(zip(["input"], _values(examples), strict=True)), []
+    if isinstance(examples, Mapping):
+        examples = _in_order(examples, parameters, source)
+    else:
+        named = parameters[: len(examples)] if parameters and len(parameters) >= len(examples) else []
+        names = named if len(examples) > 1 and named else ["input", *(f"input_{i}" for i in range(1, len(examples)))]
+        examples = dict(zip(names, examples, strict=True))
+    place = next((i for i, a in enumerate(examples.values()) if a.ndim in (4, 5) and a.dtype.kind == "f"), None)
+    if place is None:
+        found = (
+            ", ".join(f"{name} {'x'.join(map(str, a.shape))} {a.dtype}" for name, a in examples.items()) or "nothing"
+        )
+        raise InputError(
+            f"The example inputs are {found}; a float image batch N,C,H,W (or N,T,C,H,W) was expected in them."
+        )
+    (name, image), others = list(examples.items())[place], [*examples.items()]
+    del others[place]
+    return Signature(
+        image_name=name,
+        channels=image.shape[-3],
+        frames=image.shape[1] if image.ndim == 5 else None,
+        place=place,
+        others=tuple(following(other, _single(example), image.shape) for other, example in others),
+    )
+
+
+def _values(examples: Mapping[str, np.ndarray] | Sequence[np.ndarray]) -> list[np.ndarray]:
+    return list(examples.values() if isinstance(examples, Mapping) else examples)
+
+
+def _in_order(examples: Mapping[str, np.ndarray], parameters: list[str], source: str) -> dict[str, np.ndarray]:
+    if not parameters:
+        return dict(examples)
+    unknown = [name for name in examples if name not in parameters]
+    if unknown:
+        raise InputError(f"{source} has no input {unknown[0]!r}; its inputs are {', '.join(parameters)}.")
+    called = parameters[: 1 + max(parameters.index(name) for name in examples)] if examples else []
+    left_out = [name for name in called if name not in examples]
+    if left_out:
+        raise InputError(
+            f"The example inputs lack {left_out[0]!r}, which {source} takes before {called[-1]!r}; add it."
+        )
+    return {name: examples[name] for name in called}
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    """Names of the inputs in order, as far as the module shows them."""
+    names = getattr(module, "input_names", None)  # an ONNX graph's
+    if names is not None:
+        return list(names)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        return [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):  # compiled forwards show none
+        return []
+
+
+def _single(example: np.ndarray) -> np.ndarray:
+    """float64 examples, which numpy makes by default, as the float32 that teachers run in."""
+    return example.astype(np.float32) if example.dtype == np.float64 else example
