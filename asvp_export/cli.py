@@ -140,6 +140,13 @@ def cli() -> None:
 @_teacher_options
 @_gate_options
 @click.option("--opset", type=int, default=18, show_default=True, help="Of the default ONNX domain, 18 to 26.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="fp16: weights and feature maps in float16, the operator's arithmetic in float32.",
+)
 @click.option("--static", is_flag=True, help="Freeze the one --size, and a batch of 1.")
 @click.option("--external-data", is_flag=True, help="Keep the tensors in a file of their own, also under 2 GiB.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -150,7 +157,7 @@ def export(
     arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
     inputs: Path | None, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
-    junit: Path | None, opset: int, static: bool, external_data: bool, force: bool, keep_failed: bool,
+    junit: Path | None, opset: int, dtype: str, static: bool, external_data: bool, force: bool, keep_failed: bool,
     as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
@@ -172,7 +179,7 @@ def export(
         teacher = _load(model, arch, arch_args, trust_pickle, data_range, inputs, device)
         protected = protect(teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis)
         result = run_export(
-            protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, static=static,
+            protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
             external_data=external_data, force=force, keep_failed=keep_failed, provider=provider, progress=say,
         )  # fmt: skip
     return _finish(result, output, reports, as_json, quiet)

@@ -21,8 +21,8 @@ from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.expected import Expected, expected_of_file, expected_of_teacher
 from asvp_export.parity.judge import judge, library_notes
 from asvp_export.parity.latency import file_latency
-from asvp_export.parity.result import PRESERVATION_DB, ParityResult, Progress, frozen_notes
-from asvp_export.parity.session import check_provider, fits, inputs_of, session
+from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
+from asvp_export.parity.session import check_provider, fits, float_outputs, inputs_of, session
 from asvp_export.parity.verify import check_threshold
 from asvp_export.signature import Signature, SizeRule, ValueRange
 from asvp_export.teacher.model import Teacher
@@ -74,8 +74,9 @@ def check(
     for case in cases:
         fits(opened, case)
     progress(f"comparing on {len(cases)} inputs")
+    thresholds = (FIDELITY_DB["fp16" if _is_half(opened) else "fp32"], min_psnr)
     expected, more = _expected(against, provenance, cases, provider)
-    fidelity, preservation = judge(path, cases, expected, min_psnr, against.data_range, provider)
+    fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider)
     return ParityResult(
         passed=preservation.passed and (fidelity is None or fidelity.passed),
         model=against.source,
@@ -89,6 +90,10 @@ def check(
         latency_ms=file_latency(path, against.file, cases[0].inputs, provider),
         notes=(*notes, *more, *library_notes(provider), *frozen_notes(*fixed[2:])),
     )
+
+
+def _is_half(opened: ort.InferenceSession) -> bool:
+    return {one.type for one in float_outputs(opened)} == {"tensor(float16)"}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
 from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
+from asvp_export.graph.half import to_half
 from asvp_export.graph.metadata import Provenance, write_provenance
 from asvp_export.graph.protect import Protected
 from asvp_export.graph.publish import Staging
@@ -20,7 +21,8 @@ from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.judge import judge, library_notes
 from asvp_export.parity.latency import file_latency
-from asvp_export.parity.result import PRESERVATION_DB, ParityResult, Progress, frozen_notes
+from asvp_export.parity.overflow import first_overflow
+from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
 from asvp_export.parity.session import check_provider
 from asvp_export.parity.verify import GateResult, check_threshold
 from asvp_export.teacher.model import Teacher
@@ -38,6 +40,7 @@ def export(
     sizes: Sequence[tuple[int, int]] = (),
     min_psnr: float = PRESERVATION_DB,
     opset: int = DEFAULT_OPSET,
+    dtype: str = "fp32",
     static: bool = False,
     external_data: bool = False,
     force: bool = False,
@@ -55,6 +58,8 @@ def export(
         sizes: (height, width) of the crops to verify on; with `static` exactly one, which is frozen.
         min_psnr: dB that the worst image has to reach against the original teacher.
         opset: of the default ONNX domain, 18 to 26.
+        dtype: "fp32", or "fp16" for float16 weights and feature maps (inputs and outputs too); the operator computes in
+            float32 all the same. A feature map that leaves float16's range on any input fails the export.
         static: freeze batch (1), height and width.
         external_data: keep the tensors in a file of their own, also under 2 GiB.
         force: replace an existing file.
@@ -71,6 +76,8 @@ def export(
     """
     check_threshold(min_psnr)
     check_provider(provider)
+    if dtype not in FIDELITY_DB:
+        raise InputError(f"The dtype {dtype!r} was asked for; {' or '.join(FIDELITY_DB)} was expected.")
     teacher, path = protected.teacher, Path(output)
     frozen = _frozen_size(teacher, sizes, static)
     failed = path.with_name(f"{path.stem}.failed.onnx")
@@ -81,12 +88,18 @@ def export(
         fixed = (1, None, *frozen) if frozen else teacher.fixed
         cases = _cases(teacher, images, sizes, fixed)
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {opset}")
-        model = to_onnx(protected, opset=opset, static=frozen)
+        model, overflow = to_onnx(protected, opset=opset, static=frozen), None
+        if dtype == "fp16":
+            progress(f"looking for overflow in float16 on {len(cases)} inputs")
+            overflow = first_overflow(model, staging.path.parent, cases)
+            notes += [str(overflow)] if overflow else []
+            model = to_half(model)
         progress(f"verifying on {len(cases)} inputs")
         expected = expected_of_teacher(protected, cases)
-        fidelity, preservation = _settled(staging, model, protected, cases, expected, min_psnr, provider)
+        thresholds = (FIDELITY_DB[dtype], min_psnr)
+        fidelity, preservation = _settled(staging, model, protected, cases, expected, thresholds, provider)
         timed = file_latency(staging.path, None, cases[0].inputs, provider)
-        passed = fidelity.passed and preservation.passed
+        passed = fidelity.passed and preservation.passed and overflow is None
         digest = sha256(staging.path)
         if passed:
             staging.publish()
@@ -114,7 +127,7 @@ def _settled(
     protected: Protected,
     cases: Sequence[Case],
     expected: Expected,
-    min_psnr: float,
+    thresholds: tuple[float, float],
     provider: str,
 ) -> tuple[GateResult, GateResult]:
     """Write and measure until what was measured stands in the metadata of the very bytes that were measured."""
@@ -122,7 +135,7 @@ def _settled(
     for _ in range(5):
         write_provenance(model, _provenance(protected, measured))
         staging.write(model)
-        fidelity, preservation = judge(staging.path, cases, expected, min_psnr, teacher.data_range, provider)
+        fidelity, preservation = judge(staging.path, cases, expected, thresholds, teacher.data_range, provider)
         assert fidelity is not None
         stamps = {"fidelity": _stamp(fidelity), "preservation": _stamp(preservation)}
         if _agree(stamps, measured):

@@ -125,3 +125,33 @@ def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     del bare.graph.node[:], bare.functions[:]
     bare.graph.node.extend(kept)
     return bare
+
+
+def in_order(graph: onnx.GraphProto) -> None:
+    """Sort the nodes so that each comes after those that it reads from, otherwise in the order in which they stand."""
+    maker = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    nodes, done, order = list(graph.node), set[int](), list[int]()
+    for first in range(len(nodes)):
+        waiting = [first]
+        while waiting:
+            place = waiting[-1]
+            missing = [maker[name] for name in _read_names(nodes[place]) if maker.get(name, place) != place]
+            missing = [i for i in missing if i not in done]
+            if missing and place not in done:
+                waiting.append(missing[0])
+                continue
+            waiting.pop()
+            if place not in done:
+                done.add(place)
+                order.append(place)
+    del graph.node[:]
+    graph.node.extend(nodes[i] for i in order)
+
+
+def _read_names(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, the nodes of its subgraphs included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_TYPES else ():
+            for one in inner.node:
+                yield from _read_names(one)

@@ -8,7 +8,6 @@ from pathlib import Path
 from asvp_export.operator.session import library_unused
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected
-from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.parity.session import PROVIDERS, run_model, session
 from asvp_export.parity.verify import GateResult, score, worse
 from asvp_export.signature import ValueRange
@@ -18,7 +17,7 @@ def judge(
     path: Path,
     cases: Sequence[Case],
     expected: Expected,
-    min_psnr: float,
+    thresholds: tuple[float, float],
     data_range: ValueRange,
     provider: str,
 ) -> tuple[GateResult | None, GateResult]:
@@ -28,7 +27,7 @@ def judge(
         path: the ONNX file.
         cases: the inputs.
         expected: their outputs; without those of a protected model fidelity is None.
-        min_psnr: dB that preservation has to reach.
+        thresholds: dB that fidelity and preservation have to reach.
         data_range: the model's values for black and white.
         provider: of onnxruntime, "cpu" or "cuda".
 
@@ -43,9 +42,9 @@ def judge(
         opened = session(path, provider, library=way == "library")
         got = [run_model(opened, *case.inputs) for case in cases]
         held = (data_range, expected.names)
-        preservation[way] = score(zip(cases, expected.original, got, strict=True), min_psnr, *held)
+        preservation[way] = score(zip(cases, expected.original, got, strict=True), thresholds[1], *held)
         if expected.protected:
-            fidelity[way] = score(zip(cases, expected.protected, got, strict=True), FIDELITY_DB, *held)
+            fidelity[way] = score(zip(cases, expected.protected, got, strict=True), thresholds[0], *held)
     return worse(fidelity) if fidelity else None, worse(preservation)
 
 

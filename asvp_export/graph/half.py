@@ -1,0 +1,33 @@
+"""Half precision: the graph with float16 weights and feature maps; the operator's arithmetic stays in float32."""
+
+from __future__ import annotations
+
+import onnx
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from asvp_export.errors import AsvpError
+from asvp_export.graph.passes import in_order
+
+LARGEST = 65504.0  # of float16
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float16 copy of a float32 model, inputs and outputs included.
+
+    onnxruntime's own converter does it; operators that know no float16 keep float32 between casts. Our function bodies
+    take every floating type and are left as they are.
+
+    Raises:
+        AsvpError: the converter does not take the model.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    functions = list(copy.functions)
+    try:
+        half = convert_float_to_float16(copy, max_finite_val=LARGEST)
+    except (ValueError, RuntimeError, AssertionError, KeyError, onnx.shape_inference.InferenceError) as error:
+        raise AsvpError(f"This model cannot be converted to float16 ({error}); export it with --dtype fp32.") from error
+    del half.functions[:]
+    half.functions.extend(functions)
+    in_order(half.graph)  # the converter appends its casts at the end
+    return half
