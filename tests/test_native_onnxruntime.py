@@ -400,7 +400,7 @@ def test_missing_attributes_are_the_schema_s_defaults(library):
 def test_an_onnxruntime_that_is_too_old_is_told_so(library):
     """The runtime's own C API, behind a GetApi that knows versions up to 17 only."""
     runtime = next(Path(ort.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
-    if not runtime:
+    if not runtime:  # as on some platforms, where the runtime is linked into the Python module, which exports no C API
         pytest.skip("this onnxruntime has no shared library of its own")
     get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
     get_version = ctypes.CFUNCTYPE(ctypes.c_char_p)
