@@ -17,6 +17,7 @@
 #include <atomic>
 #include <new>
 
+#include "../decide.h"
 #include "kernels.h"
 
 namespace asvp {
@@ -194,15 +195,6 @@ void for_blocks(const Plan& plan, int64_t chunk, Each each) {
   for (int64_t first = chunk * plan.chunk; first < end; first += width) each(first, least(width, end - first));
 }
 
-// The power of two that brings `largest` to between 1 and 2, within what the type of the arithmetic holds.
-double to_order_one(double largest, int limit) {
-  if (!(largest > 0) || isinf(largest)) return 1;
-  int exponent;
-  frexp(largest, &exponent);
-  const int power = 1 - exponent;
-  return ldexp(1.0, power > limit ? limit : power < -limit ? -limit : power);
-}
-
 // ---------------------------------------------------------------- stages of one chunk
 
 // Only for float64 maps, whose squares may leave the range of the type: the largest magnitude, before everything else.
@@ -326,42 +318,14 @@ double collect(const Call& call, int64_t s, bool whole) {
   return trace * factor;
 }
 
-// r: the smallest count that covers the share `energy`.
-int64_t count_kept(const double* values, int64_t rank, double energy, double trace) {
-  if (energy >= 1) return rank;
-  int64_t r = 0;
-  double covered = 0;
-  do covered += values[r++];
-  while (r < rank && covered < energy * trace);
-  return r;
-}
-
-// Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed where
-// the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by
-// E / (lambda_r - lambda_j), which moves U U^T M by s_r times that. E: what rounding leaves after averaging over the sums of
-// all lanes and blocks, with a floor for maps that repeat themselves, where it does not average out.
-bool too_blurred(const double* values, int64_t r, double trace, int64_t blocks) {
-  const double last = values[r - 1] > 0 ? values[r - 1] : 0, following = values[r] > 0 ? values[r] : 0;
-  const double error = fmax(1e-8, 1e-7 / sqrt(static_cast<double>(blocks))) * values[0];
-  if (values[0] <= 0) return false;
-  if (last <= 64 * error) return true;  // s_r itself is in the blur
-  if (following > 0.985 * last) return false;  // s: a gap under 0.8e-2; every choice of u_r is right
-  return 1.5 * error * sqrt(last / trace) > 3e-6 * (last - following);
-}
-
-// U (and gain - 1 times U) in the type of the arithmetic, from rows of `from`, element (c, t) at c * row + t * column. Maps near
-// the ends of the type's range get a power of two moved from one factor to the other, so that U^T M stays inside.
+// U (and gain - 1 times U) in the type of the arithmetic, from rows of `from`, element (c, t) at c * row + t * column.
 template <class T>
 void keep_basis(const Call& call, int64_t s, const double* from, int64_t row, int64_t column, const int64_t* order) {
   const Plan& plan = call.plan;
   const State& state = call.state(s);
   T* before = reinterpret_cast<T*>(call.part(s, plan.u_at));
   T* after = before + plan.c * plan.rank;
-  int exponent = 0;
-  frexp(state.largest, &exponent);
-  const int limit = sizeof(T) == 4 ? 100 : 960;
-  const double shift = exponent > limit ? 0x1p-16 : exponent < -limit ? 0x1p20 : 1;
-  const double change = call.problem->gain - 1;
+  const double shift = moved_power<T>(state.largest), change = call.problem->gain - 1;
   for (int64_t c = 0; c < plan.c; ++c)
     for (int64_t t = 0; t < state.kept; ++t) {
       const double value = from[c * row + (order ? order[t] : t) * column];

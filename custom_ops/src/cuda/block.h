@@ -17,13 +17,11 @@
 #include <stdint.h>
 
 #if defined(__CUDACC__)
-#define ASVP_HD __host__ __device__ __forceinline__  // plans and scalars
-#define ASVP_DEVICE __device__ __forceinline__       // whatever takes a block
+#define ASVP_DEVICE __device__ __forceinline__  // whatever takes a block; plans and scalars are ASVP_HD
 #define ASVP_UNROLL _Pragma("unroll")
 #define ASVP_UNROLL_8 _Pragma("unroll 8")
 #define ASVP_RARE __device__ __noinline__  // kept out of the way, and compiled once
 #else
-#define ASVP_HD inline
 #define ASVP_DEVICE inline
 #define ASVP_RARE inline
 #define ASVP_UNROLL

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../decide.h"
 #include "block.h"
 
 namespace asvp {
@@ -178,15 +179,6 @@ ASVP_HD Twofold plus_product(Twofold sum, Twofold a, double b) {
   Twofold s = plus_product(sum, a.high, b);
   s.low = fma(a.low, b, s.low);
   return s;
-}
-
-// The power of two that brings `largest` to between 1 and 2, within +- limit.
-ASVP_HD double to_order_one(double largest, int limit) {
-  if (!(largest > 0) || largest > 1.7976931348623157e308) return 1;
-  int exponent;
-  frexp(largest, &exponent);
-  const int power = 1 - exponent;
-  return ldexp(1.0, power > limit ? limit : power < -limit ? -limit : power);
 }
 
 template <class T>

@@ -3,34 +3,12 @@
 #ifndef ASVP_CUDA_SOLVE_H_
 #define ASVP_CUDA_SOLVE_H_
 
+#include "../decide.h"
 #include "eigen.h"
 #include "plan.h"
 
 namespace asvp {
 namespace cuda {
-
-// r: the smallest count that covers the share `energy`.
-ASVP_HD int count_kept(const double* values, int rank, double energy, double trace) {
-  if (energy >= 1) return rank;
-  int r = 0;
-  double covered = 0;
-  do covered += values[r++];
-  while (r < rank && covered < energy * trace);
-  return r;
-}
-
-// Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed
-// where the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by E / (lambda_r -
-// lambda_j), which moves U U^T M by s_r times that. E: what rounding leaves after averaging over all chains, with a floor
-// for maps that repeat themselves, where it does not average out.
-ASVP_HD bool too_blurred(const double* values, int r, double trace, int64_t l) {
-  const double last = most(values[r - 1], 0.0), following = most(values[r], 0.0);
-  const double error = most(1e-8, 1e-7 / sqrt(static_cast<double>(ceil_div<int64_t>(l, 512)))) * values[0];
-  if (values[0] <= 0) return false;
-  if (last <= 64 * error) return true;         // s_r itself is in the blur
-  if (following > 0.985 * last) return false;  // s: a gap under 0.8e-2; every choice of u_r is right
-  return 1.5 * error * sqrt(last / trace) > 3e-6 * (last - following);
-}
 
 template <class E>
 struct Solve {
@@ -146,7 +124,8 @@ struct Solve {
     }
     const double* values = at.low;
     const int kept = count_kept(values, rank, call.energy, trace);
-    const bool again = kFloat && pass == 0 && kept < least(plan.c, plan.l) && too_blurred(values, kept, trace, plan.l);
+    const bool again = kFloat && pass == 0 && kept < least(plan.c, plan.l) &&
+                       too_blurred(values, kept, trace, ceil_div<int64_t>(plan.l, 512));  // 512: see gram.h
     block.each([&](int t) {
       if (t > 0) return;
       state.kept = kept;
@@ -155,18 +134,14 @@ struct Solve {
     if (!again) keep_basis(block, call, s, peak, kept, at.z, at.order);
   }
 
-  // U (and gain - 1 times U) in the type of the arithmetic. Maps near the ends of the type's range get a power of two moved
-  // from one factor to the other, so that U^T M stays inside.
+  // U (and gain - 1 times U) in the type of the arithmetic.
   template <class Block>
   static ASVP_DEVICE void keep_basis(Block& block, const Call& call, int64_t s, Bits peak, int kept, const double* vectors,
                                      const int32_t* order) {
     typedef typename Arithmetic<E>::Type T;
     const Plan& plan = call.plan;
     T *before = call.before<T>(s), *after = call.after<T>(s);
-    int exponent = 0;
-    frexp(Magnitude<E>::value(peak), &exponent);
-    const int limit = kFloat ? 100 : 960;
-    const double shift = exponent > limit ? 0x1p-16 : exponent < -limit ? 0x1p20 : 1, change = call.gain - 1;
+    const double shift = moved_power<T>(Magnitude<E>::value(peak)), change = call.gain - 1;
     const int width = static_cast<int>(plan.basis_ld);
     block.each([&](int t) {
       for (int e = t; e < plan.c * width; e += block.size()) {

@@ -1,0 +1,61 @@
+// The decisions that a solve takes from its numbers, the same in the CPU's and in CUDA's half.
+#ifndef ASVP_DECIDE_H_
+#define ASVP_DECIDE_H_
+
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#define ASVP_HD __host__ __device__ __forceinline__
+#else
+#define ASVP_HD inline
+#endif
+
+namespace asvp {
+
+// The power of two that brings `largest` to between 1 and 2, within +- limit: what the type of the arithmetic holds.
+ASVP_HD double to_order_one(double largest, int limit) {
+  if (!(largest > 0) || isinf(largest)) return 1;
+  int exponent;
+  frexp(largest, &exponent);
+  const int power = 1 - exponent;
+  return ldexp(1.0, power > limit ? limit : power < -limit ? -limit : power);
+}
+
+// r: the smallest count that covers the share `energy`.
+template <class Count>
+ASVP_HD Count count_kept(const double* values, Count rank, double energy, double trace) {
+  if (energy >= 1) return rank;
+  Count r = 0;
+  double covered = 0;
+  do covered += values[r++];
+  while (r < rank && covered < energy * trace);
+  return r;
+}
+
+// Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed where
+// the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by
+// E / (lambda_r - lambda_j), which moves U U^T M by s_r times that. E: what rounding leaves after averaging over the sums of
+// `blocks` blocks of positions, with a floor for maps that repeat themselves, where it does not average out.
+ASVP_HD bool too_blurred(const double* values, int64_t r, double trace, int64_t blocks) {
+  const double last = fmax(values[r - 1], 0.0), following = fmax(values[r], 0.0);
+  const double error = fmax(1e-8, 1e-7 / sqrt(static_cast<double>(blocks))) * values[0];
+  if (values[0] <= 0) return false;
+  if (last <= 64 * error) return true;         // s_r itself is in the blur
+  if (following > 0.985 * last) return false;  // s: a gap under 0.8e-2; every choice of u_r is right
+  return 1.5 * error * sqrt(last / trace) > 3e-6 * (last - following);
+}
+
+// A power of two that U takes from (gain - 1) U where the map comes near the ends of the range of the type of the arithmetic, T:
+// U^T M then stays inside.
+template <class T>
+ASVP_HD double moved_power(double largest) {
+  int exponent;
+  frexp(largest, &exponent);
+  const int limit = sizeof(T) == 4 ? 100 : 960;
+  return exponent > limit ? 0x1p-16 : exponent < -limit ? 0x1p20 : 1;
+}
+
+}  // namespace asvp
+
+#endif  // ASVP_DECIDE_H_
