@@ -125,35 +125,15 @@ ASVP_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 ASVP_HD double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
 // Never contracted.
-ASVP_HD double add(double a, double b) {
 #if defined(__CUDA_ARCH__)
-  return __dadd_rn(a, b);
+ASVP_HD float add(float a, float b) { return __fadd_rn(a, b); }
+ASVP_HD double add(double a, double b) { return __dadd_rn(a, b); }
+ASVP_HD double multiply(double a, double b) { return __dmul_rn(a, b); }
 #else
-  return a + b;
+ASVP_HD float add(float a, float b) { return a + b; }
+ASVP_HD double add(double a, double b) { return a + b; }
+ASVP_HD double multiply(double a, double b) { return a * b; }
 #endif
-}
-ASVP_HD double multiply(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-ASVP_HD float add(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fadd_rn(a, b);
-#else
-  return a + b;
-#endif
-}
-ASVP_HD float multiply(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
 
 // high + low, about 106 bits (Dekker, Numer. Math. 18, 1971; Knuth's sum, which wants no order of size).
 struct Twofold {
