@@ -136,12 +136,23 @@ ASVP_HD int64_t hot_bytes(int64_t n, int threads) {
   return (kHotVectors * vector_length(n) + 8) * 8 + most<int64_t>(threads, vector_length(n + 1)) * 4;
 }
 
-// The sum of term(c) over c in [first, n), by one warp: for short ones every eight lanes take them all, and save two
-// exchanges.
+// The sum over c in [0, n) of what term(c, before) adds to `before`, by one warp.
 template <class Warp, class Term>
-ASVP_DEVICE double sum_over(const Warp& warp, int first, int n, int whole, Term term) {
+ASVP_DEVICE double warp_sum(const Warp& warp, int n, Term term) {
   typename Warp::template Per<double> sum;
-  const int width = whole <= 128 ? 8 : kWarp;
+  warp.each([&](int lane) {
+    sum[lane] = 0;
+    for (int c = lane; c < n; c += kWarp) sum[lane] = term(c, sum[lane]);
+  });
+  return warp.sum(sum);
+}
+
+// The same over c in [first, n) where others wait for it: two chains a lane, and in small matrices every eight lanes take
+// them all, which saves two exchanges.
+template <class Warp, class Term>
+ASVP_DEVICE double urgent_sum(const Warp& warp, int first, int n, Term term) {
+  typename Warp::template Per<double> sum;
+  const int width = n <= 128 ? 8 : kWarp;
   warp.each([&](int lane) {
     double one = 0, two = 0;
     int c = first + lane % width;
@@ -152,7 +163,7 @@ ASVP_DEVICE double sum_over(const Warp& warp, int first, int n, int whole, Term 
     if (c < n) one = term(c, one);
     sum[lane] = one + two;
   });
-  return whole <= 128 ? warp.sum_of_eight(sum) : warp.sum(sum);
+  return n <= 128 ? warp.sum_of_eight(sum) : warp.sum(sum);
 }
 
 // a = H T H^T; T in d (diagonal) and e, the reflections I - h v v^T in the rows of a. A step takes two phases: first all
@@ -176,7 +187,7 @@ ASVP_DEVICE void tridiagonalise(Block& block, int n, const Place& at) {
       typename Warp::template Per<double> sum;
       if (warp.index() == 0) {
         const double others =
-            sum_over(warp, j + 2, n, n, [&](int c, double before) { return multiply_add(at.x[c], at.x[c], before); });
+            urgent_sum(warp, j + 2, n, [&](int c, double before) { return multiply_add(at.x[c], at.x[c], before); });
         const double pivot = at.x[j + 1], length = multiply_add(pivot, pivot, others);
         const bool needed = others > 1e-290;
         const double root = sqrt(length), value = needed ? (pivot > 0 ? -root : root) : pivot;
@@ -217,7 +228,7 @@ ASVP_DEVICE void tridiagonalise(Block& block, int n, const Place& at) {
       // A v = A x - value * (column j + 1 of A).
       const auto v_of = [&](int c) { return c == j + 1 ? at.x[c] - value : at.x[c]; };
       const auto product_of = [&](int c) { return multiply_add(-value, at.first[c], at.p[c]); };
-      const double half = sum_over(warp, j + 1, n, n, [&](int c, double before) {
+      const double half = urgent_sum(warp, j + 1, n, [&](int c, double before) {
                             return multiply_add(v_of(c), product_of(c), before);
                           }) * scale * scale / 2;
       const double v_first = v_of(j + 1), w_first = multiply_add(scale, product_of(j + 1), -multiply(half, v_first));
@@ -387,18 +398,12 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
           eliminate(at.d, at.e, n, at.low[first + i], norm * 0x1p-53, at.six + i, step, turn > 0);
       });
       block.warps([&](auto warp) {  // to length 1
-        typedef decltype(warp) Warp;
         for (int i = warp.index(); i < step; i += block.size() / kWarp) {
-          typename Warp::template Per<double> sum;
           double* z = at.z + (first + i) * ld;
-          warp.each([&](int lane) {
-            sum[lane] = 0;
-            for (int c = lane; c < n; c += kWarp) {
-              const double y = at.six[c * step + i];
-              sum[lane] = multiply_add(y, y, sum[lane]);
-            }
-          });
-          const double scale = 1 / sqrt(warp.sum(sum));
+          const double scale = 1 / sqrt(warp_sum(warp, n, [&](int c, double before) {
+                                 const double y = at.six[c * step + i];
+                                 return multiply_add(y, y, before);
+                               }));
           warp.each([&](int lane) {
             for (int c = lane; c < n; c += kWarp) z[c] = at.six[c * step + i] * scale;
           });
@@ -415,16 +420,11 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
         double* z = at.z + i * ld;
         for (int twice = 0; twice < 2; ++twice) {
           block.warps([&](auto warp) {
-            typedef decltype(warp) Warp;
             for (int s = cluster + warp.index(); s < i; s += block.size() / kWarp) {
-              typename Warp::template Per<double> sum;
+              const double share = warp_sum(
+                  warp, n, [&](int c, double before) { return multiply_add(at.z[s * ld + c], z[c], before); });
               warp.each([&](int lane) {
-                sum[lane] = 0;
-                for (int c = lane; c < n; c += kWarp) sum[lane] = multiply_add(at.z[s * ld + c], z[c], sum[lane]);
-              });
-              warp.sum(sum);
-              warp.each([&](int lane) {
-                if (lane == 0) at.high[s] = sum[lane];
+                if (lane == 0) at.high[s] = share;
               });
             }
           });
@@ -437,14 +437,9 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
           });
         }
         block.warps([&](auto warp) {
-          typedef decltype(warp) Warp;
           if (warp.index() > 0) return;
-          typename Warp::template Per<double> sum;
-          warp.each([&](int lane) {
-            sum[lane] = 0;
-            for (int c = lane; c < n; c += kWarp) sum[lane] = multiply_add(z[c], z[c], sum[lane]);
-          });
-          const double scale = 1 / sqrt(warp.sum(sum));
+          const double scale =
+              1 / sqrt(warp_sum(warp, n, [&](int c, double before) { return multiply_add(z[c], z[c], before); }));
           warp.each([&](int lane) {
             for (int c = lane; c < n; c += kWarp) z[c] *= scale;
           });
@@ -454,23 +449,17 @@ ASVP_DEVICE bool iterate_inversely(Block& block, int n, int k, double norm, cons
         if (t == 0) *at.turned = 0;
       });
       block.warps([&](auto warp) {
-        typedef decltype(warp) Warp;
         for (int i = warp.index(); i < step; i += block.size() / kWarp) {
-          typename Warp::template Per<double> sum;
           const double *z = at.z + (first + i) * ld, value = at.low[first + i];
-          warp.each([&](int lane) {
-            sum[lane] = 0;
-            for (int c = lane; c < n; c += kWarp) {
-              double residual = (at.d[c] - value) * z[c];
-              if (c > 0) residual = multiply_add(at.e[c - 1], z[c - 1], residual);
-              if (c + 1 < n) residual = multiply_add(at.e[c], z[c + 1], residual);
-              sum[lane] = multiply_add(residual, residual, sum[lane]);
-              at.six[c * step + i] = z[c];
-            }
+          const double squares = warp_sum(warp, n, [&](int c, double before) {
+            double residual = (at.d[c] - value) * z[c];
+            if (c > 0) residual = multiply_add(at.e[c - 1], z[c - 1], residual);
+            if (c + 1 < n) residual = multiply_add(at.e[c], z[c + 1], residual);
+            at.six[c * step + i] = z[c];
+            return multiply_add(residual, residual, before);
           });
-          warp.sum(sum);
           warp.each([&](int lane) {
-            if (lane == 0 && !(sum[lane] <= tolerance)) *at.turned = 1;
+            if (lane == 0 && !(squares <= tolerance)) *at.turned = 1;
           });
         }
       });

@@ -66,16 +66,10 @@ struct Solve {
   template <class Block>
   static ASVP_DEVICE double trace_of(Block& block, int n, const double* a, int64_t ld, double* place) {
     block.warps([&](auto warp) {
-      typedef decltype(warp) Warp;
       if (warp.index() > 0) return;
-      typename Warp::template Per<double> sum;
+      const double trace = warp_sum(warp, n, [&](int i, double before) { return before + a[i * ld + i]; });
       warp.each([&](int lane) {
-        sum[lane] = 0;
-        for (int i = lane; i < n; i += kWarp) sum[lane] += a[i * ld + i];
-      });
-      warp.sum(sum);
-      warp.each([&](int lane) {
-        if (lane == 0) *place = sum[lane];
+        if (lane == 0) *place = trace;
       });
     });
     return block.uniform(place);
