@@ -33,8 +33,8 @@ ASVP_HD Count count_kept(const double* values, Count rank, double energy, double
   return r;
 }
 
-// Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed where
-// the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by
+// Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed
+// where the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by
 // E / (lambda_r - lambda_j), which moves U U^T M by s_r times that. E: what rounding leaves after averaging over the sums of
 // `blocks` blocks of positions, with a floor for maps that repeat themselves, where it does not average out.
 ASVP_HD bool too_blurred(const double* values, int64_t r, double trace, int64_t blocks) {
@@ -46,8 +46,8 @@ ASVP_HD bool too_blurred(const double* values, int64_t r, double trace, int64_t 
   return 1.5 * error * sqrt(last / trace) > 3e-6 * (last - following);
 }
 
-// A power of two that U takes from (gain - 1) U where the map comes near the ends of the range of the type of the arithmetic, T:
-// U^T M then stays inside.
+// A power of two that U takes from (gain - 1) U where the map comes near the ends of the range of T, the type of the
+// arithmetic: U^T M then stays inside.
 template <class T>
 ASVP_HD double moved_power(double largest) {
   int exponent;
