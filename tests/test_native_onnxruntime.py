@@ -21,8 +21,8 @@ from criterion import FUNCTION, REFERENCE32, REFERENCE64, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from oracle import exact, steps_off, to_type, widened
 from spectra import feature_maps
-from test_native_cpu import exact, steps_off, to_type, widened
 
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function

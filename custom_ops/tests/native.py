@@ -1,4 +1,4 @@
-"""libasvp through ctypes, for the tests and the benchmark: built once, one copy for each level of kernels."""
+"""libasvp through ctypes, for the tests and the benchmark: built once; its kernels for the CPU, and CUDA's as a CPU runs them."""
 
 from __future__ import annotations
 
@@ -46,8 +46,56 @@ def build(name: str, *options: str, target: str = "all") -> Path:
     return folder
 
 
-class Native:
+class Kernels:
+    """A library's call for maps in this machine's memory."""
+
+    alignment: int  # of the workspace, in bytes
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        raise NotImplementedError
+
+    def call(self, problem: Problem, x: int, y: int, workspace: np.ndarray, threads: int = 1) -> int:
+        raise NotImplementedError
+
+    def workspace(self, problem: Problem) -> np.ndarray:
+        """Filled with a NaN pattern, so that nothing counts on zeros, like the memory around it."""
+        size = self.workspace_bytes(problem)
+        raw = np.full(size + 2 * self.alignment, 0xFF, np.uint8)
+        start = -raw.ctypes.data % self.alignment
+        return raw[start : start + size]
+
+    def perturb(
+        self,
+        x: np.ndarray,
+        rank: int,
+        gain: float,
+        energy: float = 1.0,
+        axis: int = 1,
+        *,
+        threads: int = 1,
+        in_place: bool = False,
+        offset: int = 0,
+    ) -> np.ndarray:
+        """The operator on a contiguous array; `offset`: bytes by which both pointers miss an alignment of 64."""
+        problem = problem_of(x, rank, gain, energy, axis)
+        source = _placed(x.nbytes, offset)
+        source[:] = np.ascontiguousarray(x).view(np.uint8).reshape(-1)
+        target = source if in_place else _placed(x.nbytes, offset)
+        workspace = self.workspace(problem)
+        status = self.call(problem, source.ctypes.data, target.ctypes.data, workspace, threads)
+        assert status == 0, status
+        if not in_place:
+            assert (source == np.ascontiguousarray(x).view(np.uint8).reshape(-1)).all(), "the input was changed"
+        raw, start = workspace.base, workspace.ctypes.data - workspace.base.ctypes.data
+        around = np.r_[raw[:start], raw[start + workspace.nbytes :]]
+        assert (around == 0xFF).all(), "written outside the workspace"
+        return target.copy().view(x.dtype).reshape(x.shape)
+
+
+class Native(Kernels):
     """One loaded library; `level` forces its kernels (ASVP_CPU_KERNELS is read at the first call)."""
+
+    alignment = 64
 
     def __init__(self, folder: Path, level: str | None = None) -> None:
         name = folder / "libasvp.so"
@@ -75,12 +123,8 @@ class Native:
             self._pools[threads] = self._new_pool(threads)
         return self._pools[threads]
 
-    def workspace(self, problem: Problem) -> np.ndarray:
-        """Aligned to 64; filled with a NaN pattern, so that nothing counts on zeros."""
-        size = self.library.asvp_workspace_cpu(ctypes.byref(problem))
-        raw = np.full(size + 64, 0xFF, np.uint8)
-        start = -raw.ctypes.data % 64
-        return raw[start : start + size]
+    def workspace_bytes(self, problem: Problem) -> int:
+        return self.library.asvp_workspace_cpu(ctypes.byref(problem))
 
     def call(self, problem: Problem, x: int, y: int, workspace: np.ndarray, threads: int = 1) -> int:
         parallel = (self._parallel_for, self.pool(threads)) if threads > 1 else (None, None)
@@ -88,29 +132,27 @@ class Native:
             ctypes.byref(problem), x, y, workspace.ctypes.data, workspace.nbytes, *parallel
         )
 
-    def perturb(
-        self,
-        x: np.ndarray,
-        rank: int,
-        gain: float,
-        energy: float = 1.0,
-        axis: int = 1,
-        *,
-        threads: int = 1,
-        in_place: bool = False,
-        offset: int = 0,
-    ) -> np.ndarray:
-        """The operator on a contiguous array; `offset`: bytes by which both pointers miss an alignment of 64."""
-        problem = problem_of(x, rank, gain, energy, axis)
-        source = _placed(x.nbytes, offset)
-        source[:] = np.ascontiguousarray(x).view(np.uint8).reshape(-1)
-        target = source if in_place else _placed(x.nbytes, offset)
-        workspace = self.workspace(problem)
-        status = self.call(problem, source.ctypes.data, target.ctypes.data, workspace, threads)
-        assert status == 0, (status, self.library.asvp_check(ctypes.byref(problem)))
-        if not in_place:
-            assert (source == np.ascontiguousarray(x).view(np.uint8).reshape(-1)).all(), "the input was changed"
-        return target.copy().view(x.dtype).reshape(x.shape)
+
+class Emulated(Kernels):
+    """The CUDA kernels' bodies, run by the CPU (cuda_emulated.cpp).
+
+    In place of a number of threads there is an order: 1 as it comes; 2 blocks, warps and threads backwards, more shared memory
+    for the solve; from 3 on blocks shuffled, and for even numbers the more memory.
+    """
+
+    alignment = 256
+
+    def __init__(self, folder: Path) -> None:
+        self.library = library = ctypes.CDLL(str(folder / "libasvp_cuda_emulated.so"))
+        library.asvp_workspace_cuda_emulated.restype = ctypes.c_size_t
+        library.asvp_workspace_cuda_emulated.argtypes = [ctypes.c_void_p]
+        library.asvp_perturb_cuda_emulated.argtypes = [*[ctypes.c_void_p] * 4, ctypes.c_int]
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        return self.library.asvp_workspace_cuda_emulated(ctypes.byref(problem))
+
+    def call(self, problem: Problem, x: int, y: int, workspace: np.ndarray, threads: int = 1) -> int:
+        return self.library.asvp_perturb_cuda_emulated(ctypes.byref(problem), x, y, workspace.ctypes.data, threads - 1)
 
 
 def _placed(size: int, offset: int) -> np.ndarray:

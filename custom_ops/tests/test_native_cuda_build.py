@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from native import CMAKE, SOURCE, Native, build, problem_of
-from test_native_cpu import filled
+from oracle import filled
 
 NVCC = shutil.which("nvcc") or next((p for p in ["/usr/local/cuda/bin/nvcc"] if Path(p).is_file()), None)
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc to compile the CUDA half with")

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 from criterion import REFERENCE32, REFERENCE64, check
-from native import Problem, build
+from native import Emulated, Problem, build
+from oracle import exact, steps_off
 from spectra import SPECTRA, matrix
-from test_native_cpu import exact, steps_off
 
 pytestmark = pytest.mark.gpu
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -84,7 +84,7 @@ def cuda(request) -> Cuda:
     reason = missing()
     if reason and request.config.option.markexpr == "gpu":  # make test-gpu must not pass by skipping everything
         pytest.exit(reason, returncode=1)
-    if reason:  # most machines; test_native_cuda_core.py runs the same kernels' bodies there
+    if reason:  # most machines; the CPU's tests run the same kernels' bodies there
         pytest.skip(reason)
     architecture = "{}{}-real".format(*torch.cuda.get_device_capability())
     folder = build("tests-gpu", "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", target="asvp")
@@ -232,8 +232,6 @@ def test_addresses_and_strides(cuda, dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_gpu_gives_what_the_emulation_gives(cuda, dtype, folder):
     """To rounding: the order of all sums is the same; square roots and divisions are IEEE's on both."""
-    from test_native_cuda_core import Emulated
-
     emulated = Emulated(folder)
     x = drawn((2, 40, 3000), dtype)
     host = x.view(torch.uint16) if dtype == torch.bfloat16 else x
