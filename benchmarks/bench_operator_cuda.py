@@ -10,7 +10,6 @@ turns; ours both as a call and as a replayed graph.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -19,19 +18,11 @@ import numpy as np
 import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("custom_ops/tests", "tests")]
-from native import build
+from native import build, cuda_missing
 
 SHAPES = [(64, 1024, 1024), (180, 512, 512), (64, 256, 256), (64, 128, 128), (256, 64, 64)]
 TYPES = [torch.float32, torch.float16]
 RANK, GAIN = 4, 1.1
-
-
-def why_not() -> str | None:
-    if not torch.cuda.is_available():
-        return "There is no GPU that PyTorch can use, so there is nothing to measure."
-    if not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").is_file()):
-        return "There is no nvcc to build libasvp's CUDA half with, so there is nothing to measure."
-    return None
 
 
 def feature_map(c: int, length: int, dtype: torch.dtype, noise: bool) -> torch.Tensor:
@@ -92,9 +83,8 @@ def main() -> None:
     arguments.add_argument("--noise", action="store_true", help="maps of plain noise instead of positive ones")
     arguments.add_argument("--repeats", type=int, default=30)
     chosen = arguments.parse_args()
-    reason = why_not()
-    if reason:
-        print(reason)
+    if reason := cuda_missing():
+        print(f"Nothing to measure: {reason}.")
         return
     from test_native_cuda_gpu import Cuda  # loads the library and knows the ABI
 

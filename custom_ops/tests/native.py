@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 
 from asvp_export.operator.native import Problem
@@ -20,6 +21,7 @@ CMAKE = (
     shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     or "cmake"
 )
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 LEVELS = ("portable", "avx2", "avx512")
 CODES = {  # bfloat16 is carried as uint16: numpy has no such type
     np.dtype(np.float32): 0,
@@ -44,6 +46,13 @@ def build(name: str, *options: str, target: str = "all") -> Path:
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def cuda_missing() -> str | None:
+    """What it takes to build the CUDA half and run it on a GPU, and is not here."""
+    if not torch.cuda.is_available():
+        return "there is no GPU that PyTorch can use"
+    return None if NVCC else "there is no nvcc to build libasvp's CUDA half with"
 
 
 class Kernels:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
-from native import CMAKE, SOURCE, Native, build, problem_of
+from native import CMAKE, NVCC, SOURCE, Native, build, problem_of
 from oracle import filled
 
-NVCC = shutil.which("nvcc") or next((p for p in ["/usr/local/cuda/bin/nvcc"] if Path(p).is_file()), None)
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc to compile the CUDA half with")
 
 

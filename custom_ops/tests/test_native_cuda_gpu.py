@@ -9,14 +9,13 @@ Needs a GPU, nvcc and a PyTorch with CUDA. Also the program to run under compute
 from __future__ import annotations
 
 import ctypes
-import shutil
 import threading
 
 import numpy as np
 import pytest
 import torch
 from criterion import REFERENCE32, REFERENCE64, check
-from native import Emulated, Problem, build
+from native import Emulated, Problem, build, cuda_missing
 from oracle import exact, steps_off
 from spectra import SPECTRA, matrix
 
@@ -71,19 +70,11 @@ class Cuda:
         return y
 
 
-def missing() -> str | None:
-    if not torch.cuda.is_available():
-        return "these tests need a GPU that PyTorch can use"
-    if not (shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")):
-        return "these tests need nvcc, to build libasvp's CUDA half with"
-    return None
-
-
 @pytest.fixture(scope="session")
 def cuda(request) -> Cuda:
-    reason = missing()
+    reason = cuda_missing()
     if reason and request.config.option.markexpr == "gpu":  # make test-gpu must not pass by skipping everything
-        pytest.exit(reason, returncode=1)
+        pytest.exit(f"nothing was tested: {reason}", returncode=1)
     if reason:  # most machines; the CPU's tests run the same kernels' bodies there
         pytest.skip(reason)
     architecture = "{}{}-real".format(*torch.cuda.get_device_capability())
