@@ -112,7 +112,7 @@ struct Call {
   ASVP_HD E* output(int64_t s) const { return reinterpret_cast<E*>(y) + (first + s) * plan.sample_stride; }
 };
 
-constexpr int kVectors = 20;  // of `ld` float64 each, for the solve
+constexpr int kVectors = 20;  // of at least `ld` float64 each, for the solve
 
 inline Mode first_mode(int dtype) {
   return dtype == ASVP_FLOAT32 ? kNarrow : dtype == ASVP_FLOAT64 ? kTwofold : kWide;
