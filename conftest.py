@@ -8,6 +8,11 @@ from pathlib import Path
 
 # Small decompositions, thousands of them: on a busy machine numpy's threads wait for each other ten times as long as they work.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# The same where several processes share the tests: a thread more in each (PyTorch's, onnxruntime's) only waits for the others.
+# Tests of threads ask for theirs.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "ORT_INTRA_OP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 import pytest
 from hypothesis import settings
