@@ -27,6 +27,7 @@ from asvp_export.graph.passes import perturbation_nodes, without_nodes
 from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
+from asvp_export.parity.verify import GateResult, ImageScore
 
 LAYER = "after_body"
 HEAD = "head"  # of the small teacher
@@ -52,20 +53,37 @@ def properties(path: Path) -> dict[str, str]:
     return {p.key: p.value for p in onnx.load(path).metadata_props}
 
 
+def ways(gate: GateResult) -> dict[str, list[ImageScore]]:
+    """The scores of the file run by its body, and run by the library."""
+    return {
+        way: [one for one in gate.per_image if one.way == way] for way in sorted({one.way for one in gate.per_image})
+    }
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_every_example_teacher_passes_both_gates_on_the_verify_photographs(task, tmp_path, kernels):
+def test_every_example_teacher_passes_both_gates_on_the_verify_photographs(task, tmp_path):
+    """With and without the library: one export verifies the body in the file and the kernels."""
     result = asvp_export.export(asvp_export.protect(example(task), LAYER, gain=GAIN), tmp_path / "p.onnx")
     assert result.passed and result.output == tmp_path / "p.onnx"
-    assert result.fidelity and result.fidelity.min_psnr >= 80
-    assert result.preservation.min_psnr >= 48
-    sizes = {score.size for score in result.preservation.per_image}
-    heights_widths = [tuple(map(int, size.split("x"))) for size in sizes]
-    assert len(sizes) >= 2
-    assert any(h != w for h, w in heights_widths) and any(h % 2 and w % 2 for h, w in heights_widths)
-    assert any(score.batch == 2 for score in result.preservation.per_image)
-    assert len({score.name for score in result.preservation.per_image if score.batch == 1}) == len(
-        list(photographs("verify").iterdir())
-    )
+    assert result.fidelity
+    for gate, least in ((result.fidelity, 80), (result.preservation, 48)):
+        assert list(ways(gate)) == ["function", "library"]
+        for scores in ways(gate).values():
+            assert min(one.psnr for one in scores) >= least
+            sizes = {one.size for one in scores}
+            heights_widths = [tuple(map(int, size.split("x"))) for size in sizes]
+            assert len(sizes) >= 2
+            assert any(h != w for h, w in heights_widths) and any(h % 2 and w % 2 for h, w in heights_widths)
+            assert any(one.batch == 2 for one in scores)
+            assert len({one.name for one in scores if one.batch == 1}) == len(list(photographs("verify").iterdir()))
+
+
+def test_a_machine_without_the_library_verifies_the_body_alone(tmp_path, pictures, small, monkeypatch):
+    monkeypatch.setenv("ASVP_DISABLE_NATIVE", "1")
+    result = asvp_export.export(asvp_export.protect(small, "block", gain=GAIN), tmp_path / "p.onnx", images=pictures)
+    assert result.passed and result.fidelity
+    assert list(ways(result.fidelity)) == list(ways(result.preservation)) == ["function"]
+    assert any("function body alone" in note for note in result.notes)
 
 
 BARE = """
@@ -117,9 +135,10 @@ def test_static_freezes_the_one_size(tmp_path, pictures, small):
 
 
 @pytest.mark.parametrize("opset", OPSETS)
-def test_every_opset_is_written_as_asked(opset, small, tmp_path, pictures, kernels):
+def test_every_opset_is_written_as_asked(opset, small, tmp_path, pictures):
     protected = asvp_export.protect(small, "block", gain=GAIN)
-    assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, opset=opset).passed
+    result = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, opset=opset)
+    assert result.passed and result.fidelity and list(ways(result.fidelity)) == ["function", "library"]
     assert asvp_export.describe(tmp_path / "p.onnx")["opset"] == {"ai.onnx": opset, "asvp": 1}
 
 
