@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import teachers
 import torch
 from teachers import EXAMPLES, TASKS, arch, example, recurrent, save_pictures, weights
 
@@ -313,35 +314,37 @@ def test_an_existing_output_is_not_replaced_without_force(tmp_path, pictures, sm
     assert (tmp_path / "p.onnx").read_bytes() == b"older"
 
 
-def command(output: Path, pictures: Path) -> list[str]:
-    return [sys.executable, "-m", "asvp_export", str(weights("lowlight")), "--arch", arch("lowlight"), "--layers", LAYER,
-            "--gain", str(GAIN), "--images", str(pictures), "-o", str(output)]  # fmt: skip
-
-
 def test_a_full_disk_leaves_nothing_and_exits_3(tmp_path, pictures):
     def limit() -> None:  # the kernel then refuses to write on, as a full disk does
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    done = subprocess.run(command(tmp_path / "p.onnx", pictures), capture_output=True, text=True, preexec_fn=limit)
+    command = [sys.executable, "-m", "asvp_export", str(weights("lowlight")), "--arch", arch("lowlight"), "--layers", LAYER,
+               "--gain", str(GAIN), "--images", str(pictures), "-o", str(tmp_path / "p.onnx")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr and "could not be written" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_an_interrupt_leaves_nothing(number, code, tmp_path, pictures):
-    running = subprocess.Popen(command(tmp_path / "p.onnx", pictures), stderr=subprocess.PIPE, text=True)
+def test_an_interrupt_leaves_nothing(number, code, tmp_path):
+    torch.save(recurrent().state_dict(), tmp_path / "small.pt")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    command = [sys.executable, "-m", "asvp_export", str(tmp_path / "small.pt"), f"--arch={teachers.__file__}:recurrent",
+               "--layers", HEAD, "--gain", str(GAIN), "-o", str(folder / "p.onnx")]  # fmt: skip
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert running.stderr
-    for line in running.stderr:  # wait for the work, not for a time
+    for line in running.stderr:  # wait for the work, not for a time; it takes seconds from here
         if line.startswith("verifying"):
             break
-    assert list(tmp_path.iterdir()), "the staging folder is there while it works"
+    assert list(folder.iterdir()), "the staging folder is there while it works"
     running.send_signal(number)
     rest = running.stderr.read()
     assert running.wait() == code, rest
     assert "Traceback" not in rest
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_a_pt2_archive_goes_the_whole_road(tmp_path, pictures, lowlight):
