@@ -22,6 +22,7 @@ from asvp_export.errors import AsvpError, InputError
 if TYPE_CHECKING:
     from asvp_export.parity.result import ParityResult
     from asvp_export.teacher.model import Teacher
+    from asvp_export.tiles import Tiling
 
 
 class _DefaultGroup(click.Group):
@@ -97,6 +98,12 @@ _gate_options = _options(
                  help="Where onnxruntime runs the file."),
     click.option("--report", "report", type=_PATH, metavar="DIR", help="Folder for the report, instead of beside the file."),
     click.option("--junit", type=_PATH, metavar="FILE", help="Write the verdict as JUnit XML too."),
+)  # fmt: skip
+
+_tile_options = _options(
+    click.option("--tile", type=int, metavar="PIXELS", help="Run tile by tile, for pictures that memory does not hold whole. "
+                 "The SVD is global: the result differs from a whole run."),
+    click.option("--overlap", type=int, default=32, show_default=True, metavar="PIXELS", help="What two tiles share."),
 )  # fmt: skip
 
 _output_options = _options(
@@ -190,16 +197,19 @@ def export(
 @click.argument("protected", type=_PATH)
 @_teacher_options
 @_gate_options
+@_tile_options
 @_output_options
 def check(
     original: Path, protected: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
     data_range: str | None, inputs: Path | None, device: str, images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float,
-    provider: str, report: Path | None, junit: Path | None, as_json: bool, quiet: bool,
+    provider: str, report: Path | None, junit: Path | None, tile: int | None,
+    overlap: int, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
     from asvp_export.gate import check as run_check
     from asvp_export.teacher.formats import is_onnx
 
+    tiling = _tiling(tile, overlap)
     reports = _report_files(protected, report, junit)
     _keep({"original": original, "protected file": protected}, reports)
     say = _progress(quiet or as_json)
@@ -209,7 +219,14 @@ def check(
         if not is_onnx(original):
             source = _load(original, arch, arch_args, trust_pickle, data_range, inputs, device)
         result = run_check(
-            source, protected, images=images, sizes=sizes, min_psnr=min_psnr, provider=provider, progress=say
+            source,
+            protected,
+            images=images,
+            sizes=sizes,
+            min_psnr=min_psnr,
+            tiling=tiling,
+            provider=provider,
+            progress=say,
         )
     return _finish(result, protected, reports, as_json, quiet)
 
@@ -257,9 +274,20 @@ def inspect(protected: Path, as_json: bool, quiet: bool) -> int:
 @click.option("-o", "--output", type=_PATH, required=True, help="The picture to write: .png, .jpg or .webp.")
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--force", is_flag=True, help="Replace an existing picture.")
+@_tile_options
 @_output_options
-def run(protected: Path, image: Path, output: Path, provider: str, force: bool, as_json: bool, quiet: bool) -> int:
-    """Restore IMAGE with PROTECTED, whole, at any size."""
+def run(
+    protected: Path,
+    image: Path,
+    output: Path,
+    provider: str,
+    force: bool,
+    tile: int | None,
+    overlap: int,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Restore IMAGE with PROTECTED, at any size."""
     from asvp_export.files import check_output
     from asvp_export.images import image_format, read_image, write_image
     from asvp_export.restoration import restore
@@ -268,7 +296,7 @@ def run(protected: Path, image: Path, output: Path, provider: str, force: bool, 
     check_output(output, force=force)
     _keep({"protected file": protected, "image": image}, {"output": output})
     picture = read_image(image)
-    restored = restore(protected, picture, provider=provider)
+    restored = restore(protected, picture, provider=provider, tiling=_tiling(tile, overlap))
     write_image(output, restored)
     sizes = {"input": list(picture.shape[:2]), "output": list(restored.shape[:2])}
     if as_json:
@@ -345,6 +373,12 @@ def _load(
         inputs=inputs,
         device=device,
     )
+
+
+def _tiling(tile: int | None, overlap: int) -> Tiling | None:
+    from asvp_export.tiles import Tiling
+
+    return None if tile is None else Tiling(tile, overlap)
 
 
 @contextlib.contextmanager

@@ -19,13 +19,14 @@ from asvp_export.images import inputs_in
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.expected import Expected, expected_of_file, expected_of_teacher
-from asvp_export.parity.judge import judge, library_notes
+from asvp_export.parity.judge import judge, judge_tiled, library_notes
 from asvp_export.parity.latency import file_latency
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
 from asvp_export.parity.session import check_provider, fits, float_outputs, inputs_of, session
 from asvp_export.parity.verify import check_threshold
 from asvp_export.signature import Signature, SizeRule, ValueRange
 from asvp_export.teacher.model import Teacher
+from asvp_export.tiles import Tiling
 
 
 def check(
@@ -35,6 +36,7 @@ def check(
     images: str | Path | None = None,
     sizes: Sequence[tuple[int, int]] = (),
     min_psnr: float = PRESERVATION_DB,
+    tiling: Tiling | None = None,
     provider: str = "cpu",
     progress: Progress = lambda line: None,
 ) -> ParityResult:
@@ -46,6 +48,7 @@ def check(
         images: folder of inputs of the teacher; by default the project's own photographs.
         sizes: (height, width) of the crops to compare on.
         min_psnr: dB that the worst image has to reach against the original.
+        tiling: compare a run of the file tile by tile as well, against the original's run on the whole image.
         provider: of onnxruntime, "cpu" or "cuda".
         progress: called with a line at each step.
 
@@ -77,8 +80,16 @@ def check(
     thresholds = (FIDELITY_DB["fp16" if _is_half(opened) else "fp32"], min_psnr)
     expected, more = _expected(against, provenance, cases, provider)
     fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider)
+    tiled = None
+    if tiling:
+        size = tiling.fitting(against.size)
+        main = against.signature.floats.index(against.signature.main)
+        progress(f"comparing tiles of {size.size}, {size.overlap} shared")
+        tiled, seams = judge_tiled(path, cases, expected, min_psnr, against.data_range, size, main, provider)
+        notes.append(f"Tiles of {size.size} with {size.overlap} shared: seam energy {seams:.2f} (1: no seams).")
     return ParityResult(
-        passed=preservation.passed and (fidelity is None or fidelity.passed),
+        passed=all(gate.passed for gate in (fidelity, preservation, tiled) if gate),
+        tiled=tiled,
         model=against.source,
         source_sha256=against.sha256,
         output=path,

@@ -12,15 +12,20 @@ from asvp_export.graph.metadata import Provenance, read_provenance
 from asvp_export.images import as_channels, pad_to
 from asvp_export.parity.session import float_outputs, inputs_of, run_model, session
 from asvp_export.signature import SizeRule, ValueRange
+from asvp_export.tiles import Tiling, run_tiled
 
 
-def restore(model: str | Path, picture: np.ndarray, *, provider: str = "cpu") -> np.ndarray:
-    """Restore a whole picture: padded to what the model takes, run once, cropped back.
+def restore(
+    model: str | Path, picture: np.ndarray, *, provider: str = "cpu", tiling: Tiling | None = None
+) -> np.ndarray:
+    """Restore a picture: padded to what the model takes, run once (or tile by tile), cropped back.
 
     Args:
         model: an ONNX file; its metadata says the sizes and the value range (else: any size, 0..1).
         picture: [H, W, 3] float32 in 0..1.
         provider: of onnxruntime, "cpu" or "cuda".
+        tiling: run tile by tile, for pictures that memory does not hold whole. The SVD of a node is then the tile's own:
+            the result differs from that of one run (docs/compatibility.md says by how much).
 
     Returns:
         [H * scale, W * scale, 3] float32, around 0..1 (not clipped); less where the model cuts a border off.
@@ -39,7 +44,12 @@ def restore(model: str | Path, picture: np.ndarray, *, provider: str = "cpu") ->
     height, width = picture.shape[:2]
     x = as_channels(picture[None], channels if isinstance(channels, int) else 3)
     x = np.ascontiguousarray(values.of(pad_to(x, size)))
-    y = run_model(opened, x)[_main(opened, provenance)]
+    main = _main(opened, provenance)
+
+    def run(part: np.ndarray) -> np.ndarray:
+        return run_model(opened, part)[main]
+
+    y = run_tiled(run, x, tiling.fitting(size)) if tiling else run(x)
     if y.ndim != 4 or y.shape[:2] not in [(1, 1), (1, 3)]:
         raise InputError(
             f"The model's output has shape {y.shape} for an input of {x.shape}; a grey or RGB image was expected."

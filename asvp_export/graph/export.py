@@ -13,7 +13,7 @@ from onnxscript import values
 from torch.export import UnflattenedModule
 
 from asvp_export.errors import AsvpError, InputError
-from asvp_export.graph.passes import attach_functions, name_nodes, strip_traces
+from asvp_export.graph.passes import attach_functions, name_by_module, name_nodes, strip_traces
 from asvp_export.graph.protect import Protected, observed
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
 from asvp_export.signature import Signature
@@ -50,6 +50,7 @@ def to_onnx(
         raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
     _check_free(model, teacher.signature, frozen)
     name_nodes(model, protected.nodes, _calls(protected, frozen))
+    name_by_module(model)
     strip_traces(model)
     if None in (frozen[2], frozen[3]):
         _name_output(model, teacher)

@@ -16,6 +16,9 @@ from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
 
 
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
 def perturbation_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The ASVP nodes of the main graph, in topological order."""
     return [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == OP_TYPE]
@@ -62,13 +65,26 @@ def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Se
 
 def _layer_of(proto: onnx.NodeProto, nodes: dict[str, Perturbation]) -> str:
     """The protected layer in whose module path the exporter made the node."""
-    paths = next((p.value for p in proto.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    paths = next((p.value for p in proto.metadata_props if p.key == _SCOPES), "")
     for path in reversed(re.findall(r"'([^']*)'", paths)):
         if path in nodes:
             return path
     raise AsvpError(
         "The exporter merged or dropped some of the nodes and this opset keeps no record of which; use --opset 18."
     )
+
+
+def name_by_module(model: onnx.ModelProto) -> None:
+    """Name the other nodes of the main graph by module path and op type, /body/0/conv/Conv, where the exporter noted it."""
+    count: Counter[str] = Counter()
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
+        path = re.findall(r"'([^']*)'", scopes)[:-1]  # the last is the call itself
+        if node.domain == DOMAIN or not path:
+            continue
+        name = "/".join(["", *path[-1].split("."), node.op_type]) if path[-1] else f"/{node.op_type}"
+        count[name] += 1
+        node.name = name + (f"_{count[name]}" if count[name] > 1 else "")
 
 
 def attach_functions(model: onnx.ModelProto) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from asvp_export.errors import InputError
 from asvp_export.operator.session import library_unused
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected
 from asvp_export.parity.session import PROVIDERS, run_model, session
 from asvp_export.parity.verify import GateResult, score, worse
 from asvp_export.signature import ValueRange
+from asvp_export.tiles import Tiling, run_tiled, seam_energy
 
 
 def judge(
@@ -46,6 +51,49 @@ def judge(
         if expected.protected:
             fidelity[way] = score(zip(cases, expected.protected, got, strict=True), thresholds[0], *held)
     return worse(fidelity) if fidelity else None, worse(preservation)
+
+
+def judge_tiled(
+    path: Path,
+    cases: Sequence[Case],
+    expected: Expected,
+    min_psnr: float,
+    data_range: ValueRange,
+    tiling: Tiling,
+    main: int,
+    provider: str,
+) -> tuple[GateResult, float]:
+    """Run a file tile by tile, as who has little memory does, against the original's run on the whole image.
+
+    Args:
+        path: the ONNX file.
+        cases: the inputs; those of one picture that is larger than a tile count.
+        expected: their outputs.
+        min_psnr: dB that the worst has to reach.
+        data_range: the model's values for black and white.
+        tiling: a size that the model takes.
+        main: which floating output is the restored image.
+        provider: of onnxruntime, "cpu" or "cuda".
+
+    Returns:
+        The verdict, and the worst seam energy (`asvp_export.tiles.seam_energy`).
+
+    Raises:
+        InputError: no picture is larger than a tile, or the model's output cannot be put together from tiles.
+    """
+    if any(case.others for case in cases) or any(case.input.ndim != 4 for case in cases):
+        raise InputError("Tiles were asked for; they are for models that take one picture and nothing else.")
+    large = [(case, outputs[main]) for case, outputs in zip(cases, expected.original, strict=True)
+             if case.batch == 1 and max(case.input.shape[2:]) > tiling.size]  # fmt: skip
+    if not large:
+        raise InputError(f"No picture is larger than a tile of {tiling.size}; use larger ones, or a smaller tile.")
+    opened, pairs, seams = session(path, provider), [], [math.nan]
+    for case, whole in large:
+        tiled = run_tiled(lambda x: run_model(opened, x)[main], case.input, tiling)
+        pairs.append((case, [whole], [tiled]))
+        scale = whole.shape[2] / case.input.shape[2]
+        seams.append(seam_energy(whole, tiled, Tiling(round(tiling.size * scale), round(tiling.overlap * scale))))
+    return score(pairs, min_psnr, data_range, (expected.names[main],)), float(np.nanmax(seams))
 
 
 def library_notes(provider: str) -> tuple[str, ...]:

@@ -55,12 +55,14 @@ class ParityResult:
     notes: tuple[str, ...] = ()
     """What a reader of the verdict has to know."""
 
+    tiled: GateResult | None = None
+    """The file run tile by tile against the original teacher on the whole image; None when it was not asked for."""
+
     @property
     def gates(self) -> dict[str, GateResult]:
         """The gates that were measured, by name."""
-        return {"fidelity": self.fidelity, "preservation": self.preservation} if self.fidelity else {
-            "preservation": self.preservation
-        }  # fmt: skip
+        gates = {"fidelity": self.fidelity, "preservation": self.preservation, "tiled": self.tiled}
+        return {name: gate for name, gate in gates.items() if gate}
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ class ParityResult:
             ],
             "fidelity": self.fidelity.as_dict() if self.fidelity else None,
             "preservation": self.preservation.as_dict(),
+            **({"tiled": self.tiled.as_dict()} if self.tiled else {}),
             "latency": {
                 "original": round(original, 3),
                 "protected": round(protected, 3),
