@@ -87,12 +87,12 @@ def test_another_type_is_refused(tmp_path, pictures):
 
 def test_nodes_are_sorted_with_what_their_subgraphs_read():
     value = helper.make_tensor_value_info
-    inner = helper.make_graph([helper.make_node("Identity", ["late"], ["r"])], "then", [], [value("r", 1, None)])
+    inner = helper.make_graph([helper.make_node("Identity", ["late"], ["r"])], "then", [], [value("r", 1, [2])])
     nodes = [
         helper.make_node("If", ["flag"], ["y"], then_branch=inner, else_branch=inner),
         helper.make_node("Relu", ["x"], ["late"]),
     ]
-    graph = helper.make_graph(nodes, "g", [value("x", 1, [2]), value("flag", 9, [])], [value("y", 1, None)])
+    graph = helper.make_graph(nodes, "g", [value("x", 1, [2]), value("flag", 9, [])], [value("y", 1, [2])])
     in_order(graph)
     assert [node.op_type for node in graph.node] == ["Relu", "If"]
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

@@ -23,11 +23,25 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     functions = list(copy.functions)
+    _constants_as_initializers(copy.graph)
     try:
         half = convert_float_to_float16(copy, max_finite_val=LARGEST)
     except (ValueError, RuntimeError, AssertionError, KeyError, onnx.shape_inference.InferenceError) as error:
         raise AsvpError(f"This model cannot be converted to float16 ({error}); export it with --dtype fp32.") from error
     del half.functions[:]
     half.functions.extend(functions)
-    in_order(half.graph)  # the converter appends its casts at the end
+    del half.graph.value_info[:]  # the converter leaves some with the old type
+    in_order(half.graph)  # and appends its casts at the end
     return half
+
+
+def _constants_as_initializers(graph: onnx.GraphProto) -> None:
+    """The converter keeps an initializer that is read as float32 alone (the scales of a Resize), but rounds every constant."""
+    constants = [n for n in graph.node if n.op_type == "Constant" and n.attribute and n.attribute[0].name == "value"]
+    for node in constants:
+        graph.initializer.add().CopyFrom(node.attribute[0].t)
+        graph.initializer[-1].name = node.output[0]
+        graph.node.remove(node)
+    values = {tensor.name for tensor in graph.initializer}
+    for info in [info for info in graph.value_info if info.name in values]:  # would be taken for feature maps
+        graph.value_info.remove(info)
