@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from asvp_export.operator.session import InferenceSession
     from asvp_export.parity.result import ParityResult
     from asvp_export.pipeline import export
+    from asvp_export.report.card import write_card
+    from asvp_export.report.manifest import verify, write_manifest
     from asvp_export.restoration import restore
     from asvp_export.signature import Signature, SizeRule, ValueRange
     from asvp_export.teacher.layers import Layer, candidates
@@ -45,6 +47,9 @@ _HOME = {
     "protect": "graph.protect",
     "reference": "operator.reference",
     "restore": "restoration",
+    "verify": "report.manifest",
+    "write_card": "report.card",
+    "write_manifest": "report.manifest",
 }
 
 # One list of names; pyright wants them written out, and the imports above tell it what they are.

@@ -157,6 +157,7 @@ def cli() -> None:
 @click.option("--static", is_flag=True, help="Freeze the one --size, and a batch of 1.")
 @click.option("--external-data", is_flag=True, help="Keep the tensors in a file of their own, also under 2 GiB.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--model-card", is_flag=True, help="Write a model card, README.md, beside the output.")
 @click.option("--keep-failed", is_flag=True, help="When a gate fails, keep the file as OUTPUT's <stem>.failed.onnx.")
 @_output_options
 def export(
@@ -164,7 +165,8 @@ def export(
     arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
     inputs: Path | None, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
-    junit: Path | None, opset: int, dtype: str, static: bool, external_data: bool, force: bool, keep_failed: bool,
+    junit: Path | None, opset: int, dtype: str, static: bool, external_data: bool, force: bool, model_card: bool,
+    keep_failed: bool,
     as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
@@ -172,11 +174,16 @@ def export(
     from asvp_export.graph.protect import protect
     from asvp_export.operator.schema import Perturbation
     from asvp_export.pipeline import export as run_export
+    from asvp_export.report.card import card_path
+    from asvp_export.report.manifest import manifest_path
 
     Perturbation(rank, gain, energy)  # what is wrong with the words is told before a large model is loaded
     output = output or Path(f"{model.stem}.protected.onnx")
     check_output(output, force=force)
-    reports = _report_files(output, report or output.parent, junit)
+    shipped = {"manifest": manifest_path(output), **({"model card": card_path(output)} if model_card else {})}
+    reports = _report_files(output, report or output.parent, junit, shipped)
+    if model_card:
+        check_output(card_path(output), force=force, what="model card")
     code = {"architecture": Path(arch.rpartition(":")[0])} if arch else {}
     _keep({"model": model, **code}, {"output": output, **reports})
     say = _progress(quiet or as_json)
@@ -254,18 +261,37 @@ def layers(
 
 @cli.command()
 @click.argument("protected", type=_PATH)
+@click.option(
+    "--verify", is_flag=True, help="Hold PROTECTED and what was shipped with it against its manifest instead."
+)
 @_output_options
-def inspect(protected: Path, as_json: bool, quiet: bool) -> int:
+def inspect(protected: Path, verify: bool, as_json: bool, quiet: bool) -> int:
     """Show the nodes, the attributes and the provenance of PROTECTED."""
     from asvp_export.graph.describe import describe
     from asvp_export.report.tables import description_table
 
+    if verify:
+        return _verify(protected, as_json, quiet)
     found = describe(protected)
     if as_json:
         _print_json(found)
     elif not quiet:
         description_table(found)
     return 0
+
+
+def _verify(protected: Path, as_json: bool, quiet: bool) -> int:
+    from asvp_export.report.manifest import verify
+
+    found = verify(protected)
+    if as_json:
+        _print_json(found.as_dict())
+        return 0 if found.passed else 1
+    for problem in found.problems:
+        click.echo(problem, err=True)
+    if found.passed and not quiet:
+        click.echo(f"{protected} is as {found.manifest} lists it: {', '.join(found.files)}")
+    return 0 if found.passed else 1
 
 
 @cli.command()
@@ -388,8 +414,10 @@ def _stdout_for_results() -> Iterator[None]:
         yield
 
 
-def _report_files(file: Path, folder: Path | None, junit: Path | None) -> dict[str, Path]:
-    """Where the reports on `file` go; refused here, before the long work, where they could not be written."""
+def _report_files(
+    file: Path, folder: Path | None, junit: Path | None, shipped: dict[str, Path] | None = None
+) -> dict[str, Path]:
+    """Where the reports on `file` go, and what is shipped with it; refused here, before the long work, where they could not be written."""
     from asvp_export.files import write_error
 
     found: dict[str, Path] = {}
@@ -397,6 +425,7 @@ def _report_files(file: Path, folder: Path | None, junit: Path | None) -> dict[s
         found["report"] = folder / f"{file.stem}.report.json"
     if junit is not None:
         found["JUnit file"] = junit
+    found |= shipped or {}
     for what, path in found.items():
         if not path.parent.is_dir():
             raise InputError(f"The folder of the {what}, {path.parent}, does not exist; create it first.")
@@ -432,10 +461,15 @@ def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json:
         write_json(path, data)
     if path := reports.get("JUnit file"):
         write_junit(path, file.name, result.gates)
+    if "manifest" in reports:
+        if result.passed:
+            _ship(result, reports)
+        else:
+            reports = {what: path for what, path in reports.items() if what not in ("manifest", "model card")}
     if as_json:
         _print_json(data)
     elif not quiet:
-        result_table(result, file, tuple(reports.values()))
+        result_table(result, file, reports)
     if not result.passed and not as_json:
         from asvp_export.parity.verify import failure_text
 
@@ -448,6 +482,15 @@ def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json:
                 err=True,
             )
     return 0 if result.passed else 1
+
+
+def _ship(result: ParityResult, files: dict[str, Path]) -> None:
+    """Write what lies beside a file that passed: its card, then the manifest of all."""
+    from asvp_export.report.card import write_card
+    from asvp_export.report.manifest import write_manifest
+
+    card = write_card(result) if "model card" in files else None
+    write_manifest(result, report=files["report"], card=card)
 
 
 def _progress(silent: bool) -> Callable[[str], None]:

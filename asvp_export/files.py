@@ -29,8 +29,13 @@ def sha256(path: Path) -> str:
         raise InputError(f"The file {path} cannot be read ({error.strerror}).") from error
 
 
-def check_output(path: Path, *, force: bool) -> None:
+def check_output(path: Path, *, force: bool, what: str = "output") -> None:
     """Refuse an output that could not be written, before the work whose result goes there.
+
+    Args:
+        path: where it goes.
+        force: it may replace a file.
+        what: it is, for the message.
 
     Raises:
         InputError: the folder does not exist, the output is a folder, or it exists and `force` was not given.
@@ -38,9 +43,9 @@ def check_output(path: Path, *, force: bool) -> None:
     if not path.parent.is_dir():
         raise InputError(f"The output folder {path.parent} does not exist; create it, or choose another with -o.")
     if path.exists() and not path.is_file():
-        raise InputError(f"The output {path} is a folder or a device; name a file.")
+        raise InputError(f"The {what} {path} is a folder or a device; name a file.")
     if path.exists() and not force:
-        raise InputError(f"The output {path} exists; give --force to replace it, or choose another with -o.")
+        raise InputError(f"The {what} {path} exists; give --force to replace it, or choose another with -o.")
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -53,8 +53,8 @@ def layers_table(found: Sequence[Layer], refused: Mapping[str, str]) -> None:
         console.print(f"no node: {escape(shown)}: {escape(reason)}", style="dim")
 
 
-def result_table(result: ParityResult, file: Path, written: Sequence[Path]) -> None:
-    """Print the verdict of an export or a check: layers, gates, latency, and where the files lie."""
+def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) -> None:
+    """Print the verdict of an export or a check: layers, gates, latency, and where the files lie, by what they are."""
     console = _console()
     if result.nodes:
         table = _table("layer", "rank", "gain", "energy", "axis", "feature change", "strength", "at most")
@@ -83,8 +83,8 @@ def result_table(result: ParityResult, file: Path, written: Sequence[Path]) -> N
         console.print(f"[bold red]failed[/]  {shown}", soft_wrap=True)
     else:
         console.print(f"[bold red]failed[/]  nothing was written to {shown}", soft_wrap=True)
-    for path in written:
-        console.print(f"report  {escape(str(path))}", soft_wrap=True)
+    for what, path in written.items():
+        console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
 def description_table(found: Mapping[str, Any]) -> None:

@@ -1,0 +1,339 @@
+"""The model card: a README.md as model hubs show it, with what was measured and what the defence does not do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from asvp_export.errors import InputError
+from asvp_export.files import atomic_write
+from asvp_export.graph.describe import describe
+from asvp_export.parity.result import ParityResult
+
+NAME = "README.md"  # where hubs look for it
+
+_BEGIN = "<!-- asvp-export: begin; `asvp-export inspect --verify` checks what stands between these marks -->"
+_END = "<!-- asvp-export: end -->"
+
+# Nothing in it comes from a file or a user, so that it is YAML whatever these are called. The hub refuses a licence that
+# it does not know; "other" is one that it does, with a name that nobody can take for one.
+_FRONT = """\
+---
+library_name: onnx
+pipeline_tag: image-to-image
+license: other  # OWNER: put the licence's identifier here, or keep "other" and give its name and link below
+license_name: to-be-chosen-by-the-owner
+# license_link: LICENSE
+# base_model: owner/name  # OWNER: where the original is on the hub
+tags:
+{tags}
+---
+
+# {title}
+
+*OWNER: say here what the model restores, what it was trained on, and under which licence it comes. As long as this line
+stands, the card grants none.*
+
+"""
+
+
+def card_path(model: str | Path) -> Path:
+    """Where the card of an ONNX file lies."""
+    return Path(model).with_name(NAME)
+
+
+def write_card(result: ParityResult) -> Path:
+    """Write the model card of an export that passed beside its ONNX file, complete or not at all.
+
+    Args:
+        result: of the export; the card shows its gates, dB rounded down.
+
+    Returns:
+        The card's path. An older one is replaced.
+
+    Raises:
+        InputError: nothing was published, or the folder is not writable.
+        MachineError: the disk is full.
+    """
+    if result.output is None or not result.passed:
+        raise InputError("The export did not pass, so there is no file for a model card to describe.")
+    path = card_path(result.output)
+    # File names may hold bytes that are no text.
+    atomic_write(path, card(result).encode("utf-8", "backslashreplace"))
+    return path
+
+
+def generated_part(content: bytes) -> bytes | None:
+    """What this tool wrote in a card, its two marks included; None where a mark is gone. The rest is the owner's."""
+    begin, end = (re.escape(mark.encode()) for mark in (_BEGIN, _END))
+    found = re.search(rb"^" + begin + rb"$.*^" + end + rb"$", content, re.MULTILINE | re.DOTALL)
+    return found[0] if found else None
+
+
+def card(result: ParityResult) -> str:
+    """The text of the model card of a file that was published."""
+    assert result.output is not None
+    found: dict[str, Any] = describe(result.output)
+    types = _types(result.output)
+    provenance = found["provenance"]
+    tags = ["onnx", "onnxruntime", "image-restoration"]
+    tags += ["super-resolution"] if provenance["scale"] > 1 else []
+    tags += ["asvp"] if found["nodes"] else []
+    parts = [
+        _BEGIN,
+        _about(result, found),
+        _contract(found, types),
+        _parity(result),
+        _defence(result) if result.nodes else _NO_DEFENCE,
+        _usage(found, types),
+        _END,
+    ]
+    front = _FRONT.format(tags="\n".join(f"- {tag}" for tag in tags), title=_plain(result.output.stem))
+    return front + "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _about(result: ParityResult, found: Mapping[str, Any]) -> str:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
+    with_nodes = (
+        f"An image-restoration model as one ONNX file. It carries an ASVP node (Adaptive Singular Value Perturbation) behind "
+        f"{_count(len(result.nodes), 'layer')}, which changes the feature map that leaves the layer, while the output stays "
+        "within a stated PSNR of the original's. Read *What the defence does not do* before you rely on it."
+    )
+    without = "An image-restoration model as one ONNX file, verified against the original. It carries no ASVP node."
+    rows = {
+        "file": f"{_code(found['file'])}, {found['bytes']} bytes",
+        "SHA-256": f"`{found['sha256']}`",
+        "exported from": f"{_code(result.model)}, SHA-256 `{result.source_sha256}`",
+        "by": f"asvp-export {_plain(found['provenance']['version'])}",
+        "ONNX": f"IR {found['ir_version']}, opsets {_plain(opsets)}",
+    }
+    return f"{with_nodes if result.nodes else without}\n\n## The file\n\n" + _table(("", ""), rows.items())
+
+
+def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
+    provenance = found["provenance"]
+    rows = [
+        (kind[:-1], _code(name), " x ".join(_plain(str(dim)) for dim in shape), types[name])
+        for kind in ("inputs", "outputs")
+        for name, shape in found[kind].items()
+    ]
+    low, high = _values(provenance)
+    minimum, multiple, scale = (provenance[key] for key in ("minimum", "multiple", "scale"))
+    sizes = f"at least {minimum} pixels" + (f", and multiples of {multiple}" if multiple > 1 else "")
+    lines = [
+        f"- Values {low:g} (black) to {high:g} (white); the outputs are not clipped.",
+        f"- Height and width: {sizes}. Pad an image to that at the bottom and the right, and crop the output."
+        if multiple > 1 or minimum > 1
+        else "- Height and width: any.",
+        f"- The output is {scale} times as high and wide as the input."
+        if scale != 1
+        else "- The output is as high and wide as the input.",
+    ]
+    if found["nodes"]:
+        lines.append(
+            "- Whole images only: the SVD inside is global, so a run on tiles differs from a run on the whole image, and "
+            "padding changes it a little as well."
+        )
+    return "## Input and output\n\n" + _table(("", "name", "shape", "type"), rows) + "\n\n" + "\n".join(lines)
+
+
+def _parity(result: ParityResult) -> str:
+    against = {"fidelity": "the protected model in PyTorch", "preservation": "the unprotected original"}
+    rows = []
+    for name, gate in result.gates.items():
+        shown = gate.as_dict()
+        decibels = [f"{shown[key]:.2f} dB" for key in ("min_psnr", "mean_psnr")]
+        rows.append((name, against[name], *decibels, f"{shown['min_ssim']:.5f}", f"{gate.threshold:g} dB"))
+    inputs = len({(one.name, one.size, one.batch) for one in result.preservation.per_image})
+    sizes = sorted({one.size for one in result.preservation.per_image})
+    shown_sizes = ", ".join(sizes[:6]) + (f" and {len(sizes) - 6} more" if len(sizes) > 6 else "")
+    ways = {"function": "by the function body that it carries", "library": "by the native library of asvp-export"}
+    notes = "".join(f"\n- {_plain(note)}" for note in result.notes)
+    return (
+        "## Parity\n\n"
+        f"The file in onnxruntime on {_count(inputs, 'input')} ({shown_sizes} pixels), run "
+        f"{' and '.join(ways[way] for way in result.ways)}. The worst input decides; dB and SSIM are rounded down, 200 dB is "
+        "identical.\n\n"
+        + _table(("gate", "the file against", "worst PSNR", "mean PSNR", "worst SSIM", "needed"), rows)
+        + "\n\nThe gates speak of how near the file is to the original, not of how well the original restores."
+        + ("\n" + notes if notes else "")
+    )
+
+
+def _defence(result: ParityResult) -> str:
+    rows = []
+    for name, node in result.nodes.items():
+        effect = result.effects.get(name)
+        shares = [f"{share:.4f}" for share in (effect.relative_feature_change, effect.strength)] if effect else ["", ""]
+        rows.append((_code(name), f"{node.rank}", f"{node.gain:g}", f"{node.energy:g}", f"{node.axis}", *shares))
+    heads = ("layer", "rank", "gain", "energy", "axis", "feature change", "strength")
+    return "## The defence\n\n" + _table(heads, rows) + "\n\n" + _THREATS
+
+
+# No claim in it is stronger than docs/threat-model.md.
+_THREATS = """\
+Behind each layer the `rank` leading singular values of its feature map are multiplied by `gain`. *Strength* is how far the exposed
+map is from every multiple of the clean one (0: the same, 1: nothing left).
+
+## What the defence does not do
+
+It aims at one thing: training another model (a student) on the feature maps that this graph exposes, with the graph as it is. How much
+that costs a student was not measured for this file, so do not count on it. Nothing here is cryptography: the file is open, and
+whoever has it can read and change it.
+
+- Who deletes the node, or undoes it (rank and gain stand in the file), has the clean feature maps. Deleting it
+  moves the output by no more than what *preservation* above shows.
+- Who normalises the feature maps removes what a rescaling can; the *strength* above is the rest.
+- Who distils from the outputs alone is not hindered: the outputs are preserved, by design.
+- Who takes the file and uses it is not hindered: it is there to be used."""
+
+_NO_DEFENCE = """\
+## No defence
+
+The file carries no ASVP node. Nothing in it hinders anyone from training another model on its feature maps or its outputs."""
+
+
+def _usage(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
+    pictures = _picture_code(found, types)
+    body = (
+        "With onnxruntime alone; nothing of asvp-export is needed"
+        + (", since each node carries its body in standard ONNX operators" if found["nodes"] else "")
+        + f":\n\n```python\n{pictures or _array_code(found, types)}\n```\n\n"
+    )
+    native = (
+        "With asvp-export installed, its session takes the same arguments and runs the nodes by the native library where there "
+        "is one:\n\n```python\nimport asvp_export\n\n"
+        f"session = asvp_export.InferenceSession({_string(found['file'])})\n```\n\n"
+    )
+    command = (
+        "or, from the command line, with padding and cropping done:\n\n"
+        f"    asvp-export run {_shell(found['file'])} in.png -o out.png\n\n"
+        if pictures
+        else ""
+    )
+    check = f"That the files are what was shipped:\n\n    asvp-export inspect --verify {_shell(found['file'])}"
+    return "## Run it\n\n" + body + native + command + check
+
+
+def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | None:
+    """Code that restores a picture; None for a model that does not map one RGB image of any size to another."""
+    provenance = found["provenance"]
+    shapes = [*found["inputs"].values(), *found["outputs"].values()]
+    if len(found["inputs"]) != 1 or len(found["outputs"]) != 1 or any(len(s) != 4 or s[1] != 3 for s in shapes):
+        return None
+    (name, shape), scale = next(iter(found["inputs"].items())), provenance["scale"]
+    if any(isinstance(dim, int) for dim in shape[2:]) or not isinstance(scale, int):
+        return None
+    minimum, multiple = provenance["minimum"], provenance["multiple"]
+    to_values, to_pixels = _conversions(*_values(provenance))
+    padding, crop = [], ""
+    if minimum > 1 or multiple > 1:
+        least = f"max(size, {minimum})" if minimum > multiple else "size"
+        padding = [
+            "height, width, _ = picture.shape",
+            f"bottom, right = (-(-{least} // {multiple}) * {multiple} - size for size in (height, width))",
+            'picture = np.pad(picture, [(0, bottom), (0, right), (0, 0)], mode="reflect")',
+        ]
+        crop = "[:height, :width]" if scale == 1 else f"[: height * {scale}, : width * {scale}]"
+    half = "" if types[name] == "float32" else f".astype(np.{types[name]})"
+    lines = [
+        "import numpy as np",
+        "import onnxruntime",
+        "from PIL import Image",
+        "",
+        f"session = onnxruntime.InferenceSession({_string(found['file'])})",
+        'pixels = np.asarray(Image.open("in.png").convert("RGB"), dtype=np.float32)',
+        f"picture = {to_values}",
+        *padding,
+        f"(restored,) = session.run(None, {{{_string(name)}: picture.transpose(2, 0, 1)[None]{half}}})",
+        f"restored = restored[0].transpose(1, 2, 0){crop}",
+        f"pixels = {to_pixels}",
+        'Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).save("out.png")',
+    ]
+    return "\n".join(lines)
+
+
+def _conversions(low: float, high: float) -> tuple[str, str]:
+    """Expressions from pixels of 0..255 to a model's values, and back."""
+    span = high - low
+    there, back = ("", "") if span == 255 else (" / 255", " * 255")
+    if span not in (1, 255):
+        there, back = f"{there} * {span:g}", f" / {span:g}{back}"
+    signs = "-+" if low < 0 else "+-"
+    shift, unshift = (f" {sign} {abs(low):g}" if low else "" for sign in signs)
+    return f"pixels{there}{shift}", f"(restored{unshift}){back}" if low else f"restored{back}"
+
+
+def _array_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
+    """Code that runs the session on arrays of zeros, which the reader replaces."""
+    lines = ["import numpy as np", "import onnxruntime", "", "feed = {"]
+    for name, shape in found["inputs"].items():
+        free = ", ".join(dict.fromkeys(str(dim) for dim in shape if not isinstance(dim, int)))
+        sizes = ", ".join(str(dim if isinstance(dim, int) else 1 if i == 0 else 64) for i, dim in enumerate(shape))
+        comment = f"  # free: {_plain(free)}" if free else ""
+        lines.append(
+            f"    {_string(name)}: np.zeros(({sizes}{',' if len(shape) == 1 else ''}), np.{types[name]}),{comment}"
+        )
+    lines += [
+        "}",
+        f"session = onnxruntime.InferenceSession({_string(found['file'])})",
+        "outputs = session.run(None, feed)",
+    ]
+    return "\n".join(lines)
+
+
+def _types(model: Path) -> dict[str, str]:
+    """Element type of each input and output, as NumPy calls it."""
+    graph = onnx.load(model, load_external_data=False).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    return {name: str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for name, kind in kinds.items()}
+
+
+def _values(provenance: Mapping[str, Any]) -> tuple[float, float]:
+    """Black and white as the model calls them."""
+    return 0.0, provenance["data_range"]
+
+
+def _table(heads: tuple[str, ...], rows: Any) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _one_line(text: str) -> str:
+    return "".join(
+        letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown and HTML see nothing of theirs."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", _one_line(text))
+
+
+def _code(text: str) -> str:
+    """A code span, whatever the text holds."""
+    text = _one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _string(text: str) -> str:
+    """A Python string literal."""
+    return json.dumps(text)
+
+
+def _shell(text: str) -> str:
+    """One word for a shell."""
+    text = _one_line(text)
+    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "'\\''") + "'"

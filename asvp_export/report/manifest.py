@@ -1,0 +1,306 @@
+"""The manifest: which files were shipped together, by hash; and whether they still are what was shipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from asvp_export.environment import tool_version
+from asvp_export.errors import InputError
+from asvp_export.files import sha256
+from asvp_export.graph.metadata import Provenance, read_provenance
+from asvp_export.graph.passes import attributes_of, external_files, perturbation_nodes
+from asvp_export.operator import Perturbation
+from asvp_export.parity.result import ParityResult
+from asvp_export.report.card import generated_part
+from asvp_export.report.report import write_json
+
+VERSION = 1
+ROLES = ("model", "data", "report", "card")
+
+_POINTER = b"version https://git-lfs.github.com/spec/"  # how the stand-in for a large file begins
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of the files that a manifest lists."""
+
+    manifest: str
+    """File name of the manifest."""
+
+    files: tuple[str, ...]
+    """File names that it lists, the model's first."""
+
+    problems: tuple[str, ...]
+    """What differs, is missing or disagrees, a sentence each; empty when all is as it was shipped."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every file is what was shipped."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, object]:
+        """The findings for JSON."""
+        return {
+            "passed": self.passed,
+            "manifest": self.manifest,
+            "files": list(self.files),
+            "problems": list(self.problems),
+        }
+
+
+@dataclass(frozen=True)
+class _Entry:
+    role: str
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    tool_version: str
+    source_sha256: str
+    files: tuple[_Entry, ...]
+
+    def name(self, role: str) -> str | None:
+        return next((entry.name for entry in self.files if entry.role == role), None)
+
+
+def manifest_path(model: str | Path) -> Path:
+    """Where the manifest of an ONNX file lies: beside it, under its stem, so that a folder can hold several models."""
+    return Path(model).with_name(f"{Path(model).stem}.manifest.json")
+
+
+def write_manifest(result: ParityResult, *, report: Path | None = None, card: Path | None = None) -> Path:
+    """List what was shipped, after all of it was written: the ONNX file, its data, its report and its card.
+
+    The same files give the same bytes: the manifest holds no time, and no folder.
+
+    Args:
+        result: of an export that passed.
+        report: the report that was written; listed where it lies beside the ONNX file.
+        card: the model card that was written beside the ONNX file.
+
+    Returns:
+        The manifest's path, `<stem>.manifest.json` beside the ONNX file.
+
+    Raises:
+        InputError: nothing was published, or a file cannot be read.
+        MachineError: the disk is full.
+    """
+    if result.output is None:
+        raise InputError("The export did not pass, so there is no file for a manifest to list.")
+    model = result.output
+    data = sorted(external_files(onnx.load(model, load_external_data=False)))
+    beside = [("report", report), ("card", card)]
+    named = [("model", model), *(("data", _home(model) / name) for name in data)]
+    named += [(role, path) for role, path in beside if path and path.resolve().parent == model.parent.resolve()]
+    content = {
+        "manifest_version": VERSION,
+        "tool_version": tool_version(),
+        "source": {"name": result.model, "sha256": result.source_sha256},
+        "files": [{"role": role, "name": path.name, **_measured(role, path)} for role, path in named],
+    }
+    path = manifest_path(model)
+    write_json(path, content)
+    return path
+
+
+def verify(model: str | Path) -> Verification:
+    """Hold an ONNX file, and what was shipped with it, against its manifest.
+
+    Checked are size and SHA-256 of every listed file (of the card the part that this tool wrote: the rest is its owner's);
+    then, where these are right, that the graph's nodes, the metadata, the report and the manifest tell the same.
+
+    Args:
+        model: the ONNX file; `<stem>.manifest.json` lies beside it.
+
+    Raises:
+        InputError: the manifest is not there, cannot be read, is of another file, or names files outside its folder.
+    """
+    path = Path(model)
+    place = manifest_path(path)
+    manifest = _read(place, path)
+    problems = [problem for entry in manifest.files for problem in _differences(entry, path, place.name)]
+    if not problems:
+        problems = list(_disagreements(manifest, path))
+    return Verification(place.name, tuple(entry.name for entry in manifest.files), tuple(problems))
+
+
+def _home(model: Path) -> Path:
+    """The folder of a model's data files: where a link leads, data lies there."""
+    return Path(os.path.realpath(model)).parent
+
+
+def _measured(role: str, path: Path) -> dict[str, object]:
+    """Size and digest of a file; of a card those of the part that its owner leaves alone."""
+    if role == "card":
+        part = generated_part(path.read_bytes()) or b""
+        return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _read(place: Path, model: Path) -> _Manifest:
+    """The manifest, every value of which was checked: anyone can have written it."""
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"There is no {place.name} beside {model}, so it cannot be verified; asvp-export writes one with every export."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise InputError(f"The manifest {place} cannot be read ({reason}); export the model anew.") from error
+    if not isinstance(content, dict) or content.get("manifest_version") != VERSION:
+        found = content.get("manifest_version") if isinstance(content, dict) else None
+        raise InputError(
+            f"{place} is not a manifest that this version reads (manifest_version {found!r}, {VERSION} was expected)."
+        )
+    try:
+        manifest = _Manifest(
+            _text(content["tool_version"]),
+            _digest(content["source"]["sha256"]),
+            tuple(_entry(one) for one in content["files"]),
+        )
+        roles = [entry.role for entry in manifest.files]
+        names = [entry.name for entry in manifest.files]
+        if len(set(names)) < len(names) or any(roles.count(role) > 1 for role in ROLES if role != "data"):
+            raise ValueError("a file or a role stands in it twice")
+        if "model" not in roles:
+            raise ValueError("it lists no model")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise InputError(f"The manifest {place} cannot be used: {reason}. Export the model anew.") from error
+    if (listed := manifest.name("model")) != model.name:
+        raise InputError(
+            f"The manifest {place} is of {listed}, not of {model.name}; files of an export keep their names."
+        )
+    return manifest
+
+
+def _entry(one: dict[str, Any]) -> _Entry:
+    role, name, size = one["role"], _text(one["name"]), one["bytes"]
+    if role not in ROLES:
+        raise ValueError(f"it knows a role {role!r}")
+    if min(name, default="") < " " or name in (".", "..") or Path(name).name != name:
+        raise ValueError(f"it names {name!r}, which is no file of its folder")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"it says that {name} has {size!r} bytes")
+    return _Entry(role, name, size, _digest(one["sha256"]))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} stands where a text was expected")
+    return value
+
+
+def _digest(value: object) -> str:
+    if re.fullmatch("[0-9a-f]{64}", _text(value)) is None:
+        raise ValueError(f"{value!r} is no SHA-256")
+    return str(value)
+
+
+def _differences(entry: _Entry, model: Path, manifest: str) -> Iterator[str]:
+    """What is wrong with one listed file."""
+    path = _home(model) / entry.name if entry.role == "data" else model.with_name(entry.name)
+    if not path.is_file():
+        yield f"{entry.name} is missing; {manifest} lists it as the {entry.role}."
+        return
+    if entry.role == "card" and generated_part(path.read_bytes()) is None:
+        yield f"{entry.name} has lost the part between its asvp-export marks, which {manifest} lists."
+        return
+    found = _measured(entry.role, path)
+    what = f"The generated part of {entry.name}" if entry.role == "card" else entry.name
+    with path.open("rb") as stream:
+        pointer = stream.read(len(_POINTER)) == _POINTER
+    if pointer and found["bytes"] != entry.bytes:
+        yield f"{what} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull."
+    elif found["bytes"] != entry.bytes:
+        yield f"{what} has {found['bytes']} bytes; {manifest} lists {entry.bytes}."
+    elif found["sha256"] != entry.sha256:
+        yield f"{what} was changed: its SHA-256 is {found['sha256']}; {manifest} lists {entry.sha256}."
+
+
+def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
+    """Where files that are what the manifest lists tell different things: then the manifest was not made by an export."""
+    try:
+        graph = onnx.load(model, load_external_data=False)
+        nodes = perturbation_nodes(graph)
+        found = {node.name.removeprefix("asvp/").partition("#")[0]: attributes_of(node) for node in nodes}
+        provenance = read_provenance({p.key: p.value for p in graph.metadata_props})
+    except InputError as error:
+        yield f"{model.name}: {error}"
+        return
+    except Exception as error:  # protobuf's errors have no common base
+        yield f"{model.name} is not an ONNX model ({' '.join(str(error).split())[:200] or type(error).__name__})."
+        return
+    listed = {entry.name for entry in manifest.files if entry.role == "data"}
+    for name in sorted(external_files(graph) - listed):
+        yield f"{model.name} keeps tensors in {name}, which the manifest does not list."
+    if provenance is None:
+        yield f"{model.name} has no asvp metadata."
+        return
+    if wrong := _unlike(found, provenance.layers):
+        yield f"The graph and the metadata of {model.name} disagree on its ASVP nodes ({', '.join(wrong[:3])})."
+    for what, ours, theirs in (
+        ("the source's SHA-256", provenance.source_sha256, manifest.source_sha256),
+        ("the version of asvp-export", provenance.version, manifest.tool_version),
+    ):
+        if ours != theirs:
+            yield f"{model.name} and the manifest disagree on {what}: {ours} and {theirs}."
+    if name := manifest.name("report"):
+        digest = next(entry.sha256 for entry in manifest.files if entry.role == "model")
+        if wrong := _report_disagreements(model.with_name(name), digest, provenance):
+            yield f"{name} and {model.name} disagree on {', '.join(wrong)}."
+
+
+def _unlike(found: dict[str, Perturbation], named: dict[str, Perturbation]) -> list[str]:
+    """Layers whose nodes are not in both, or not with the same attributes, up to the float32 in which they stand."""
+    return [name for name in sorted(found | named) if not _same(found.get(name), named.get(name))]
+
+
+def _same(a: Perturbation | None, b: Perturbation | None) -> bool:
+    if a is None or b is None or (a.rank, a.axis) != (b.rank, b.axis):
+        return False
+    return math.isclose(a.gain, b.gain, rel_tol=1e-6) and math.isclose(a.energy, b.energy, rel_tol=1e-6)
+
+
+def _report_disagreements(path: Path, digest: str, provenance: Provenance) -> Sequence[str]:
+    """Which parts of a report are not of this model."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        layers = {
+            layer["name"]: Perturbation(*(layer[key] for key in ("rank", "gain", "energy", "axis")))
+            for layer in report["layers"]
+        }
+        checks = {
+            "the verdict": report["passed"] is True,
+            "the model's SHA-256": report["output_sha256"] == digest,
+            "the source's SHA-256": report["source_sha256"] == provenance.source_sha256,
+            "the layers": not _unlike(layers, provenance.layers),
+            **{f"the gate {name}": _agrees(report[name], gate) for name, gate in provenance.gates.items()},
+        }
+    except (KeyError, TypeError, ValueError, OSError, RecursionError, InputError) as error:
+        return [f"what a report is ({type(error).__name__})"]
+    return [what for what, agrees in checks.items() if not agrees]
+
+
+def _agrees(reported: dict[str, Any], stamped: dict[str, Any]) -> bool:
+    """Whether a gate in the report is that of the metadata, whose dB are rounded down to 0.1 and end at 100.
+
+    The two stand for measurements one after the other, which may differ by 0.1 dB.
+    """
+    ours, theirs = reported["min_psnr"], stamped["min_psnr"]
+    near = ours is not None and theirs is not None and abs(math.floor(min(ours, 100.0) * 10) / 10 - theirs) < 0.15
+    return reported["threshold"] == stamped["threshold"] and near
