@@ -128,6 +128,7 @@ setup(
             "pyright[nodejs]",
             "cmake",
             "filelock",
+            "pyyaml",
             "build",
             "setuptools>=77",
             "pytest-xdist",

@@ -267,11 +267,12 @@ def layers(
 @_output_options
 def inspect(protected: Path, verify: bool, as_json: bool, quiet: bool) -> int:
     """Show the nodes, the attributes and the provenance of PROTECTED."""
+    if verify:
+        return _verify(protected, as_json, quiet)
+
     from asvp_export.graph.describe import describe
     from asvp_export.report.tables import description_table
 
-    if verify:
-        return _verify(protected, as_json, quiet)
     found = describe(protected)
     if as_json:
         _print_json(found)

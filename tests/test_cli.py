@@ -427,7 +427,7 @@ def test_export_spelled_out_is_the_default_command_and_the_output_has_a_default(
     answer = call("export", *even(output=None))
     assert answer.code == 0 and "passed  even.protected.onnx" in answer.out
     assert Path("even.protected.onnx").read_bytes() == Path("even.onnx").read_bytes()
-    for written in ("even.protected.onnx", "even.protected.report.json"):
+    for written in ("even.protected.onnx", "even.protected.report.json", "even.protected.manifest.json"):
         Path(written).unlink()
 
 
@@ -474,9 +474,11 @@ def test_a_failed_gate_exits_1_and_leaves_the_reports_but_no_file(workshop, tmp_
 
 
 def test_a_failed_file_is_kept_where_one_asks_for_it_and_one_is_told(workshop, tmp_path):
-    answer = call(*even(gain="30", output=str(tmp_path / "p.onnx")), "--keep-failed")
+    answer = call(*even(gain="30", output=str(tmp_path / "p.onnx")), "--keep-failed", "--model-card")
     assert answer.code == 1 and "p.failed.onnx" in answer.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.failed.onnx", "p.report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.failed.onnx", "p.report.json"], (
+        "no card, no manifest"
+    )
 
 
 @pytest.mark.parametrize("original, protected, gates", [("even.pt", "even.onnx", 2), ("same.onnx", "same.onnx", 1)])

@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.graph.describe import describe
-from asvp_export.parity.result import ParityResult
+
+if TYPE_CHECKING:
+    from asvp_export.parity.result import ParityResult
 
 NAME = "README.md"  # where hubs look for it
 
@@ -275,7 +277,7 @@ def _array_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
     for name, shape in found["inputs"].items():
         free = ", ".join(dict.fromkeys(str(dim) for dim in shape if not isinstance(dim, int)))
         sizes = ", ".join(str(dim if isinstance(dim, int) else 1 if i == 0 else 64) for i, dim in enumerate(shape))
-        comment = f"  # free: {_plain(free)}" if free else ""
+        comment = f"  # free: {_one_line(free)}" if free else ""
         lines.append(
             f"    {_string(name)}: np.zeros(({sizes}{',' if len(shape) == 1 else ''}), np.{types[name]}),{comment}"
         )
@@ -316,8 +318,8 @@ def _one_line(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown and HTML see nothing of theirs."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", _one_line(text))
+    """Text in which Markdown and HTML see nothing of theirs; a table looks after its bars itself."""
+    return re.sub(r"([\\`*_{}\[\]<>#~&])", r"\\\1", _one_line(text))
 
 
 def _code(text: str) -> str:

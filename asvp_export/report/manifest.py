@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -20,9 +20,11 @@ from asvp_export.files import sha256
 from asvp_export.graph.metadata import Provenance, read_provenance
 from asvp_export.graph.passes import attributes_of, external_files, perturbation_nodes
 from asvp_export.operator import Perturbation
-from asvp_export.parity.result import ParityResult
 from asvp_export.report.card import generated_part
 from asvp_export.report.report import write_json
+
+if TYPE_CHECKING:
+    from asvp_export.parity.result import ParityResult
 
 VERSION = 1
 ROLES = ("model", "data", "report", "card")
