@@ -25,11 +25,13 @@ from teachers import EXAMPLES, ROOT, arch, save_pictures, weights
 from test_cli import call, complaint
 
 import asvp_export
+from asvp_export.environment import tool_version
 from asvp_export.graph.metadata import Provenance, write_provenance
 from asvp_export.graph.passes import without_nodes
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, ImageScore
-from asvp_export.report.card import _conversions, card, generated_part
+from asvp_export.report.card import card, generated_part
+from asvp_export.signature import SizeRule, ValueRange
 
 CI = EXAMPLES / "ci"
 EXPORT = ["--layers=after_body", "--gain=1.003", "--external-data", "--model-card"]
@@ -95,7 +97,7 @@ def test_the_card_shows_what_was_measured_and_nothing_of_the_machine(shipped):
     shares = f"{layer['relative_feature_change']:.4f} | {layer['strength']:.4f}"
     assert f"| `after_body` | 1 | 1.003 | 1 | 1 | {shares} |" in text
     for fact in (report["output_sha256"], report["source_sha256"], "batch x 3 x height x width", "Values 0 (black) to 1",
-                 "at least 2 pixels, and multiples of 2", "Whole images only", "as high and wide as the input"):  # fmt: skip
+                 "at least 2 pixels, multiples of 2", "Whole images only", "is as high and wide as the image"):  # fmt: skip
         assert fact in text
     for limit in ("not measured for this file", "Nothing here is cryptography", "deletes the node", "normalises",
                   "outputs alone is not hindered"):  # fmt: skip
@@ -120,24 +122,25 @@ def test_the_code_in_the_card_restores_a_picture_as_the_tool_does(folder):
         assert np.abs(again[0, :, :47, :61].transpose(1, 2, 0) - names["restored"]).max() < 1e-4
 
 
-@pytest.mark.parametrize("low, high", [(0, 1), (0, 255), (-1, 1), (-0.5, 0.5), (0.5, 1.5)])
-def test_the_code_in_the_card_meets_every_value_range(low, high):
-    there, back = _conversions(low, high)
-    pixels = np.array([0.0, 100.0, 255.0])
-    values = eval(there, {"pixels": pixels})
-    np.testing.assert_allclose(values, low + pixels / 255 * (high - low), atol=1e-12)
-    np.testing.assert_allclose(eval(back, {"restored": values}), pixels, atol=1e-12)
+UNIT, ANY_SIZE = ValueRange(), SizeRule()
+GREY = {"grey": ["n", 1, "h", "w"], "le`vel": ["n", 1, 1, 1]}
 
 
-def plain_result(path: Path, **changes: Any) -> ParityResult:
-    """A file without nodes that adds a grey image and a level up, and the result that its export would give."""
-    shapes = {"grey": ["n", 1, "h", "w"], "le`vel": ["n", 1, 1, 1]}
+def plain_result(
+    path: Path,
+    shapes: dict[str, list[int | str]] = GREY,
+    values: ValueRange = UNIT,
+    size: SizeRule = ANY_SIZE,
+    **changes: Any,
+) -> ParityResult:
+    """A file without nodes that adds its inputs up, and the result that its export would give."""
+    image, shape = next(iter(shapes.items()))
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
-    output = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 1, "h", "w"])
+    output = helper.make_tensor_value_info("out", TensorProto.FLOAT, shape)
     graph = helper.make_graph([helper.make_node("Sum", list(shapes), ["out"])], "sum", inputs, [output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     source = "5" * 64
-    write_provenance(model, Provenance(asvp_export.environment.tool_version(), {}, source, 1.0, 1, 1, 1))
+    write_provenance(model, Provenance(tool_version(), {}, source, values, 1.0, size, image, "out"))
     onnx.save(model, path)
     gate = GateResult(200.0, 200.0, 1.0, 48.0, True, (ImageScore("a.png", "48x64", 1, 200.0, 1.0),))
     made = {"passed": True, "model": "source.pt", "source_sha256": source, "output": path,
@@ -146,12 +149,30 @@ def plain_result(path: Path, **changes: Any) -> ParityResult:
     return ParityResult(**{**made, **changes})
 
 
+@pytest.mark.parametrize(
+    "size", [SizeRule(), SizeRule(8, 8), SizeRule(24, 4), SizeRule(1, 1, True), SizeRule(64, 8, True)]
+)
+@pytest.mark.parametrize("low, high", [(0, 1), (0, 255), (-1, 1), (-0.5, 0.5), (0.5, 1.5)])
+def test_the_code_in_the_card_meets_every_value_range_and_size_rule(low, high, size, tmp_path):
+    """By a model that gives back what it is given, and would not take other sizes or values."""
+    text = card(plain_result(tmp_path / "p.onnx", {"x": ["n", 3, "h", "w"]}, ValueRange(low, high), size))
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    names: dict[str, Any] = {}
+    with contextlib.chdir(tmp_path):
+        exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)
+    assert names["picture"].shape[:2] == size.fit_both(21, 30)
+    np.testing.assert_allclose(names["picture"][:21, :30], low + pixels / 255 * (high - low), rtol=1e-5, atol=1e-6)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), pixels)
+
+
 def test_a_card_without_nodes_claims_no_defence_and_its_code_feeds_every_input(tmp_path):
     name = "a b`c|d_e.onnx"
     result = plain_result(tmp_path / name, model="<b>\n---|`.pt")
     text = card(result)
     assert "Nothing in it hinders anyone" in text and "\n- asvp\n" not in text
     assert "Strength" not in text and "Whole images" not in text
+    assert "| input, the image | `grey` | n x 1 x h x w | float32 |" in text and "| input | ``le`vel`` |" in text
     assert "| exported from | ``<b>\N{REPLACEMENT CHARACTER}---\\|`.pt``, SHA-256" in text
     assert "# a b\\`c|d\\_e\n" in text
     names: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,22 +119,23 @@ def _about(result: ParityResult, found: Mapping[str, Any]) -> str:
 
 def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
     provenance = found["provenance"]
+    what = {"inputs": (provenance["image"], "the image"), "outputs": (provenance["output"], "the restored image")}
     rows = [
-        (kind[:-1], _code(name), " x ".join(_plain(str(dim)) for dim in shape), types[name])
+        (kind[:-1] + (f", {what[kind][1]}" if name == what[kind][0] else ""), _code(name), _dims(shape), types[name])
         for kind in ("inputs", "outputs")
         for name, shape in found[kind].items()
     ]
-    low, high = _values(provenance)
-    minimum, multiple, scale = (provenance[key] for key in ("minimum", "multiple", "scale"))
-    sizes = f"at least {minimum} pixels" + (f", and multiples of {multiple}" if multiple > 1 else "")
+    values, size, scale = provenance["data_range"], provenance["size"], provenance["scale"]
+    rules = [f"at least {size['minimum']} pixels"] if size["minimum"] > 1 else []
+    rules += [f"multiples of {size['multiple']}"] if size["multiple"] > 1 else []
+    rules += ["equal"] if size["square"] else []
     lines = [
-        f"- Values {low:g} (black) to {high:g} (white); the outputs are not clipped.",
-        f"- Height and width: {sizes}. Pad an image to that at the bottom and the right, and crop the output."
-        if multiple > 1 or minimum > 1
+        f"- Values {values['low']:g} (black) to {values['high']:g} (white); the outputs are not clipped.",
+        f"- Height and width: {', '.join(rules)}. Pad an image to that at the bottom and the right, and crop the output."
+        if rules
         else "- Height and width: any.",
-        f"- The output is {scale} times as high and wide as the input."
-        if scale != 1
-        else "- The output is as high and wide as the input.",
+        f"- The restored image is {'' if scale == 1 else f'{scale:g} times '}as high and wide as the image, or a border less "
+        "where the model cuts one off.",
     ]
     if found["nodes"]:
         lines.append(
@@ -150,7 +151,7 @@ def _parity(result: ParityResult) -> str:
     for name, gate in result.gates.items():
         shown = gate.as_dict()
         decibels = [f"{shown[key]:.2f} dB" for key in ("min_psnr", "mean_psnr")]
-        rows.append((name, against[name], *decibels, f"{shown['min_ssim']:.5f}", f"{gate.threshold:g} dB"))
+        rows.append((name, against[name], *decibels, _number(shown["min_ssim"]), f"{gate.threshold:g} dB"))
     inputs = len({(one.name, one.size, one.batch) for one in result.preservation.per_image})
     sizes = sorted({one.size for one in result.preservation.per_image})
     shown_sizes = ", ".join(sizes[:6]) + (f" and {len(sizes) - 6} more" if len(sizes) > 6 else "")
@@ -229,19 +230,20 @@ def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | N
     if len(found["inputs"]) != 1 or len(found["outputs"]) != 1 or any(len(s) != 4 or s[1] != 3 for s in shapes):
         return None
     (name, shape), scale = next(iter(found["inputs"].items())), provenance["scale"]
-    if any(isinstance(dim, int) for dim in shape[2:]) or not isinstance(scale, int):
+    if any(isinstance(dim, int) for dim in shape[2:]) or scale != int(scale):
         return None
-    minimum, multiple = provenance["minimum"], provenance["multiple"]
-    to_values, to_pixels = _conversions(*_values(provenance))
+    minimum, multiple, square = (provenance["size"][key] for key in ("minimum", "multiple", "square"))
+    to_values, to_pixels = _conversions(**provenance["data_range"])
     padding, crop = [], ""
-    if minimum > 1 or multiple > 1:
-        least = f"max(size, {minimum})" if minimum > multiple else "size"
+    if minimum > 1 or multiple > 1 or square:
+        least = "height, width" if square else "size"
+        least = f"max({least}{f', {minimum}' if minimum > multiple else ''})" if square or minimum > multiple else least
         padding = [
             "height, width, _ = picture.shape",
             f"bottom, right = (-(-{least} // {multiple}) * {multiple} - size for size in (height, width))",
             'picture = np.pad(picture, [(0, bottom), (0, right), (0, 0)], mode="reflect")',
         ]
-        crop = "[:height, :width]" if scale == 1 else f"[: height * {scale}, : width * {scale}]"
+        crop = "[:height, :width]" if scale == 1 else f"[: height * {scale:g}, : width * {scale:g}]"
     half = "" if types[name] == "float32" else f".astype(np.{types[name]})"
     lines = [
         "import numpy as np",
@@ -296,9 +298,12 @@ def _types(model: Path) -> dict[str, str]:
     return {name: str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for name, kind in kinds.items()}
 
 
-def _values(provenance: Mapping[str, Any]) -> tuple[float, float]:
-    """Black and white as the model calls them."""
-    return 0.0, provenance["data_range"]
+def _dims(shape: Sequence[int | str]) -> str:
+    return " x ".join(_plain(str(dim)) for dim in shape)
+
+
+def _number(ssim: object) -> str:
+    return f"{ssim:.5f}" if isinstance(ssim, float) else "none"
 
 
 def _table(heads: tuple[str, ...], rows: Any) -> str:
