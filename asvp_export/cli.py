@@ -166,8 +166,7 @@ def export(
     inputs: Path | None, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
     junit: Path | None, opset: int, dtype: str, static: bool, external_data: bool, force: bool, model_card: bool,
-    keep_failed: bool,
-    as_json: bool, quiet: bool,
+    keep_failed: bool, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
     from asvp_export.files import check_output

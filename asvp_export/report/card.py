@@ -244,7 +244,7 @@ def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | N
             'picture = np.pad(picture, [(0, bottom), (0, right), (0, 0)], mode="reflect")',
         ]
         crop = "[:height, :width]" if scale == 1 else f"[: height * {scale:g}, : width * {scale:g}]"
-    half = "" if types[name] == "float32" else f".astype(np.{types[name]})"
+    to_half, back = ("", "") if types[name] == "float32" else (f".astype(np.{types[name]})", ".astype(np.float32)")
     lines = [
         "import numpy as np",
         "import onnxruntime",
@@ -254,8 +254,8 @@ def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | N
         'pixels = np.asarray(Image.open("in.png").convert("RGB"), dtype=np.float32)',
         f"picture = {to_values}",
         *padding,
-        f"(restored,) = session.run(None, {{{_string(name)}: picture.transpose(2, 0, 1)[None]{half}}})",
-        f"restored = restored[0].transpose(1, 2, 0){crop}",
+        f"(restored,) = session.run(None, {{{_string(name)}: picture.transpose(2, 0, 1)[None]{to_half}}})",
+        f"restored = restored[0].transpose(1, 2, 0){crop}{back}",
         f"pixels = {to_pixels}",
         'Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).save("out.png")',
     ]
