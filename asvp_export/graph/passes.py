@@ -15,7 +15,6 @@ from asvp_export.errors import AsvpError
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
 
-
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
