@@ -156,6 +156,12 @@ def cli() -> None:
 )
 @click.option("--static", is_flag=True, help="Freeze the one --size, and a batch of 1.")
 @click.option("--external-data", is_flag=True, help="Keep the tensors in a file of their own, also under 2 GiB.")
+@click.option(
+    "--portable",
+    type=click.Choice(["inline"]),
+    help="inline: write the operator's body into the graph, for "
+    "readers that do not resolve model-local functions (OpenVINO).",
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--model-card", is_flag=True, help="Write a model card, README.md, beside the output.")
 @click.option("--keep-failed", is_flag=True, help="When a gate fails, keep the file as OUTPUT's <stem>.failed.onnx.")
@@ -165,8 +171,8 @@ def export(
     arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
     inputs: Path | None, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
-    junit: Path | None, opset: int, dtype: str, static: bool, external_data: bool, force: bool, model_card: bool,
-    keep_failed: bool, as_json: bool, quiet: bool,
+    junit: Path | None, opset: int, dtype: str, static: bool, external_data: bool, portable: str | None,
+    force: bool, model_card: bool, keep_failed: bool, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
     from asvp_export.files import check_output
@@ -193,7 +199,8 @@ def export(
         protected = protect(teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis)
         result = run_export(
             protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
-            external_data=external_data, force=force, keep_failed=keep_failed, provider=provider, progress=say,
+            external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
+            provider=provider, progress=say,
         )  # fmt: skip
     return _finish(result, output, reports, as_json, quiet)
 

@@ -12,13 +12,14 @@ import onnxruntime as ort
 
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
-from asvp_export.graph.metadata import Provenance, read_provenance
+from asvp_export.graph.metadata import INLINE, Provenance, read_provenance
 from asvp_export.graph.passes import attributes_of, perturbation_nodes
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.images import inputs_in
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.expected import Expected, expected_of_file, expected_of_teacher
+from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.judge import judge, judge_tiled, library_notes
 from asvp_export.parity.latency import file_latency
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
@@ -66,6 +67,7 @@ def check(
     against = _original(original, provenance, provider)
     fixed = _frozen_dimensions(path, opened, against.signature)
     notes = _node_notes(path, provenance)
+    portable = provenance.portable if provenance else ""
     cases = build_cases(
         inputs_in(images),
         size=against.size,
@@ -79,7 +81,7 @@ def check(
     progress(f"comparing on {len(cases)} inputs")
     thresholds = (FIDELITY_DB["fp16" if _is_half(opened) else "fp32"], min_psnr)
     expected, more = _expected(against, provenance, cases, provider)
-    fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider)
+    fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider, portable)
     tiled = None
     if tiling:
         size = tiling.fitting(against.size)
@@ -99,7 +101,7 @@ def check(
         fidelity=fidelity,
         preservation=preservation,
         latency_ms=file_latency(path, against.file, cases[0].inputs, provider),
-        notes=(*notes, *more, *library_notes(provider), *frozen_notes(*fixed[2:])),
+        notes=(*notes, *more, *library_notes(provider, portable), *frozen_notes(*fixed[2:])),
     )
 
 
@@ -157,11 +159,14 @@ def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Sign
 
 def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
     """Hold the nodes in the graph against the metadata: a file whose nodes were taken out must not pass for protected."""
-    nodes = perturbation_nodes(onnx.load(path, load_external_data=False))
+    model = onnx.load(path, load_external_data=False)
+    nodes = perturbation_nodes(model)
     if provenance is None:
         return [] if nodes else ["The file carries no ASVP node."]
     found = {node.name.removeprefix("asvp/").partition("#")[0]: attributes_of(node) for node in nodes}
     wrong = [name for name, node in provenance.layers.items() if not _same(found.get(name), node)]
+    if provenance.portable == INLINE:
+        wrong = misbehaving(model, provenance.layers)
     if wrong:
         raise InputError(
             f"The metadata of {path.name} names ASVP nodes that its graph does not carry ({', '.join(wrong[:3])}); it was "

@@ -13,7 +13,8 @@ from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
 from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
 from asvp_export.graph.half import to_half
-from asvp_export.graph.metadata import Provenance, write_provenance
+from asvp_export.graph.inline import inline
+from asvp_export.graph.metadata import INLINE, Provenance, write_provenance
 from asvp_export.graph.protect import Protected
 from asvp_export.graph.publish import Staging
 from asvp_export.images import inputs_in
@@ -43,6 +44,7 @@ def export(
     dtype: str = "fp32",
     static: bool = False,
     external_data: bool = False,
+    portable: str = "",
     force: bool = False,
     keep_failed: bool = False,
     provider: str = "cpu",
@@ -62,6 +64,8 @@ def export(
             float32 all the same. A feature map that leaves float16's range on any input fails the export.
         static: freeze batch (1), height and width.
         external_data: keep the tensors in a file of their own, also under 2 GiB.
+        portable: "inline" writes the operator's body into the graph, for readers that do not resolve model-local
+            functions; such a file takes no native kernel.
         force: replace an existing file.
         keep_failed: when a gate fails, keep the file as `<stem>.failed.onnx`.
         provider: of onnxruntime, "cpu" or "cuda".
@@ -78,12 +82,14 @@ def export(
     check_provider(provider)
     if dtype not in FIDELITY_DB:
         raise InputError(f"The dtype {dtype!r} was asked for; {' or '.join(FIDELITY_DB)} was expected.")
+    if portable not in ("", INLINE):
+        raise InputError(f"The portable form {portable!r} was asked for; {INLINE!r} is the one there is.")
     teacher, path = protected.teacher, Path(output)
     frozen = _frozen_size(teacher, sizes, static)
     failed = path.with_name(f"{path.stem}.failed.onnx")
     if keep_failed:
         check_output(failed, force=force)
-    notes = [*library_notes(provider), *frozen_notes(*(frozen or teacher.fixed[2:]))]
+    notes = [*library_notes(provider, portable), *frozen_notes(*(frozen or teacher.fixed[2:]))]
     with Staging(path, force=force, external_data=external_data) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
         cases = _cases(teacher, images, sizes, fixed)
@@ -94,10 +100,12 @@ def export(
             overflow = first_overflow(model, staging.path.parent, cases)
             notes += [str(overflow)] if overflow else []
             model = to_half(model)
+        if portable:
+            inline(model)
         progress(f"verifying on {len(cases)} inputs")
         expected = expected_of_teacher(protected, cases)
         thresholds = (FIDELITY_DB[dtype], min_psnr)
-        fidelity, preservation = _settled(staging, model, protected, cases, expected, thresholds, provider)
+        fidelity, preservation = _settled(staging, model, protected, cases, expected, thresholds, provider, portable)
         timed = file_latency(staging.path, None, cases[0].inputs, provider)
         passed = fidelity.passed and preservation.passed and overflow is None
         digest = sha256(staging.path)
@@ -129,13 +137,16 @@ def _settled(
     expected: Expected,
     thresholds: tuple[float, float],
     provider: str,
+    portable: str,
 ) -> tuple[GateResult, GateResult]:
     """Write and measure until what was measured stands in the metadata of the very bytes that were measured."""
     teacher, measured = protected.teacher, {}
     for _ in range(5):
-        write_provenance(model, _provenance(protected, measured))
+        write_provenance(model, _provenance(protected, measured, portable))
         staging.write(model)
-        fidelity, preservation = judge(staging.path, cases, expected, thresholds, teacher.data_range, provider)
+        fidelity, preservation = judge(
+            staging.path, cases, expected, thresholds, teacher.data_range, provider, portable
+        )
         assert fidelity is not None
         stamps = {"fidelity": _stamp(fidelity), "preservation": _stamp(preservation)}
         if _agree(stamps, measured):
@@ -162,7 +173,7 @@ def _agree(stamps: Stamps, written: Stamps) -> bool:
     return bool(written) and all(a == b or (a is not None and b is not None and abs(a - b) < 0.15) for a, b in pairs)
 
 
-def _provenance(protected: Protected, gates: Stamps) -> Provenance:
+def _provenance(protected: Protected, gates: Stamps, portable: str) -> Provenance:
     teacher = protected.teacher
     return Provenance(
         version=tool_version(),
@@ -174,6 +185,7 @@ def _provenance(protected: Protected, gates: Stamps) -> Provenance:
         image=teacher.signature.image_name,
         output=teacher.signature.outputs[teacher.signature.main],
         gates=gates,
+        portable=portable,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from asvp_export.errors import InputError
+from asvp_export.graph.inline import fold
 from asvp_export.graph.metadata import read_provenance
 from asvp_export.graph.passes import attributes_of, external_files, perturbation_nodes
 
@@ -42,12 +43,14 @@ def describe(path: str | Path) -> dict[str, object]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"The file {path} is not an ONNX model ({reason}); an exported file was expected.") from error
     provenance = read_provenance({p.key: p.value for p in model.metadata_props})
+    imports = {o.domain or "ai.onnx": o.version for o in model.opset_import}
+    fold(model)
     return {
         "file": path.name,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "ir_version": model.ir_version,
-        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
+        "opset": imports,
         "inputs": {v.name: _shape(v) for v in model.graph.input},
         "outputs": {v.name: _shape(v) for v in model.graph.output},
         "nodes": [{"name": n.name, **attributes_of(n).attributes()} for n in perturbation_nodes(model)],

@@ -17,6 +17,9 @@ PREFIX = "asvp."
 # The SVD is global: tiles of an image have other singular values than the whole.
 SCOPE = "whole-image"
 
+# The operator's body stands in the graph itself, for readers that do not resolve model-local functions.
+INLINE = "inline"
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -52,6 +55,9 @@ class Provenance:
     scope: str = SCOPE
     """How much of an image one run has to see."""
 
+    portable: str = ""
+    """INLINE where the bodies are written into the graph; "" where nodes call the functions."""
+
 
 def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
     """Replace the model's `asvp.` entries; others stay. Keys come in one order, so that bytes repeat."""
@@ -66,6 +72,7 @@ def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
         "output": provenance.output,
         "gates": _json(provenance.gates),
         "scope": provenance.scope,
+        **({"portable": provenance.portable} if provenance.portable else {}),
     }
     others = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
     onnx.helper.set_model_props(model, others | {PREFIX + key: value for key, value in entries.items()})
@@ -99,6 +106,7 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             output=ours["output"],
             gates=json.loads(ours["gates"]),
             scope=ours["scope"],
+            portable=ours.get("portable", ""),
         )
         _check_ranges(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:

@@ -99,18 +99,19 @@ def strip_traces(model: onnx.ModelProto) -> None:
     """Remove all metadata and doc strings: exporters write stack traces with local paths there."""
     model.doc_string = ""
     del model.metadata_props[:]
-    for graph in _graphs(model.graph):
+    for graph in all_graphs(model.graph):
         for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
             item.doc_string = ""
             del item.metadata_props[:]
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and, at any depth, those that its nodes carry."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_TYPES else ():
-                yield from _graphs(inner)
+                yield from all_graphs(inner)
 
 
 _GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from asvp_export.errors import InputError
+from asvp_export.graph.metadata import INLINE
 from asvp_export.operator.session import library_unused
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected
@@ -25,6 +26,7 @@ def judge(
     thresholds: tuple[float, float],
     data_range: ValueRange,
     provider: str,
+    portable: str = "",
 ) -> tuple[GateResult | None, GateResult]:
     """Run a file by its function body and, where the native library serves the provider, by the library; the worse counts.
 
@@ -35,6 +37,7 @@ def judge(
         thresholds: dB that fidelity and preservation have to reach.
         data_range: the model's values for black and white.
         provider: of onnxruntime, "cpu" or "cuda".
+        portable: of the file's metadata; no kernel takes the place of an inlined body.
 
     Returns:
         Fidelity and preservation.
@@ -43,7 +46,7 @@ def judge(
         InputError, MachineError: as for `session` and `run_model`.
     """
     fidelity, preservation = {}, {}
-    for way in _ways(provider):
+    for way in _ways(provider, portable):
         opened = session(path, provider, library=way == "library")
         got = [run_model(opened, *case.inputs) for case in cases]
         held = (data_range, expected.names)
@@ -96,11 +99,15 @@ def judge_tiled(
     return score(pairs, min_psnr, data_range, (expected.names[main],)), float(np.nanmax(seams))
 
 
-def library_notes(provider: str) -> tuple[str, ...]:
+def library_notes(provider: str, portable: str = "") -> tuple[str, ...]:
     """What a reader of the verdict has to know where the library was left out."""
+    if portable == INLINE:
+        return (
+            "The operator's body is inlined: the file runs by its own nodes, and no native kernel takes their place.",
+        )
     unused = library_unused([PROVIDERS[provider]])
     return (f"{unused} The file was run by its function body alone.",) if unused else ()
 
 
-def _ways(provider: str) -> tuple[str, ...]:
-    return ("function",) if library_notes(provider) else ("function", "library")
+def _ways(provider: str, portable: str) -> tuple[str, ...]:
+    return ("function",) if library_notes(provider, portable) else ("function", "library")

@@ -118,6 +118,8 @@ def description_table(found: Mapping[str, Any]) -> None:
     console.print(
         f"height and width: {size}; scale x{provenance['scale']:g}; values {values['low']:g}..{values['high']:g}"
     )
+    if provenance["portable"]:
+        console.print("portable: the operator's body is inlined in the graph; no native kernel takes its place")
     console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
     for gate, values in provenance["gates"].items():
         more = " or more" if values["min_psnr"] == 100 else ""

@@ -1,0 +1,61 @@
+"""Whether the inlined bodies of a file do what its metadata says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+
+from asvp_export.errors import AsvpError
+from asvp_export.graph.inline import Body, inlined_bodies
+from asvp_export.operator import Perturbation, reference
+from asvp_export.parity.session import run_model, session
+
+_DISTANCE = 1e-4  # of the change: the function's tolerance in docs/operator.md, for maps with gaps in the spectrum
+_ROUNDING = 1e-6  # of the map: float32 between the body's nodes
+
+
+def misbehaving(model: onnx.ModelProto, layers: dict[str, Perturbation]) -> list[str]:
+    """The layers without an inlined body, or with one that computes something else than the operator.
+
+    Each body is cut out of the graph and run on one map against the reference, so that it does not matter which version
+    of this tool wrote it.
+
+    Args:
+        model: a file with inlined bodies.
+        layers: what its metadata names.
+    """
+    found: dict[str, list[Body]] = {}
+    for call, body in inlined_bodies(model).items():
+        found.setdefault(call.removeprefix("asvp/").partition("#")[0], []).append(body)
+    return [
+        layer
+        for layer, node in layers.items()
+        if layer not in found or not all(_behaves(model, body, node) for body in found[layer])
+    ]
+
+
+def _behaves(model: onnx.ModelProto, body: Body, node: Perturbation) -> bool:
+    x = _feature_map(node)
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, x.ndim * [None]) for name in (body.input, body.output)
+    ]
+    graph = helper.make_graph(body.nodes, "body", ends[:1], ends[1:])
+    alone = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    try:
+        y = run_model(session(alone.SerializeToString(), library=False), x)
+    except AsvpError:
+        return False
+    expected = reference(torch.from_numpy(x), **node.attributes()).numpy()
+    allowed = _DISTANCE * np.linalg.norm(expected - x) + _ROUNDING * np.linalg.norm(x)
+    return y.shape == x.shape and bool(np.linalg.norm(y - expected) <= allowed)
+
+
+def _feature_map(node: Perturbation) -> np.ndarray:
+    """A map whose singular values fall from 1 to 1/2 in equal steps."""
+    channels, rng = node.rank + 2, np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((rows, channels)))[0] for rows in (channels, 4 * channels))
+    matrix = ((left * np.linspace(1, 0.5, channels)) @ right.T).astype(np.float32)
+    dimensions = max(4, node.axis + 1, 1 - node.axis)
+    return np.ascontiguousarray(np.moveaxis(matrix.reshape(1, channels, *(dimensions - 3) * [1], -1), 1, node.axis))
