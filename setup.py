@@ -124,6 +124,7 @@ setup(
         "dev": [
             "pytest",
             "hypothesis",
+            "openvino",
             "ruff",
             "pyright[nodejs]",
             "cmake",

@@ -90,7 +90,8 @@ async function restore(file) {
     window.restored = found; // the model's own values, for tests
     await show(found);
     const seconds = (found.milliseconds / 1000).toFixed(2);
-    at("status").textContent = `${found.width} x ${found.height} in ${seconds} s.${reduced}`;
+    const larger = found.width > width ? ` to ${found.width} x ${found.height}` : "";
+    at("status").textContent = `Restored ${width} x ${height}${larger} in ${seconds} s.${reduced}`;
   } catch (error) {
     result.hidden = true;
     const memory = /memory|bad_alloc|allocat|out of range/i.test(error.message);

@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
@@ -19,7 +20,11 @@ HERE = Path(__file__).resolve().parent
 class Page(SimpleHTTPRequestHandler):
     """The files of this folder, and those given by name."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
+    extensions_map: ClassVar = {
+        **SimpleHTTPRequestHandler.extensions_map,
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
 
     def __init__(self, *args, files: dict[str, Path], **kwargs) -> None:
         self.files = files

@@ -12,7 +12,7 @@ let opened; // { session, rule, channels, fixed, backend, threads }
 async function backend(wanted) {
   if (wanted) return wanted;
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  return adapter ? "webgpu" : "wasm";
+  return adapter && !adapter.info?.isFallbackAdapter ? "webgpu" : "wasm"; // a fallback is a GPU played by the processor
 }
 
 async function open(bytes, wanted) {
@@ -24,7 +24,7 @@ async function open(bytes, wanted) {
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency) : 1;
   ort.env.logLevel = "error";
   const rule = rules(metadata(bytes));
-  const session = await ort.InferenceSession.create(bytes, { executionProviders: [chosen] });
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: [chosen], logSeverityLevel: 3 });
   const inputs = session.inputMetadata;
   const shape = inputs[0].shape ?? [];
   if (inputs.length !== 1 || shape.length !== 4) throw new Error("it takes something else than one batch of pictures");

@@ -30,7 +30,7 @@ seen.adapter = await page.evaluate(async () => {
 seen.isolated = await page.evaluate(() => crossOriginIsolated);
 
 await choose("#picture", job.picture);
-seen.error = await text("body").then(() => page.locator("#error").textContent());
+seen.error = await page.locator("#error").textContent();
 if (!seen.error) {
   seen.status = await text("#status");
   seen.output = await page.evaluate(() => {

@@ -1,0 +1,91 @@
+"""examples/web in a real Chromium: what a protected file gives there is what PyTorch gives, and the page helps who errs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from teachers import EXAMPLES, example, save_pictures
+from web import FLAGS, SOFTWARE_GPU, drive, missing, picture, serving
+
+import asvp_export
+from asvp_export.images import photographs, read_image
+from asvp_export.operator import native
+from asvp_export.parity.result import FIDELITY_DB
+
+pytestmark = pytest.mark.web
+HEIGHT, WIDTH = 61, 83  # odd: the teacher takes multiples of 2, and the page has to pad
+
+
+@pytest.fixture(scope="module", autouse=True)
+def there() -> None:
+    if reason := missing():
+        (pytest.fail if os.environ.get("ASVP_WEB") else pytest.skip)(reason)  # `make test-web` asked for it
+
+
+@pytest.fixture(scope="module")
+def protected() -> asvp_export.Protected:
+    return asvp_export.protect(example("lowlight"), "after_body", gain=1.003)
+
+
+@pytest.fixture(scope="module")
+def files(protected, tmp_path_factory) -> Path:
+    """A shipped file, a degraded photograph, and what is neither."""
+    folder = tmp_path_factory.mktemp("web")
+    pictures = save_pictures(folder / "pictures", count=1)
+    assert asvp_export.export(protected, folder / "p.onnx", images=pictures).passed
+    sys.path.insert(0, str(EXAMPLES))
+    from degrade import degrade, generator
+
+    clean = read_image(photographs("verify") / "dogs_1.webp")[60 : 60 + HEIGHT, 80 : 80 + WIDTH]
+    dark = degrade("lowlight", clean, generator("lowlight", "dogs_1"))
+    Image.fromarray(np.rint(255 * dark).astype(np.uint8)).save(folder / "dark.png")
+    (folder / "broken.png").write_text("not a picture")
+    (folder / "broken.onnx").write_text("not a model")
+    return folder
+
+
+def visit(files: Path, folder: Path, backend: str) -> dict:
+    broken = {"picture": str(files / "broken.png"), "model": str(files / "broken.onnx")}
+    with serving({"/model.onnx": files / "p.onnx"}) as url:
+        seen = drive(
+            "drive.mjs",
+            url=f"{url}?backend={backend}",
+            flags=[*FLAGS, *(SOFTWARE_GPU if backend == "webgpu" else [])],
+            picture=str(files / "dark.png"),
+            broken=broken,
+            folder=str(folder),
+        )
+    assert all(address.startswith((url, "blob:")) for address in seen["asked"]), "something came from elsewhere"
+    return seen
+
+
+@pytest.mark.parametrize("backend", ["wasm", "webgpu"])
+def test_the_page_restores_a_photograph_as_pytorch_does(backend, files, protected, tmp_path):
+    seen = visit(files, tmp_path, backend)
+    if backend == "webgpu" and not seen["adapter"]:
+        pytest.skip(f"Chromium {seen['version']} has no WebGPU adapter here.")
+    assert not seen["error"] and not seen["problems"]
+    assert seen["output"]["backend"] == backend and seen["output"]["milliseconds"] > 0
+    dark = read_image(files / "dark.png").transpose(2, 0, 1)[None]
+    padded = np.pad(dark, ((0, 0), (0, 0), (0, 1), (0, 1)), mode="reflect")
+    with native.reference_only():
+        expected = protected(torch.from_numpy(padded)).numpy()[:, :, :HEIGHT, :WIDTH]
+    got = picture(seen["output"])
+    assert got.shape == expected.shape
+    assert 10 * np.log10(1 / np.mean((got.astype(np.float64) - expected) ** 2)) >= FIDELITY_DB
+    saved = 255 * read_image(tmp_path / "restored.png").transpose(2, 0, 1)[None]
+    np.testing.assert_array_equal(saved.round(), np.rint(255 * got.clip(0, 1).astype(np.float64)))
+    assert f"{WIDTH} x {HEIGHT}" in seen["status"] and " s." in seen["status"]
+    assert "1 protected layer" in seen["facts"] and seen["isolated"]
+    assert seen["line"] == "47%", "three presses of a key moved the line from the middle"
+    assert seen["overflow"] <= 0, "the page is wider than a phone"
+    assert seen["brokenPicture"].startswith("broken.png is not a picture") and "PNG" in seen["brokenPicture"]
+    assert (
+        seen["brokenModel"].startswith("The model broken.onnx does not load") and "asvp-export" in seen["brokenModel"]
+    )
