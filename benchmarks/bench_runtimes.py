@@ -4,7 +4,7 @@ The teacher is lowlight with one rank-1 node behind the convolution after the bo
 take turns, on two threads; medians. Runtimes that are not made to be fast (onnx's evaluator, WebGPU played by the processor) get a
 smaller picture. A runtime that is not here gets a row that says why.
 
-    python benchmarks/bench_runtimes.py [--side 256] [--rounds 15]
+    python benchmarks/bench_runtimes.py [--side 256] [--rounds 15] [--only OpenVINO]
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--side", type=int, default=256)
     arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--only", default="", help="runtimes whose name has this in it")
     chosen = arguments.parse_args()
     protected = asvp_export.protect(teacher("lowlight"), LAYER, gain=1.02)
     clean = read_image(photographs("verify") / "dogs_1.webp")
@@ -137,6 +138,8 @@ def main() -> None:
         inline(model)
         onnx.save(model, files["inline"])
         for name, kind, speed, measure in RUNTIMES:
+            if chosen.only not in name:
+                continue
             side, rounds = (chosen.side, chosen.rounds) if speed == FULL else (SMALL, FEW)
             x = np.ascontiguousarray(picture[:, :, :side, :side])
             with native.reference_only():

@@ -20,7 +20,8 @@ worker.onmessage = ({ data: { id, result: found, error } }) => {
   error ? reject(new Error(error)) : resolve(found);
 };
 worker.onerror = () => {
-  for (const { reject } of waiting.values()) reject(new Error("the browser could not start onnxruntime-web; was npm ci run?"));
+  const error = new Error("the browser could not start onnxruntime-web; was npm ci run?");
+  for (const { reject } of waiting.values()) reject(error);
 };
 
 function ask(message, transfer = []) {
@@ -81,7 +82,10 @@ async function restore(file) {
   const shrink = Math.min(1, Math.sqrt(MOST / (picture.width * picture.height)));
   const [width, height] = [picture.width, picture.height].map((side) => Math.max(1, Math.floor(side * shrink)));
   const pixels = draw(picture, width, height);
-  const reduced = shrink < 1 ? ` The picture was first reduced from ${picture.width} x ${picture.height}: larger ones do not fit into a browser's memory.` : "";
+  const reduced =
+    shrink < 1
+      ? ` It was reduced from ${picture.width} x ${picture.height} first: larger ones do not fit into a browser's memory.`
+      : "";
   result.hidden = false;
   at("save").hidden = true;
   at("status").textContent = `Restoring ${width} x ${height} ...`;

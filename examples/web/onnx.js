@@ -39,7 +39,7 @@ function* fields(bytes) {
   }
 }
 
-/** The rules of a file: the values of black and white, the sizes that it takes. A file without metadata takes any size in 0..1. */
+/** The rules of a file: the values of black and white, the sizes that it takes. Without metadata: 0..1, any size. */
 export function rules(properties) {
   const read = (key, otherwise) => (`asvp.${key}` in properties ? JSON.parse(properties[`asvp.${key}`]) : otherwise);
   const range = read("data_range", 1);
@@ -54,7 +54,7 @@ export function fitted(height, width, { minimum, multiple, square }) {
   return square ? Array(2).fill(fit(Math.max(height, width))) : [fit(height), fit(width)];
 }
 
-/** Where padded row or column number `i` comes from: mirrored without the edge itself, or the edge where that is too short. */
+/** Where padded row or column `i` comes from: mirrored without the edge itself, or the edge where that is too short. */
 function source(i, size, padded) {
   if (i < size) return i;
   return padded - size < size ? 2 * (size - 1) - i : size - 1;
@@ -78,7 +78,7 @@ export function toInput(rgba, height, width, channels, rule) {
   return { data, dims: [1, channels, rows, columns] };
 }
 
-/** The part of the model's output that is picture, without the padding: { data: [channels, H, W], channels, height, width }. */
+/** What of the model's output is picture, without the padding: { data: [channels, H, W], channels, height, width }. */
 export function cropped(output, dims, input, height, width) {
   const [, channels, rows, columns] = dims;
   const high = Math.floor((rows * height) / input[2]);

@@ -1,7 +1,7 @@
 """Serve the demo page with a protected ONNX file: python examples/web/serve.py protected.onnx [--port 8000].
 
-The page itself is plain files: any web server will do that has them, the ONNX file as model.onnx, and node_modules/onnxruntime-web.
-The two headers below let onnxruntime-web use threads; without them it runs on one.
+The page itself is plain files: any web server will do that has them, the ONNX file as model.onnx, and
+node_modules/onnxruntime-web. The two headers below let onnxruntime-web use threads; without them it runs on one.
 """
 
 from __future__ import annotations

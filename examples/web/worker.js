@@ -48,7 +48,8 @@ async function run({ rgba, height, width }) {
   const data = await output.getData();
   const milliseconds = performance.now() - start;
   const dims = output.dims;
-  if (dims.length !== 4 || (dims[1] !== 1 && dims[1] !== 3)) throw new Error(`it gives ${dims.join(" x ")}, which is no picture`);
+  const picture = dims.length === 4 && (dims[1] === 1 || dims[1] === 3);
+  if (!picture) throw new Error(`it gives ${dims.join(" x ")}, which is no picture`);
   return { ...cropped(data, dims, input.dims, height, width), milliseconds, backend, threads };
 }
 

@@ -1,5 +1,6 @@
-// Times models in one page of a real Chromium, in turns, and gives the last one's output; prints JSON. The job comes as JSON in the
-// first argument: { browser, flags, url, backend, models: [path, ...], input: path, dims, rounds }, paths as the server has them.
+// Times models in one page of a real Chromium, in turns, and gives the last one's output; prints JSON. The job comes as JSON
+// in the first argument: { browser, flags, url, backend, models: [path, ...], input: path, dims, rounds, patience }, with
+// paths as the server has them.
 
 import { chromium } from "playwright-core";
 
@@ -16,7 +17,8 @@ const seen = await page.evaluate(async ({ backend, models, input, dims, rounds }
   const bytes = async (path) => (await fetch(path)).arrayBuffer();
   const x = new ort.Tensor("float32", new Float32Array(await bytes(input)), dims);
   const sessions = [];
-  for (const model of models) sessions.push(await ort.InferenceSession.create(await bytes(model), { executionProviders: [backend], logSeverityLevel: 3 }));
+  const options = { executionProviders: [backend], logSeverityLevel: 3 };
+  for (const model of models) sessions.push(await ort.InferenceSession.create(await bytes(model), options));
   const times = sessions.map(() => []);
   let output;
   for (let round = 0; round < rounds + 1; round++) { // the first goes uncounted

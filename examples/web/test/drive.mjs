@@ -1,5 +1,6 @@
-// Uses the page as a person would, in a real Chromium; prints what was seen as JSON. The job comes as JSON in the first argument:
-// { browser, flags, url, picture, broken: { picture, model }, folder } with files by path; screenshots go to the folder.
+// Uses the page as a person would, in a real Chromium; prints what was seen as JSON. The job comes as JSON in the first
+// argument: { browser, flags, url, picture, broken: { picture, model }, folder, patience } with files by path; screenshots go
+// to the folder.
 
 import { chromium } from "playwright-core";
 
@@ -12,7 +13,8 @@ page.on("request", (request) => asked.push(request.url()));
 page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
 page.on("pageerror", (error) => problems.push(String(error)));
 
-const settled = () => page.waitForFunction(() => ["ready", "closed"].includes(document.body.dataset.state), null, { timeout: job.patience });
+const atRest = () => ["ready", "closed"].includes(document.body.dataset.state);
+const settled = () => page.waitForFunction(atRest, null, { timeout: job.patience });
 const text = (selector) => page.locator(selector).innerText();
 const choose = async (selector, file) => {
   await page.setInputFiles(selector, file);
