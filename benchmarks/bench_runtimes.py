@@ -1,8 +1,8 @@
-"""One protected file in every runtime: its PSNR against PyTorch, and its latency beside the unprotected file in the same runtime.
+"""One protected file in every runtime: its PSNR against PyTorch, and its latency beside the unprotected file in the same one.
 
-The teacher is lowlight with one rank-1 node behind the convolution after the body, the picture a degraded photograph. The two files
-take turns, on two threads; medians. Runtimes that are not made to be fast (onnx's evaluator, WebGPU played by the processor) get a
-smaller picture. A runtime that is not here gets a row that says why.
+The teacher is lowlight with one rank-1 node behind the convolution after the body, the picture a degraded photograph. The two
+files take turns, on two threads; medians. Runtimes that are not made to be fast (onnx's evaluator, WebGPU played by the
+processor) get a smaller picture. A runtime that is not here gets a row that says why.
 
     python benchmarks/bench_runtimes.py [--side 256] [--rounds 15] [--only OpenVINO]
 """

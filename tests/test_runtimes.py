@@ -77,9 +77,9 @@ def shipped(tmp_path_factory) -> Path:
     """An inlined file as the command line publishes it, with its report beside it."""
     folder = tmp_path_factory.mktemp("shipped")
     pictures = save_pictures(folder / "pictures")
-    command = [sys.executable, "-m", "asvp_export", weights("lowlight"), "--arch", arch("lowlight"), "--layers",
-               "after_body", "--gain", str(GAIN), "--images", pictures, "--portable", "inline", "-o", folder / "p.onnx"]  # fmt: skip
-    subprocess.run([*command, "--quiet"], check=True)
+    command = [sys.executable, "-m", "asvp_export", weights("lowlight"), "--arch", arch("lowlight"), "--layers", "after_body",
+               "--gain", str(GAIN), "--images", pictures, "-o", folder / "p.onnx", "--portable", "inline", "--quiet"]  # fmt: skip
+    subprocess.run(command, check=True)
     return folder / "p.onnx"
 
 

@@ -1,6 +1,6 @@
 // Uses the page as a person would, in a real Chromium; prints what was seen as JSON. The job comes as JSON in the first
-// argument: { browser, flags, url, picture, broken: { picture, model }, folder, patience } with files by path; screenshots go
-// to the folder.
+// argument: { browser, flags, url, picture, broken: { picture, model }, folder, patience } with files by path; screenshots
+// go to the folder.
 
 import { chromium } from "playwright-core";
 
