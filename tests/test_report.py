@@ -98,7 +98,7 @@ def test_junit_has_a_suite_a_gate_and_a_case_an_image(tmp_path: Path) -> None:
     ]
     assert [case.get("name") for case in root[0]] == [
         "a.png 64x96 batch 1 output function",
-        "b.png 64x96 batch 1 function",
+        "b.png 64x96 batch 1 output function",
     ]
     assert [failure.get("message") for failure in root.iter("failure")] == [
         "found 47.99 dB, expected at least 48 dB",
