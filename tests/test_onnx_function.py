@@ -102,6 +102,15 @@ def test_every_opset_and_type_passes_the_checker_and_runs(opset, dtype):
         assert steps_off(x, y, 2, 3.0) <= 2
 
 
+@pytest.mark.parametrize("opset", range(11, 18))
+@pytest.mark.parametrize("rank, axis", [(1, 1), (2, -1), (3, 2)])
+def test_models_of_older_opsets_have_a_body_too(opset, rank, axis):
+    made = model([Perturbation(rank, 3.0, 0.9, axis)], opset=opset)
+    onnx.checker.check_model(made, full_check=True)
+    x = np.random.default_rng(opset).standard_normal((2, 6, 5, 7)).astype(np.float32)
+    check(x, np.asarray(session(made).run(None, {"X": x})[0]), rank, 3.0, 0.9, axis, FUNCTION)
+
+
 def steps_off(x: np.ndarray, y: np.ndarray, rank: int, gain: float) -> float:
     """Largest distance to the exact result, in units in the last place of float16."""
     exact = np.stack([amplified(m, rank, gain) for m in as_matrices(x, 1)]).reshape(x.shape)

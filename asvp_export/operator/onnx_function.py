@@ -28,12 +28,13 @@ def perturbation_function(node: Perturbation, opset: int) -> onnx.FunctionProto:
 
     Args:
         node: rank and axis are baked into the body; the overload name says which.
-        opset: of the default domain, 18 to 26; it must be the model's own, or onnx.checker refuses the file.
+        opset: of the default domain, 11 to 26; it must be the model's own, or onnx.checker refuses the file. Before 15
+            there is no CastLike, and the body takes float32 alone.
 
     Returns:
         A function of domain `asvp` with one input X and one output Y of its type and shape.
     """
-    body = _Body()
+    body = _Body(opset)
     _emit(body, node)
     return helper.make_function(
         DOMAIN,
@@ -49,10 +50,12 @@ def perturbation_function(node: Perturbation, opset: int) -> onnx.FunctionProto:
 
 
 class _Body:
-    """Collects nodes and names their results."""
+    """Collects nodes and names their results, in the spelling of one opset."""
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
+        self._constants: dict[tuple[str, np.dtype[Any]], str] = {}
 
     def op(self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         output = output or f"{op_type.lower()}_{len(self.nodes)}"
@@ -60,16 +63,37 @@ class _Body:
         return output
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
-        return self.op("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
+        key = (str(value), np.dtype(dtype))
+        if key not in self._constants:
+            self._constants[key] = self.op("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
+        return self._constants[key]
 
     def attribute(self, name: str) -> str:
         """The value of a float attribute of the node that calls the function."""
-        node = helper.make_node("Constant", [], [f"{name}_{len(self.nodes)}"])
-        node.attribute.append(
-            onnx.AttributeProto(name="value_float", ref_attr_name=name, type=onnx.AttributeProto.FLOAT)
-        )
-        self.nodes.append(node)
-        return node.output[0]
+        if self.opset < 12:  # a constant takes no reference there; the slope of a LeakyRelu does
+            minus = self.op("LeakyRelu", self.constant(-1, np.float32))
+            self._refer(self.nodes[-1], "alpha", name)
+            return self.op("Neg", minus)
+        value = self.op("Constant")
+        self._refer(self.nodes[-1], "value_float", name)
+        return value
+
+    def _refer(self, node: onnx.NodeProto, attribute: str, name: str) -> None:
+        node.attribute.append(onnx.AttributeProto(name=attribute, ref_attr_name=name, type=onnx.AttributeProto.FLOAT))
+
+    def over(self, op_type: str, x: str, axes: list[int], **attributes: Any) -> str:
+        """An op over axes, which are an input of newer opsets and an attribute of older ones."""
+        since = 18 if op_type in ("ReduceMax", "ReduceMin") else 13
+        if self.opset >= since:
+            return self.op(op_type, x, self.constant(axes), **attributes)
+        return self.op(op_type, x, axes=axes, **attributes)
+
+    def shape(self, x: str, start: int, end: int | None = None) -> str:
+        """Some of a tensor's sizes."""
+        if self.opset >= 15:
+            return self.op("Shape", x, start=start, **({} if end is None else {"end": end}))
+        stop = np.iinfo(np.int64).max if end is None else end
+        return self.op("Slice", self.op("Shape", x), self.constant([start]), self.constant([stop]))
 
 
 def _emit(b: _Body, node: Perturbation) -> None:
@@ -82,7 +106,8 @@ def _emit(b: _Body, node: Perturbation) -> None:
     more = b.op("Sub", b.attribute("gain"), b.constant(1, np.float32))
     rows = b.op("MatMul", b.op("Transpose", basis, perm=[0, 2, 1]), matrix)
     leading = b.op("MatMul", b.op("Mul", basis, more), rows)
-    b.op("CastLike", restore(b.op("Add", matrix, leading)), "X", output="Y")
+    result = restore(b.op("Add", matrix, leading))
+    b.op("CastLike", result, "X", output="Y") if b.opset >= 15 else b.op("Identity", result, output="Y")
 
 
 def _to_matrices(b: _Body, x: str, axis: int) -> tuple[str, Any]:
@@ -90,12 +115,12 @@ def _to_matrices(b: _Body, x: str, axis: int) -> tuple[str, Any]:
     if axis == 1:
         return b.op("Reshape", x, b.constant([0, 0, -1])), lambda y: b.op("Reshape", y, b.op("Shape", x))
     if axis == -1:
-        rest, channels = b.constant([0, -1]), b.op("Shape", x, start=-1)
+        rest, channels = b.constant([0, -1]), b.shape(x, -1)
         rows = b.op("Reshape", x, b.op("Concat", rest, channels, axis=0))  # [N, L, C]
         flat = b.op("Transpose", rows, perm=[0, 2, 1])
         return flat, lambda y: b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1]), b.op("Shape", x))
-    before = b.op("ReduceProd", b.op("Shape", x, start=1, end=axis), keepdims=1)
-    channels = b.op("Shape", x, start=axis, end=axis + 1)
+    before = b.op("ReduceProd", b.shape(x, 1, axis), keepdims=1)
+    channels = b.shape(x, axis, axis + 1)
     split = b.op("Reshape", x, b.op("Concat", b.constant([0]), before, channels, b.constant([-1]), axis=0))
     turned = b.op("Transpose", split, perm=[0, 2, 1, 3])  # [N, C, before, after]
     flat = b.op("Reshape", turned, b.constant([0, 0, -1]))
@@ -109,9 +134,9 @@ def _to_matrices(b: _Body, x: str, axis: int) -> tuple[str, Any]:
 
 def _scaled(b: _Body, matrix: str) -> str:
     """The matrix with each sample's largest magnitude at 1, so that float32 squares neither vanish nor overflow."""
-    high = b.op("ReduceMax", matrix, b.constant([2]))  # two reductions cost half of Abs and one
-    low = b.op("Neg", b.op("ReduceMin", matrix, b.constant([2])))
-    peak = b.op("ReduceMax", b.op("Max", high, low), b.constant([1]))
+    high = b.over("ReduceMax", matrix, [2])  # two reductions cost half of Abs and one
+    low = b.op("Neg", b.over("ReduceMin", matrix, [2]))
+    peak = b.over("ReduceMax", b.op("Max", high, low), [1])
     return b.op("Div", matrix, _or_one(b, peak, np.float32))
 
 
@@ -123,14 +148,14 @@ def _or_one(b: _Body, value: str, dtype: Any) -> str:
 def _leading_basis(b: _Body, gram: str, rank: int, kind: TensorProto.DataType) -> str:
     """The leading eigenvectors of the Gram matrix as columns [N, C, k]; those beyond the count are zero."""
     dtype = np.float32 if kind == TensorProto.FLOAT else np.float64
-    index = b.op("Range", b.constant(0), b.op("Squeeze", b.op("Shape", gram, start=1, end=2)), b.constant(1))
-    column, row = b.op("Unsqueeze", index, b.constant([1])), b.op("Unsqueeze", index, b.constant([0]))
+    index = b.op("Range", b.constant(0), b.op("Squeeze", b.shape(gram, 1, 2)), b.constant(1))
+    column, row = b.over("Unsqueeze", index, [1]), b.over("Unsqueeze", index, [0])
     eye = b.op("Cast", b.op("Equal", column, row), to=kind)  # [C, C]
     if rank == 1:
         return _leading_vector(b, gram, eye, column, kind)
-    total = b.op("ReduceSum", b.op("Mul", gram, eye), b.constant([1, 2]))  # trace = sum of s^2, [N, 1, 1]
+    total = b.over("ReduceSum", b.op("Mul", gram, eye), [1, 2])  # trace = sum of s^2, [N, 1, 1]
     energy = b.op("Cast", b.attribute("energy"), to=kind)
-    always = b.op("GreaterOrEqual", energy, b.constant(1, dtype))
+    always = b.op("Not", b.op("Less", energy, b.constant(1, dtype)))
     needed, noise = b.op("Mul", total, energy), b.op("Mul", total, b.constant(1e-13, dtype))
     basis = covered = ""
     for i in range(rank):
@@ -164,16 +189,16 @@ def _deflated(b: _Body, gram: str, vector: str, turned: str, image: str, value: 
 def _leading_vector(b: _Body, gram: str, eye: str, column: str, kind: TensorProto.DataType) -> str:
     """The leading eigenvector [N, C, 1] of a symmetric positive semidefinite matrix [N, C, C]."""
     dtype = np.float32 if kind == TensorProto.FLOAT else np.float64
-    axes = b.constant([1, 2])
-    peak = b.op("ReduceMax", b.op("Abs", gram), axes)
+    axes = [1, 2]
+    peak = b.over("ReduceMax", b.op("Abs", gram), axes)
     power = start = b.op("Div", gram, _or_one(b, peak, dtype))
     zero = b.op("Cast", b.op("Equal", peak, b.constant(0, dtype)), to=kind)
     power = b.op("Add", power, b.op("Mul", zero, eye))  # a zero matrix would be divided by zero below
     for i in range(_SQUARINGS):
         if i % _SQUARINGS_A_SCALE[kind] == 0 and i:
-            power = b.op("Div", power, b.op("ReduceMax", power, axes))  # the largest entry lies on the diagonal
+            power = b.op("Div", power, b.over("ReduceMax", power, axes))  # the largest entry lies on the diagonal
         power = b.op("MatMul", power, power)
-    diagonal = b.op("ReduceSum", b.op("Mul", power, eye), b.constant([2]))
+    diagonal = b.over("ReduceSum", b.op("Mul", power, eye), [2])
     largest = b.op("Equal", column, b.op("ArgMax", diagonal, axis=1))  # [N, C, 1], one of each sample
     vector = _normalised(b, b.op("MatMul", power, b.op("Cast", largest, to=kind)), dtype)
     return _normalised(b, b.op("MatMul", start, vector), dtype)  # wipes the rounding of the squarings
@@ -181,7 +206,7 @@ def _leading_vector(b: _Body, gram: str, eye: str, column: str, kind: TensorProt
 
 def _normalised(b: _Body, vector: str, dtype: Any) -> str:
     """Unit length [N, C, 1]; a zero vector stays zero."""
-    largest = b.op("ReduceMax", b.op("Abs", vector), b.constant([1]))
+    largest = b.over("ReduceMax", b.op("Abs", vector), [1])
     unit = b.op("Div", vector, _or_one(b, largest, dtype))  # else the squares could vanish
-    length = b.op("Sqrt", b.op("ReduceSum", b.op("Mul", unit, unit), b.constant([1])))
+    length = b.op("Sqrt", b.over("ReduceSum", b.op("Mul", unit, unit), [1]))
     return b.op("Div", unit, _or_one(b, length, dtype))
