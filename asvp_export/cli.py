@@ -129,7 +129,8 @@ def cli() -> None:
     multiple=True,
     required=True,
     metavar="SPEC",
-    help="Names or globs of modules, separated by commas; may repeat. * stays between dots, ** crosses them.",
+    help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays inside one "
+    "part of a name, ** crosses parts.",
 )
 @click.option("--rank", type=int, default=1, show_default=True, help="How many leading singular values are amplified.")
 @click.option("--gain", type=float, default=1.1, show_default=True, help="The factor on them.")
@@ -146,7 +147,9 @@ def cli() -> None:
 )
 @_teacher_options
 @_gate_options
-@click.option("--opset", type=int, default=18, show_default=True, help="Of the default ONNX domain, 18 to 26.")
+@click.option(
+    "--opset", type=int, help="Of the default ONNX domain, 18 to 26. Default: 18; an ONNX file keeps its own."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["fp32", "fp16"]),
@@ -171,7 +174,7 @@ def export(
     arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
     inputs: Path | None, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
-    junit: Path | None, opset: int, dtype: str, static: bool, external_data: bool, portable: str | None,
+    junit: Path | None, opset: int | None, dtype: str, static: bool, external_data: bool, portable: str | None,
     force: bool, model_card: bool, keep_failed: bool, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
@@ -229,7 +232,7 @@ def check(
     _warn_of_two_runtimes()
     with _stdout_for_results():
         source: Path | Teacher = original
-        if not is_onnx(original):
+        if not is_onnx(original) or data_range is not None or inputs is not None:
             source = _load(original, arch, arch_args, trust_pickle, data_range, inputs, device)
         result = run_check(
             source,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -14,19 +14,23 @@ from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.graph.metadata import INLINE, Provenance, read_provenance
 from asvp_export.graph.passes import attributes_of, perturbation_nodes
-from asvp_export.graph.protect import Protected, insert
+from asvp_export.graph.protect import insert
 from asvp_export.images import inputs_in
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
-from asvp_export.parity.expected import Expected, expected_of_file, expected_of_teacher
+from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.judge import judge, judge_tiled, library_notes
 from asvp_export.parity.latency import file_latency
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
-from asvp_export.parity.session import check_provider, fits, float_outputs, inputs_of, session
+from asvp_export.parity.session import check_provider, fits, inputs_of, session
 from asvp_export.parity.verify import check_threshold
-from asvp_export.signature import Signature, SizeRule, ValueRange
+from asvp_export.signature import Signature
+from asvp_export.teacher.formats import is_onnx
+from asvp_export.teacher.layers import graph_of, layer_names
+from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_graph import is_half
 from asvp_export.tiles import Tiling
 
 
@@ -44,7 +48,8 @@ def check(
     """Compare a shipped file with its original; nothing is written.
 
     Args:
-        original: a teacher, or an ONNX file.
+        original: a teacher, or a file that `load` takes without further words, an ONNX file for instance; its value range
+            is then the one that the protected file names.
         protected: the shipped ONNX file.
         images: folder of inputs of the teacher; by default the project's own photographs.
         sizes: (height, width) of the crops to compare on.
@@ -54,7 +59,7 @@ def check(
         progress: called with a line at each step.
 
     Returns:
-        The verdict. Fidelity is measured where the original is a teacher and the file names its protected layers.
+        The verdict. Fidelity is measured where the file names its protected layers, and they are layers of the original.
 
     Raises:
         InputError: a file that cannot be read, or whose inputs do not fit the original's.
@@ -64,7 +69,7 @@ def check(
     path = Path(protected)
     opened = session(path, provider)
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
-    against = _original(original, provenance, provider)
+    against = original if isinstance(original, Teacher) else _loaded(Path(original), provenance)
     fixed = _frozen_dimensions(path, opened, against.signature)
     notes = _node_notes(path, provenance)
     portable = provenance.portable if provenance else ""
@@ -79,8 +84,9 @@ def check(
     for case in cases:
         fits(opened, case)
     progress(f"comparing on {len(cases)} inputs")
-    thresholds = (FIDELITY_DB["fp16" if _is_half(opened) else "fp32"], min_psnr)
-    expected, more = _expected(against, provenance, cases, provider)
+    half = is_half(onnx.load(path, load_external_data=False))
+    thresholds = (FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
+    expected, more = _expected(against, provenance, cases)
     fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider, portable)
     tiled = None
     if tiling:
@@ -100,42 +106,18 @@ def check(
         effects=expected.effects,
         fidelity=fidelity,
         preservation=preservation,
-        latency_ms=file_latency(path, against.file, cases[0].inputs, provider),
+        latency_ms=file_latency(path, _onnx_file(original), cases[0].inputs, provider),
         notes=(*notes, *more, *library_notes(provider, portable), *frozen_notes(*fixed[2:])),
     )
 
 
-def _is_half(opened: ort.InferenceSession) -> bool:
-    return {one.type for one in float_outputs(opened)} == {"tensor(float16)"}
+def _loaded(original: Path, provenance: Provenance | None) -> Teacher:
+    return load(original, data_range=provenance.data_range if provenance else None)
 
 
-@dataclass(frozen=True)
-class _Original:
-    """What a file is compared with."""
-
-    source: str
-    sha256: str
-    size: SizeRule
-    data_range: ValueRange
-    signature: Signature
-    teacher: Teacher | None
-    file: Path | None
-
-
-def _original(original: Teacher | str | Path, provenance: Provenance | None, provider: str) -> _Original:
-    if isinstance(original, Teacher):
-        rule, values = original.size, original.data_range
-        return _Original(original.source, original.sha256, rule, values, original.signature, original, None)
-    file = Path(original)
-    opened = session(file, provider)
-    own = read_provenance(opened.get_modelmeta().custom_metadata_map)  # it may be a file of ours as well
-    size = SizeRule()
-    for known in (provenance, own):
-        size = size.stricter(known.size) if known else size
-    values = provenance.data_range if provenance else ValueRange()
-    shape = inputs_of(opened)[0].shape if inputs_of(opened) else ()
-    channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) else 3
-    return _Original(file.name, sha256(file), size, values, Signature(channels=channels), None, file)
+def _onnx_file(original: Teacher | str | Path) -> Path | None:
+    """The original as a file that onnxruntime can run, for its latency."""
+    return None if isinstance(original, Teacher) or not is_onnx(Path(original)) else Path(original)
 
 
 def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Signature) -> tuple[int | None, ...]:
@@ -182,29 +164,24 @@ def _same(found: Perturbation | None, named: Perturbation) -> bool:
     return math.isclose(found.gain, named.gain, rel_tol=1e-6) and math.isclose(found.energy, named.energy, rel_tol=1e-6)
 
 
-def _expected(
-    against: _Original, provenance: Provenance | None, cases: Sequence[Case], provider: str
-) -> tuple[Expected, list[str]]:
+def _expected(original: Teacher, provenance: Provenance | None, cases: Sequence[Case]) -> tuple[Expected, list[str]]:
     """What the file's outputs are held against, and what the reader of the verdict has to know of it."""
-    if against.file is not None:
-        note = "Fidelity was not measured: the original is an ONNX file, not a teacher that PyTorch can run."
-        return expected_of_file(against.file, cases, provider), [note]
-    assert against.teacher is not None
-    expected = expected_of_teacher(_reinserted(against.teacher, provenance.layers if provenance else {}), cases)
-    if provenance is None:  # which layers carry a node is not known
-        note = "Fidelity was not measured: the file has no asvp metadata, which would name the protected layers."
-        return replace(expected, protected=[]), [note]
-    if provenance.source_sha256 != against.sha256:
-        return expected, [f"The protected file was made from another file than {against.source} (its sha256 differs)."]
-    return expected, []
-
-
-def _reinserted(original: Teacher, nodes: dict[str, Perturbation]) -> Protected:
-    """The protected model again, from the layers that the file names."""
-    missing = sorted(set(nodes) - {name for name, _ in original.module.named_modules()})
-    if missing:
+    nodes = provenance.layers if provenance else {}
+    missing = sorted(set(nodes) - layer_names(original))
+    if missing and graph_of(original) is None:
         raise InputError(
             f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); "
             "hand in the teacher that it was exported from."
         )
-    return insert(original, nodes)
+    expected = expected_of_teacher(insert(original, {} if missing else nodes), cases)
+    if provenance is None:  # which layers carry a node is not known
+        note = "Fidelity was not measured: the file has no asvp metadata, which would name the protected layers."
+        return replace(expected, protected=[]), [note]
+    if missing:  # an ONNX file has other names for them than the teacher it was made from
+        note = (
+            f"Fidelity was not measured: {original.source} has no layer {missing[0]}, which the file says is protected."
+        )
+        return replace(expected, protected=[]), [note]
+    if provenance.source_sha256 != original.sha256:
+        return expected, [f"The protected file was made from another file than {original.source} (its sha256 differs)."]
+    return expected, []

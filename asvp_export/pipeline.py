@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
+from onnx.external_data_helper import load_external_data_for_model
 
 from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
-from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
+from asvp_export.graph.export import to_onnx
 from asvp_export.graph.half import to_half
 from asvp_export.graph.inline import inline
 from asvp_export.graph.metadata import INLINE, Provenance, write_provenance
@@ -26,7 +27,9 @@ from asvp_export.parity.overflow import first_overflow
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
 from asvp_export.parity.session import check_provider
 from asvp_export.parity.verify import GateResult, check_threshold
+from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_graph import is_half
 
 Stamps = dict[str, dict[str, float | None]]
 
@@ -40,7 +43,7 @@ def export(
     images: str | Path | None = None,
     sizes: Sequence[tuple[int, int]] = (),
     min_psnr: float = PRESERVATION_DB,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     dtype: str = "fp32",
     static: bool = False,
     external_data: bool = False,
@@ -59,7 +62,7 @@ def export(
             project's own photographs.
         sizes: (height, width) of the crops to verify on; with `static` exactly one, which is frozen.
         min_psnr: dB that the worst image has to reach against the original teacher.
-        opset: of the default ONNX domain, 18 to 26.
+        opset: of the default ONNX domain, 18 to 26; None: that of an ONNX original, else 18.
         dtype: "fp32", or "fp16" for float16 weights and feature maps (inputs and outputs too); the operator computes in
             float32 all the same. A feature map that leaves float16's range on any input fails the export.
         static: freeze batch (1), height and width.
@@ -90,12 +93,16 @@ def export(
     if keep_failed:
         check_output(failed, force=force)
     notes = [*library_notes(provider, portable), *frozen_notes(*(frozen or teacher.fixed[2:]))]
-    with Staging(path, force=force, external_data=external_data) as staging:
+    graph = graph_of(teacher)
+    folder = graph.folder if graph else None
+    with Staging(path, force=force, external_data=external_data, data_folder=folder) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
         cases = _cases(teacher, images, sizes, fixed)
-        progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {opset}")
+        progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s)")
         model, overflow = to_onnx(protected, opset=opset, static=frozen), None
         if dtype == "fp16":
+            if folder is not None:
+                load_external_data_for_model(model, str(folder))
             progress(f"looking for overflow in float16 on {len(cases)} inputs")
             overflow = first_overflow(model, staging.path.parent, cases)
             notes += [str(overflow)] if overflow else []
@@ -104,7 +111,7 @@ def export(
             inline(model)
         progress(f"verifying on {len(cases)} inputs")
         expected = expected_of_teacher(protected, cases)
-        thresholds = (FIDELITY_DB[dtype], min_psnr)
+        thresholds = (FIDELITY_DB["fp16" if is_half(model) else "fp32"], min_psnr)
         fidelity, preservation = _settled(staging, model, protected, cases, expected, thresholds, provider, portable)
         timed = file_latency(staging.path, None, cases[0].inputs, provider)
         passed = fidelity.passed and preservation.passed and overflow is None

@@ -15,7 +15,7 @@ from torch import nn
 
 import asvp_export
 from asvp_export.graph.half import to_half
-from asvp_export.graph.passes import in_order
+from asvp_export.teacher.onnx_graph import in_order
 
 
 @pytest.fixture(scope="module")

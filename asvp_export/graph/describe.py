@@ -11,7 +11,8 @@ import onnx
 from asvp_export.errors import InputError
 from asvp_export.graph.inline import fold
 from asvp_export.graph.metadata import read_provenance
-from asvp_export.graph.passes import attributes_of, external_files, perturbation_nodes
+from asvp_export.graph.passes import attributes_of, perturbation_nodes
+from asvp_export.teacher.onnx_graph import external_files
 
 
 def describe(path: str | Path) -> dict[str, object]:

@@ -15,22 +15,28 @@ from torch.export import UnflattenedModule
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.graph.passes import attach_functions, name_by_module, name_nodes, strip_traces
 from asvp_export.graph.protect import Protected, observed
+from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, strip_author
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
 from asvp_export.signature import Signature
+from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_graph import named_tensors, opset_of
+from asvp_export.teacher.onnx_model import OnnxModule
 
 OPSETS = range(18, 27)
 DEFAULT_OPSET = 18  # what most runtimes read, and what the exporter writes without a conversion
 
 
 def to_onnx(
-    protected: Protected, *, opset: int = DEFAULT_OPSET, static: tuple[int, int] | None = None
+    protected: Protected, *, opset: int | None = None, static: tuple[int, int] | None = None
 ) -> onnx.ModelProto:
-    """Trace the protected module and write it as ONNX, with the operator's function body attached.
+    """Write the protected module as ONNX, with the operator's function body attached.
+
+    A module is traced; into a teacher that is an ONNX graph, or became one (TorchScript), the nodes are inserted.
 
     Args:
         protected: from `protect`.
-        opset: of the default domain, 18 to 26.
+        opset: of the default domain, 18 to 26; None: that of an ONNX original, else 18.
         static: (height, width) to freeze, with a batch of 1; None leaves batch, height and width free.
 
     Returns:
@@ -40,6 +46,9 @@ def to_onnx(
         InputError: an opset that is not written, or a teacher whose sizes cannot be left free.
         AsvpError: the exporter does not take the module.
     """
+    if (graph := graph_of(protected.teacher, opset)) is not None:
+        return _inserted(protected, graph, opset, static)
+    opset = DEFAULT_OPSET if opset is None else opset
     if opset not in OPSETS:
         raise InputError(f"The opset {opset} was asked for; {OPSETS[0]} to {OPSETS[-1]} can be written and run.")
     teacher = protected.teacher
@@ -55,6 +64,30 @@ def to_onnx(
     if None in (frozen[2], frozen[3]):
         _name_output(model, teacher)
     attach_functions(model)
+    return model
+
+
+def _inserted(
+    protected: Protected, graph: OnnxModule, opset: int | None, static: tuple[int, int] | None
+) -> onnx.ModelProto:
+    """The teacher's own graph with the nodes in it; the data of its tensors stays where it is."""
+    source, own = protected.teacher.source, opset_of(graph.model)
+    if opset not in (None, own):
+        raise InputError(
+            f"The opset {opset} was asked for; an ONNX file keeps its own, and {source} is of opset {own}. Leave --opset "
+            "out, or convert the file with onnx's version_converter first."
+        )
+    if static is not None and static != protected.teacher.fixed[2:]:
+        raise InputError(
+            f"--static was given; an ONNX graph keeps its sizes, and those of {source} are not {static[0]}x{static[1]}. "
+            "Leave --static out, or fix the sizes of the file first (onnxruntime.tools.make_dynamic_shape_fixed)."
+        )
+    tensors, _ = named_tensors(graph.model)
+    if own < CAST_LIKE and protected.nodes:
+        outputs = graph.session([tensors[name] for name in protected.nodes]).get_outputs()
+        check_types(graph.model, {one.name: one.type for one in outputs})
+    model = insert_nodes(graph.model, [Insertion(name, tensors[name], node) for name, node in protected.nodes.items()])
+    strip_author(model)
     return model
 
 

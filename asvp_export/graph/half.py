@@ -6,7 +6,7 @@ import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from asvp_export.errors import AsvpError
-from asvp_export.graph.passes import in_order
+from asvp_export.teacher.onnx_graph import in_order
 
 LARGEST = 65504.0  # of float16
 

@@ -10,8 +10,9 @@ import onnx.inliner
 from onnx import helper
 
 from asvp_export.graph.metadata import INLINE, read_provenance
-from asvp_export.graph.passes import all_graphs, perturbation_nodes
+from asvp_export.graph.passes import perturbation_nodes
 from asvp_export.operator import DOMAIN, OP_TYPE
+from asvp_export.teacher.onnx_graph import graphs
 
 
 def inline(model: onnx.ModelProto) -> None:
@@ -84,7 +85,7 @@ def inlined_bodies(model: onnx.ModelProto) -> dict[str, Body]:
             parts[call].append(node)
     maker = {name: call for call, nodes in parts.items() for node in nodes for name in node.output}
     entering, leaving = defaultdict(set), defaultdict(set)
-    uses = [(_call_of(node), name) for graph in all_graphs(model.graph) for node in graph.node for name in node.input]
+    uses = [(_call_of(node), name) for graph in graphs(model.graph) for node in graph.node for name in node.input]
     for user, name in [*uses, *(("", value.name) for value in model.graph.output)]:
         if name and user != maker.get(name, ""):
             entering[user].add(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnx import helper
 from asvp_export.errors import AsvpError
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
+from asvp_export.teacher.onnx_graph import graphs, graphs_in, opset_of
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -88,7 +89,7 @@ def name_by_module(model: onnx.ModelProto) -> None:
 
 def attach_functions(model: onnx.ModelProto) -> None:
     """Add one function body for each overload in use, and the import of its domain."""
-    opset = next(o.version for o in model.opset_import if o.domain == "")
+    opset = opset_of(model)
     bodies = {node.overload: node for node in map(attributes_of, perturbation_nodes(model))}
     model.functions.extend(perturbation_function(node, opset) for _, node in sorted(bodies.items()))
     if bodies and not any(o.domain == DOMAIN for o in model.opset_import):
@@ -99,27 +100,10 @@ def strip_traces(model: onnx.ModelProto) -> None:
     """Remove all metadata and doc strings: exporters write stack traces with local paths there."""
     model.doc_string = ""
     del model.metadata_props[:]
-    for graph in all_graphs(model.graph):
+    for graph in graphs(model.graph):
         for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
             item.doc_string = ""
             del item.metadata_props[:]
-
-
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and, at any depth, those that its nodes carry."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_TYPES else ():
-                yield from all_graphs(inner)
-
-
-_GRAPH_TYPES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-
-
-def external_files(model: onnx.ModelProto) -> set[str]:
-    """Names of the files that hold the initializers' data, as the model says them."""
-    return {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
 
 
 def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -134,40 +118,13 @@ def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
         return name
 
     kept = [node for node in bare.graph.node if not (node.domain == DOMAIN and node.op_type == OP_TYPE)]
-    for node in kept:
+    for node in (*kept, *(inner for graph in graphs_in(kept) for inner in graph.node)):
         node.input[:] = [clean(name) for name in node.input]
     outputs = [value.name for value in bare.graph.output if value.name in before]
     kept += [helper.make_node("Identity", [clean(name)], [name]) for name in outputs]
-    del bare.graph.node[:], bare.functions[:]
+    del bare.graph.node[:]
     bare.graph.node.extend(kept)
+    theirs = [function for function in bare.functions if function.domain != DOMAIN]
+    del bare.functions[:]
+    bare.functions.extend(theirs)
     return bare
-
-
-def in_order(graph: onnx.GraphProto) -> None:
-    """Sort the nodes so that each comes after those that it reads from, otherwise in the order in which they stand."""
-    maker = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    nodes, done, order = list(graph.node), set[int](), list[int]()
-    for first in range(len(nodes)):
-        waiting = [first]
-        while waiting:
-            place = waiting[-1]
-            missing = [maker[name] for name in _read_names(nodes[place]) if maker.get(name, place) != place]
-            missing = [i for i in missing if i not in done]
-            if missing and place not in done:
-                waiting.append(missing[0])
-                continue
-            waiting.pop()
-            if place not in done:
-                done.add(place)
-                order.append(place)
-    del graph.node[:]
-    graph.node.extend(nodes[i] for i in order)
-
-
-def _read_names(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, the nodes of its subgraphs included."""
-    yield from node.input
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_TYPES else ():
-            for one in inner.node:
-                yield from _read_names(one)

@@ -12,9 +12,11 @@ import torch
 from torch.fx import Graph
 
 from asvp_export.errors import InputError
+from asvp_export.graph.surgery import check_carrier
 from asvp_export.operator import Perturbation
-from asvp_export.teacher.layers import select
+from asvp_export.teacher.layers import graph_of, select
 from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_graph import named_tensors
 
 Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
 
@@ -74,6 +76,8 @@ def protect(
     """
     asked = Perturbation(rank, gain, energy, 1 if axis is None else axis)  # checked before the teacher runs
     chosen = {} if _none(layers) else select(teacher, [layers] if isinstance(layers, str) else layers)
+    if chosen and (graph := graph_of(teacher)) is not None:
+        check_carrier(graph.model)
     nodes = {}
     for name, site in chosen.items():
         channel_axis = _plain_axis(site.axis if axis is None else axis, name, site.shape)
@@ -86,9 +90,15 @@ def _none(layers: Sequence[str] | str) -> bool:
 
 
 def insert(teacher: Teacher, nodes: dict[str, Perturbation]) -> Protected:
-    """Insert nodes with the given attributes behind the named modules of a copy of the teacher."""
-    module = _copied(teacher)
-    modules = dict(module.named_modules())
+    """Insert nodes with the given attributes behind the named layers of a copy of the teacher."""
+    graph = graph_of(teacher)
+    if graph is None:
+        module = _copied(teacher)
+        modules = dict(module.named_modules())
+    else:
+        tensors, _ = named_tensors(graph.model)
+        module = graph.with_cuts(tensors[name] for name in nodes)
+        modules = dict(zip(nodes, module.sites, strict=True))
     for name, node in nodes.items():
         modules[name].register_forward_hook(_Node(name, node))
     return Protected(teacher, module, dict(nodes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -11,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 
 import onnx
-from onnx.external_data_helper import set_external_data
+from onnx.external_data_helper import load_external_data_for_tensor, set_external_data
 
 from asvp_export.files import check_output, write_error
-from asvp_export.graph.passes import external_files
+from asvp_export.teacher.onnx_graph import external_files, is_external, stored_bytes, tensors
 
 # protobuf refuses messages of 2 GiB; what is not a tensor needs room as well.
 EXTERNAL_LIMIT = 2**31 - 2**24
@@ -32,15 +33,19 @@ class Staging:
         output: where the file is to be.
         force: replace a file that is there.
         external_data: keep the tensors in a file of their own, also under 2 GiB.
+        data_folder: where the external data of the models lies that are to be written.
 
     Raises:
         InputError: the folder does not exist or cannot be written, or the output exists and `force` was not given.
     """
 
-    def __init__(self, output: Path, *, force: bool = False, external_data: bool = False) -> None:
+    def __init__(
+        self, output: Path, *, force: bool = False, external_data: bool = False, data_folder: Path | None = None
+    ) -> None:
         self.output = Path(os.path.realpath(output))  # a link is followed, as `open` does
         self._force = force
         self._external = external_data
+        self._data_folder = data_folder
         self._folder: Path | None = None
 
     def __enter__(self) -> Staging:
@@ -72,8 +77,10 @@ class Staging:
         for old in self.path.parent.iterdir():
             old.unlink()
         try:
-            if self._external or _tensor_bytes(model) > EXTERNAL_LIMIT:
+            if self._external or sum(map(stored_bytes, tensors(model))) > EXTERNAL_LIMIT:
                 model = self._with_external_data(model)
+            elif any(map(is_external, tensors(model))):
+                model = self._with_data_inside(model)
             self.path.write_bytes(model.SerializeToString(deterministic=True))
         except OSError as error:
             raise write_error(error, self.output) from error
@@ -83,19 +90,24 @@ class Staging:
         """A copy whose tensors lie in `<stem>.<sha256>.data`: a new file never overwrites what an old model needs."""
         slim = onnx.ModelProto()
         slim.CopyFrom(model)
+        small = [tensor for tensor in slim.graph.initializer if stored_bytes(tensor) < _SMALL]
+        for tensor in (*small, *itertools.islice(tensors(slim), len(slim.graph.initializer), None)):
+            if is_external(tensor):
+                tensor.CopyFrom(self._loaded(tensor))
         digest = hashlib.sha256()
         moved = []
         data = self.path.with_name("tensors")
         with data.open("wb") as stream:
             for tensor in slim.graph.initializer:
-                if len(tensor.raw_data) < _SMALL:
+                if stored_bytes(tensor) < _SMALL:
                     continue
+                content = self._loaded(tensor).raw_data
                 padding = bytes(-stream.tell() % _ALIGNMENT)
                 offset = stream.tell() + len(padding)
-                for part in (padding, tensor.raw_data):
+                for part in (padding, content):
                     stream.write(part)
                     digest.update(part)
-                moved.append((tensor, offset, len(tensor.raw_data)))
+                moved.append((tensor, offset, len(content)))
                 tensor.raw_data = b""
         name = f"{self.output.stem}.{digest.hexdigest()[:16]}.data"
         data.rename(data.with_name(name))
@@ -103,6 +115,25 @@ class Staging:
             set_external_data(tensor, name, offset=offset, length=length)
             tensor.ClearField("raw_data")
         return slim
+
+    def _with_data_inside(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A copy with the tensors' data in the model itself."""
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        for tensor in filter(is_external, tensors(whole)):
+            tensor.CopyFrom(self._loaded(tensor))
+        return whole
+
+    def _loaded(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        """A tensor with its data, which is let go of with it: memory never holds more than the largest one of a file."""
+        if not is_external(tensor):
+            return tensor
+        loaded = onnx.TensorProto()
+        loaded.CopyFrom(tensor)
+        load_external_data_for_tensor(loaded, str(self._data_folder))
+        loaded.ClearField("external_data")
+        loaded.ClearField("data_location")
+        return loaded
 
     def publish(self, output: Path | None = None) -> Path:
         """Give the verified files their names, the model's last; returns the model's path.
@@ -130,10 +161,6 @@ class Staging:
         for name in previous - {p.name for p in written}:
             (output.parent / name).unlink(missing_ok=True)
         return output
-
-
-def _tensor_bytes(model: onnx.ModelProto) -> int:
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def _replaced_files(path: Path) -> set[str]:

@@ -91,7 +91,10 @@ class _Body:
     def shape(self, x: str, start: int, end: int | None = None) -> str:
         """Some of a tensor's sizes."""
         if self.opset >= 15:
-            return self.op("Shape", x, start=start, **({} if end is None else {"end": end}))
+            found = self.op("Shape", x, start=start)
+            if end is not None:
+                self.nodes[-1].attribute.append(helper.make_attribute("end", end))
+            return found
         stop = np.iinfo(np.int64).max if end is None else end
         return self.op("Slice", self.op("Shape", x), self.constant([start]), self.constant([stop]))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from asvp_export.graph.protect import Protected, observed
 from asvp_export.graph.strength import EffectMeter, NodeEffect
 from asvp_export.operator import native
 from asvp_export.parity.cases import Case
-from asvp_export.parity.session import fits, float_outputs, run_model, session
 from asvp_export.teacher.model import named_outputs
 
 
@@ -54,12 +52,3 @@ def _torch_outputs(module: torch.nn.Module, cases: Sequence[Case], device: str) 
                 f"The teacher does not run on {case.name} ({case.size}): {reason}. Use other images or another --size."
             ) from error
         yield [one.float().cpu().numpy() for one in outputs.values() if one.is_floating_point()]
-
-
-def expected_of_file(original: Path, cases: Sequence[Case], provider: str) -> Expected:
-    """Outputs of an ONNX original; there is no protected module to run."""
-    opened = session(original, provider)
-    for case in cases:
-        fits(opened, case)
-    names = tuple(one.name for one in float_outputs(opened))
-    return Expected([run_model(opened, *case.inputs) for case in cases], [], {}, names)

@@ -11,8 +11,13 @@ SAFETENSORS = "safetensors"
 TORCH = "torch"
 PT2 = "pt2"
 PT2_OLD = "pt2-old"
+ONNX = "onnx"
+TORCHSCRIPT = "torchscript"
 
-_EXPECTED = "expected a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2) or a saved module"
+_EXPECTED = (
+    "expected a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), an ONNX file, a TorchScript archive "
+    "or a saved module"
+)
 
 
 def recognise(path: Path) -> str:
@@ -22,7 +27,8 @@ def recognise(path: Path) -> str:
         path: the file.
 
     Returns:
-        SAFETENSORS, TORCH (torch.save: zip or the older plain pickle), PT2 or PT2_OLD (PyTorch 2.7 and before).
+        SAFETENSORS, TORCH (torch.save: zip or the older plain pickle), PT2 or PT2_OLD (PyTorch 2.7 and before), ONNX or
+        TORCHSCRIPT.
 
     Raises:
         InputError: not there, a directory, unreadable, empty, damaged, or of a kind that cannot be a teacher.
@@ -34,15 +40,12 @@ def recognise(path: Path) -> str:
         return TORCH
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:
         return SAFETENSORS
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`.")
     if path.suffix.lower() == ".safetensors":
         raise InputError(f"{path} is damaged or no safetensors file: its header cannot be read.")
     if path.suffix.lower() == ".onnx" or _looks_like_onnx(head):
-        raise InputError(
-            f"{path} is an ONNX model, which cannot be a teacher here: layers are selected and protected in PyTorch. "
-            f"Give the PyTorch weights that it was exported from."
-        )
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`.")
+        return ONNX
     raise InputError(f"{path} is of an unknown format (it begins with {head[:8].hex(' ')}); {_EXPECTED}.")
 
 
@@ -84,10 +87,7 @@ def _zip_kind(path: Path) -> str:
     if "archive_format" in inside:
         return PT2
     if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
-        raise InputError(
-            f"{path} is a TorchScript archive, whose modules cannot be opened for protection. Give the state dict of "
-            f"the original module with --arch, or a .pt2 archive made by torch.export."
-        )
+        return TORCHSCRIPT
     if "data.pkl" in inside:
         return TORCH
     raise InputError(f"{path} is a zip file, but not one that PyTorch wrote; {_EXPECTED}.")

@@ -16,6 +16,8 @@ import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
 from asvp_export.errors import InputError, MachineError
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_graph import named_tensors
+from asvp_export.teacher.onnx_model import OnnxModule
 
 _TIMED_RUNS = 3
 
@@ -91,6 +93,15 @@ class _Survey:
     traces: dict[str, _Trace]
     """What each module returned."""
 
+    aliases: dict[str, str]
+    """Every name under which a module can be asked for, to the one under which it goes."""
+
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """Names in the file that are no layers, and what they are."""
+
+    separator: str = "."
+    """What stands between the parts of a name."""
+
 
 def candidates(teacher: Teacher) -> tuple[list[Layer], dict[str, str]]:
     """List the modules whose output can carry a node, and say of every other why it cannot.
@@ -112,6 +123,10 @@ def candidates(teacher: Teacher) -> tuple[list[Layer], dict[str, str]]:
         InputError: the teacher fails on its own example.
     """
     survey = _survey(teacher)
+    if (graph := graph_of(teacher)) is not None:
+        from asvp_export.teacher.onnx_layers import graph_candidates
+
+        return graph_candidates(teacher, graph, survey), survey.reasons
     modules = dict(teacher.module.named_modules())
     times = _layer_times(teacher, {name: modules[name] for name in survey.axes})
     measured = _measure_outputs(teacher, {name: (modules[name], axis) for name, axis in survey.axes.items()})
@@ -154,37 +169,39 @@ def select(teacher: Teacher, patterns: Sequence[str]) -> dict[str, Site]:
             "No layer is named; give names or globs such as body.*, and list them with asvp-export layers."
         )
     survey = _survey(teacher)
-    aliases = _aliases(teacher.module)
     plain: set[str] = set()
     matched: set[str] = set()
     for word in words:
-        if re.search(r"[*?[]", word) and word not in aliases:
+        if re.search(r"[*?[]", word) and word not in survey.aliases:
             matched |= _match(word, survey)
         else:
-            plain.add(_named(word, survey, aliases))
+            plain.add(_named(word, survey))
     names = _without_doubles([name for name in survey.axes if name in plain | matched], plain, survey)
     return {name: Site(survey.traces[name].shapes[0], survey.axes[name]) for name in names}
 
 
-def _named(word: str, survey: _Survey, aliases: dict[str, str]) -> str:
-    if word not in aliases:
-        near = difflib.get_close_matches(word, aliases, n=3, cutoff=0.5)
+def _named(word: str, survey: _Survey) -> str:
+    if word not in survey.aliases and word in survey.elsewhere:
+        raise InputError(f"The name {word} cannot carry the node: it {survey.elsewhere[word]}.")
+    if word not in survey.aliases:
+        near = difflib.get_close_matches(word, survey.aliases, n=3, cutoff=0.5)
         hint = f"the nearest are {', '.join(near)}" if near else "list them with asvp-export layers"
         raise InputError(f"There is no layer {word!r}; {hint}.")
-    name = aliases[word]
+    name = survey.aliases[word]
     if name not in survey.axes:
         raise InputError(f"The layer {word} cannot carry the node: it {survey.reasons[name]}.")
     return name
 
 
 def _match(glob: str, survey: _Survey) -> set[str]:
-    pattern = _translate(glob)
+    pattern = _translate(glob, survey.separator)
     everyone = [*survey.axes, *survey.reasons]
-    found = [name for name in everyone if pattern.fullmatch(name)]
+    meant = {survey.aliases.get(name, name) for name in (*everyone, *survey.aliases) if pattern.fullmatch(name)}
+    found = [name for name in everyone if name in meant]
     if not found:
         near = difflib.get_close_matches(re.sub(r"[*?\[\]]", "", glob), everyone, n=3, cutoff=0.3)
         hint = f"the nearest names are {', '.join(near)}" if near else "list them with asvp-export layers"
-        raise InputError(f"No layer matches {glob!r} (* stays between dots, ** crosses them); {hint}.")
+        raise InputError(f"No layer matches {glob!r} (* stays inside one part of a name, ** crosses parts); {hint}.")
     carriers = {name for name in found if name in survey.axes}
     if not carriers:
         why = "; ".join(f"{name} {survey.reasons[name]}" for name in found[:3])
@@ -193,11 +210,12 @@ def _match(glob: str, survey: _Survey) -> set[str]:
     return carriers
 
 
-def _translate(glob: str) -> re.Pattern[str]:
-    """A regular expression for our globs; fnmatch will not do, since its * crosses dots."""
-    tokens = {"**.": r"(?:.*\.)?", "**": ".*", "*": r"[^.]*", "?": r"[^.]"}
+def _translate(glob: str, separator: str) -> re.Pattern[str]:
+    """A regular expression for our globs; fnmatch will not do, since its * crosses dots (slashes in an ONNX graph)."""
+    between = re.escape(separator)
+    tokens = {f"**{separator}": rf"(?:.*{between})?", "**": ".*", "*": rf"[^{between}]*", "?": rf"[^{between}]"}
     out = []
-    for token in re.findall(r"\*\*\.|\*\*|\*|\?|\[[^]]+\]|.", glob):
+    for token in re.findall(rf"\*\*{between}|\*\*|\*|\?|\[[^]]+\]|.", glob):
         if len(token) > 2 and token.startswith("["):
             inside = re.sub(r"([\\\[])", r"\\\1", token[1:-1])
             out.append(f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]")
@@ -207,6 +225,27 @@ def _translate(glob: str) -> re.Pattern[str]:
         return re.compile("".join(out))
     except re.error as error:
         raise InputError(f"The pattern {glob!r} cannot be read: {error}.") from error
+
+
+def graph_of(teacher: Teacher, opset: int | None = None) -> OnnxModule | None:
+    """The ONNX graph of a teacher whose layers are tensors of a graph, None where they are modules.
+
+    Args:
+        teacher: of any format.
+        opset: in which a TorchScript teacher becomes a graph; None: the default.
+    """
+    if isinstance(teacher.module, torch.jit.ScriptModule):
+        from asvp_export.teacher.torchscript import converted
+
+        return converted(teacher, opset)
+    return teacher.module if isinstance(teacher.module, OnnxModule) else None
+
+
+def layer_names(teacher: Teacher) -> set[str]:
+    """The names of all layers, whether they can carry a node or not."""
+    if (graph := graph_of(teacher)) is not None:
+        return set(named_tensors(graph.model)[0])
+    return {name for name, _ in teacher.module.named_modules()}
 
 
 def _without_doubles(names: list[str], plain: set[str], survey: _Survey) -> list[str]:
@@ -239,7 +278,11 @@ def _type_name(module: nn.Module) -> str:
 
 
 def _survey(teacher: Teacher) -> _Survey:
-    """Run the teacher at two sizes and judge every module."""
+    """Run the teacher at two sizes and judge every module, or every tensor of an ONNX graph."""
+    if (graph := graph_of(teacher)) is not None:
+        from asvp_export.teacher.onnx_layers import graph_survey
+
+        return graph_survey(teacher, graph)
     image = teacher.example()
     first = _trace(teacher, image)
     second = None
@@ -263,7 +306,7 @@ def _survey(teacher: Teacher) -> _Survey:
         if name and name not in first:
             listed = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict))
             reasons[name] = "is a list of modules, never called itself" if listed else "is never called in a forward"
-    return _Survey(axes, reasons, first)
+    return _Survey(axes, reasons, first, _aliases(teacher.module))
 
 
 def _trace(teacher: Teacher, image: torch.Tensor) -> dict[str, _Trace]:

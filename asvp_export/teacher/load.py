@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
 from asvp_export.teacher.example_inputs import read_inputs, signature_of
 from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 from asvp_export.teacher.probe import probe
 from asvp_export.teacher.pt2 import Dims, load_archive
+from asvp_export.teacher.torchscript import load_torchscript
 
 
 def load(
@@ -38,8 +41,8 @@ def load(
     set; an architecture given by `arch` is the user's own Python code and is run.
 
     Args:
-        model: a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), a saved `nn.Module` (with
-            `trust_pickle`), or a module in memory, which is copied and left as it was.
+        model: a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), an ONNX file, a TorchScript archive,
+            a saved `nn.Module` (with `trust_pickle`), or a module in memory, which is copied and left as it was.
         arch: for a state dict: "package.module:factory" or "path/nets.py:factory".
         arch_args: keyword arguments for the factory.
         trust_pickle: unpickle the file in full, which runs code of its author's choice.
@@ -74,13 +77,20 @@ def load(
         source, digest = path.name, sha256(path)
     _check_weights(module, source)
     try:
-        module = module.float().to(device).eval().requires_grad_(False)
+        module = module.float().to(device).eval()
+        for weight in module.parameters():
+            weight.requires_grad_(False)
     except Exception as error:
         raise InputError(f"{source} cannot be moved to {device} as float32: {one_line(error)}.") from error
     signature = None if examples is None else signature_of(examples, module, source)
+    if isinstance(module, OnnxModule):
+        fixed = module.image_dims(signature)
     found = probe(module, source, signature, fixed, values, device)
+    signature = found.signature
+    if isinstance(module, OnnxModule):  # the file's own names
+        signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
     return Teacher(
-        module, source, digest, kind, found.signature, found.scale, found.size, found.data_range, found.fixed, device
+        module, source, digest, kind, signature, found.scale, found.size, found.data_range, found.fixed, device
     )
 
 
@@ -93,6 +103,12 @@ def _from_file(
         _refuse_arch(arch, f"{path}, a torch.export archive")
         module, dims = load_archive(path, kind == formats.PT2_OLD, trust_pickle)
         return module, "pt2", dims
+    if kind == formats.ONNX:
+        _refuse_arch(arch, f"{path}, an ONNX file")
+        return read_onnx(path), "onnx", (None, None, None, None)
+    if kind == formats.TORCHSCRIPT:
+        _refuse_arch(arch, f"{path}, a TorchScript archive")
+        return load_torchscript(path, trust_pickle), "torchscript", (None, None, None, None)
     if kind == formats.SAFETENSORS:
         content: Any = checkpoint.read_safetensors(path)
     else:
@@ -117,6 +133,8 @@ def _refuse_arch(arch: str | None, what: str) -> None:
 
 
 def _check_weights(module: nn.Module, source: str) -> None:
+    if isinstance(module, OnnxModule | torch.jit.ScriptModule):
+        return  # its weights may be constants of the graph
     weights = [*module.parameters(), *module.buffers()]
     if not weights:
         raise InputError(f"{source} has no weights; expected a trained model.")

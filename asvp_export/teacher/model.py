@@ -27,7 +27,8 @@ class Teacher:
     """Of the file's bytes, hexadecimal; for a module in memory: of its state dict."""
 
     format: str
-    """Where it came from: "state-dict", "pt2" (torch.export), "pickle" (a whole module) or "module" (memory)."""
+    """Where it came from: "state-dict", "pt2" (torch.export), "onnx", "torchscript", "pickle" (a whole module) or "module"
+    (memory)."""
 
     signature: Signature
     """Its inputs, which of them is the image, and its outputs."""

@@ -1,0 +1,192 @@
+"""Reading an ONNX graph: what lies in it, what a node's bodies capture, which part of it some outputs need."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import onnx
+
+_Nodes = Iterable[onnx.NodeProto]
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that are attributes of a node (the branches of an If, the body of a Loop)."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs inside its nodes."""
+    yield graph
+    yield from graphs_in(graph.node)
+
+
+def graphs_in(nodes: _Nodes) -> Iterator[onnx.GraphProto]:
+    """All graphs inside nodes, at any depth."""
+    for node in nodes:
+        for body in bodies(node):
+            yield from graphs(body)
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of the main graph, of the graphs inside them, and of the model's functions."""
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        yield from nodes
+        for graph in graphs_in(nodes):
+            yield from graph.node
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor: initializers and attributes, in subgraphs and functions too."""
+    yield from model.graph.initializer
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for graph in graphs_in(nodes):
+            yield from graph.initializer
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor's data lies in a file of its own."""
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files that hold tensors' data, as the model says them."""
+    return {
+        entry.value for t in tensors(model) if is_external(t) for entry in t.external_data if entry.key == "location"
+    }
+
+
+def stored_bytes(tensor: onnx.TensorProto) -> int:
+    """How many bytes of data a tensor has, in the model or in a file of its own."""
+    if not is_external(tensor):
+        return len(tensor.raw_data)
+    length = next((entry.value for entry in tensor.external_data if entry.key == "length"), None)
+    if length is not None:
+        return int(length)
+    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def in_order(graph: onnx.GraphProto) -> bool:
+    """Sort the nodes so that each comes after those that it reads from, otherwise in the order in which they stand.
+
+    The standard asks for it; onnxruntime does not mind, and its float16 converter leaves them unsorted.
+
+    Returns:
+        Whether they stood so already.
+    """
+    maker = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    behind = [[maker[name] for name in sorted(reads(node)) if name in maker] for node in graph.node]
+    if all(before < place for place, makers in enumerate(behind) for before in makers):
+        return True
+    nodes, done, order = list(graph.node), set[int](), list[int]()
+    for first in range(len(nodes)):
+        waiting = [first]
+        while waiting:
+            place = waiting[-1]
+            missing = [before for before in behind[place] if before not in done and before != place]
+            if missing and place not in done:
+                waiting.append(missing[0])
+                continue
+            waiting.pop()
+            if place not in done:
+                done.add(place)
+                order.append(place)
+    del graph.node[:]
+    graph.node.extend(nodes[place] for place in order)
+    return False
+
+
+def is_half(model: onnx.ModelProto) -> bool:
+    """Whether weights of the model are float16."""
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """The tensors of its own graph that a node needs: its inputs, and what its bodies capture."""
+    found = set(node.input)
+    for body in bodies(node):
+        made = {value.name for value in (*body.input, *body.initializer)}
+        made |= {sparse.values.name for sparse in body.sparse_initializer}
+        for inner in body.node:
+            found |= reads(inner) - made
+            made |= set(inner.output)
+        found |= {value.name for value in body.output} - made
+    return found - {""}
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the default domain, under either of its names."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """What a caller has to hand in: before IR version 4 the initializers stand among the inputs as well."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
+def named_tensors(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str]]:
+    """The layers of a graph: what its nodes return, under the node's name where that says which tensor is meant.
+
+    Args:
+        model: its main graph is looked at.
+
+    Returns:
+        Layer name to tensor, in the order of the graph; and every name under which a layer can be asked for (the
+        node's, the tensor's) to the layer's name.
+    """
+    nodes = model.graph.node
+    made = {name for node in nodes for name in node.output if name}
+    count = Counter(node.name for node in nodes)
+    layers: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    for node in nodes:
+        outputs = [name for name in node.output if name]
+        for tensor in outputs:
+            plain = node.name and count[node.name] == len(outputs) == 1 and node.name not in made - {tensor}
+            name = node.name if plain else tensor
+            layers[name] = tensor
+            aliases[tensor] = aliases[name] = name
+    return layers, aliases
+
+
+def pruned(model: onnx.ModelProto, given: Sequence[onnx.ValueInfoProto], outputs: Collection[str]) -> onnx.ModelProto:
+    """The part of a model that computes some tensors, with others handed in instead of computed.
+
+    Args:
+        model: it is left as it is.
+        given: tensors of the main graph that become inputs beside the model's own.
+        outputs: tensors of the main graph that become the outputs, in this order; onnxruntime finds out their types.
+
+    Returns:
+        A model with the nodes, the initializers and the inputs that are needed, and all of the functions.
+    """
+    replaced = {value.name for value in given}
+    needed = set(outputs)
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):
+        if needed & (set(node.output) - replaced - {""}):
+            kept.append(node)
+            needed |= reads(node)
+    graph = model.graph
+    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    part.graph.name = graph.name
+    part.graph.node.extend(reversed(kept))
+    for node in part.graph.node:  # one of several outputs of a node may be handed in, and the others be computed
+        node.output[:] = [f"{name}/computed" if name in replaced else name for name in node.output]
+    part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
+    part.graph.sparse_initializer.extend(s for s in graph.sparse_initializer if s.values.name in needed)
+    part.graph.input.extend(value for value in (*graph.input, *given) if value.name in needed)
+    own = {value.name: value for value in graph.output}
+    part.graph.output.extend(own.get(name, onnx.ValueInfoProto(name=name)) for name in outputs)
+    return part

@@ -1,0 +1,242 @@
+"""An ONNX graph as a PyTorch module, run by onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import helper
+from torch import nn
+
+from asvp_export.errors import InputError
+from asvp_export.signature import Signature
+from asvp_export.teacher.architecture import one_line
+from asvp_export.teacher.onnx_graph import external_files, in_order, inputs_of, pruned, reads
+
+_SILENT = 4  # fatal only: what goes wrong comes back as an exception
+_PROVIDERS = ["CPUExecutionProvider"]
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+
+def read_onnx(path: Path) -> OnnxModule:
+    """Open an ONNX file; data in files of its own stays there, and is mapped into memory when the graph runs.
+
+    Args:
+        path: the file; its external data has to lie beside it.
+
+    Returns:
+        The graph as a module.
+
+    Raises:
+        InputError: not an ONNX model or not a valid one, or its external data is not there.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors have no base in common with onnx's
+        raise InputError(f"{path} is damaged, or no ONNX model: {one_line(error)}.") from error
+    lost = sorted(name for name in external_files(model) if not (path.parent / name).is_file())
+    if lost:
+        raise InputError(f"The tensors of {path} are kept in {lost[0]}, which is not beside it; put it there.")
+    try:
+        if in_order(model.graph):
+            onnx.checker.check_model(str(path), full_check=True)
+        elif not external_files(model):
+            onnx.checker.check_model(model)
+    except Exception as error:
+        raise InputError(f"{path} is not a valid ONNX model: {one_line(error)}.") from error
+    return OnnxModule(model, path.parent)
+
+
+class OnnxModule(nn.Module):
+    """A graph that takes and returns tensors by position, with places where other modules can change what flows.
+
+    It runs on the CPU in float as the graph has it, by standard operators (an ASVP node in it by its function body);
+    inputs are cast to the types that the graph wants. There are no gradients.
+
+    Args:
+        model: taken as it is, and never changed; its external data stays where it is.
+        folder: where the external data lies.
+        cuts: tensors of the main graph; each passes through its module in `sites` before anything reads it.
+    """
+
+    def __init__(self, model: onnx.ModelProto, folder: Path | None = None, cuts: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.model, self.folder, self.cuts = model, folder, tuple(cuts)
+        self.sites = nn.ModuleList(nn.Identity() for _ in self.cuts)
+        self._opened: dict[tuple[str, ...], ort.InferenceSession] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxModule:
+        copied = OnnxModule(self.model, self.folder, self.cuts)
+        copied.sites = copy.deepcopy(self.sites, memo)
+        copied._opened = self._opened
+        return copied
+
+    @cached_property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """What forward takes, in order."""
+        return inputs_of(self.model)
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of what forward takes, in order."""
+        return tuple(value.name for value in self.inputs)
+
+    @cached_property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of what forward returns, in order."""
+        return tuple(value.name for value in self.model.graph.output)
+
+    def image_dims(self, signature: Signature | None) -> tuple[int | None, int | None, int | None, int | None]:
+        """The frozen sizes N, C, H, W of the image input, None where free.
+
+        Args:
+            signature: what is known of the inputs; None: there is but one.
+
+        Raises:
+            InputError: there are more inputs than are known, or the image is no image batch of a floating type.
+        """
+        given = [_shown(value) for value in self.inputs]
+        known = signature.names if signature else ("the image",)
+        if self.inputs and len(known) != len(self.inputs):
+            raise InputError(
+                f"The graph takes {len(given)} inputs ({'; '.join(given)}) and {len(known)} are known; give an example of each "
+                "with --inputs FILE.npz."
+            )
+        value = self.inputs[signature.place if signature else 0] if self.inputs else None
+        dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim] if value is not None else []
+        if value is None or len(dims) not in (4, 5) or value.type.tensor_type.elem_type not in _FLOATS:
+            raise InputError(
+                f"The graph takes {'; '.join(given) or 'nothing'}; a float image batch N,C,H,W was expected first."
+            )
+        return dims[0], dims[-3], dims[-2], dims[-1]
+
+    def with_cuts(self, cuts: Iterable[str]) -> OnnxModule:
+        """The same graph with other cuts."""
+        return OnnxModule(self.model, self.folder, cuts)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Run the graph: one output comes as a tensor, several as a tuple.
+
+        Raises:
+            RuntimeError: onnxruntime does not run it on these inputs.
+            MemoryError: memory ran out.
+        """
+        if len(inputs) != len(self.inputs):
+            raise TypeError(f"the graph takes {len(self.inputs)} inputs, and {len(inputs)} were given")
+        values = self.cast(inputs)
+        sites = dict(zip(self.cuts, self.sites, strict=True))
+        for stage in (*self._stages, self.output_names):
+            missing = tuple(name for name in stage if name not in values)
+            for name, value in zip(missing, self._run(missing, values), strict=True):
+                values[name] = sites[name](value) if name in sites else value
+        found = tuple(values[name].to(inputs[0].device) for name in self.output_names)
+        return found[0] if len(found) == 1 else found
+
+    def cast(self, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs by name, on the CPU, in the types that the graph wants."""
+        return {value.name: _cast(x, value) for value, x in zip(self.inputs, inputs, strict=True)}
+
+    @cached_property
+    def _stages(self) -> list[list[str]]:
+        """The cuts in an order in which they can be computed: each stage reads cuts of the stages before it alone."""
+        depth: dict[str, int] = {}  # how many cuts lie behind each tensor
+        stages: dict[int, list[str]] = {}
+        cuts = set(self.cuts)
+        for node in self.model.graph.node:
+            level = max((depth.get(name, 0) for name in reads(node)), default=0)
+            for name in node.output:
+                depth[name] = level + (name in cuts)
+                if name in cuts:
+                    stages.setdefault(level, []).append(name)
+        return [stages[level] for level in sorted(stages)]
+
+    def _run(self, names: tuple[str, ...], values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Some tensors, computed from the inputs and the cuts that are known: by a graph that holds no other cut.
+
+        What lies between is computed again where a later stage needs it. So each part has the nodes between two cuts
+        in one piece, and onnxruntime fuses them as it does in the file with the nodes in it.
+        """
+        if not names:
+            return []
+        if names not in self._opened:
+            given = [_described(name, values[name]) for name in self.cuts if name in values]
+            self._opened[names] = self.session(names, given)
+        opened = self._opened[names]
+        found = guarded(opened.run, list(names), {one.name: array(values[one.name]) for one in opened.get_inputs()})
+        return [_tensor(name, value) for name, value in zip(names, found, strict=True)]
+
+    def session(self, outputs: Sequence[str], given: Sequence[onnx.ValueInfoProto] = ()) -> ort.InferenceSession:
+        """A session for any tensors of the main graph: what these need, and no more."""
+        whole = not given and tuple(outputs) == self.output_names
+        return open_session(self.model if whole else pruned(self.model, given, outputs), self.folder)
+
+
+def open_session(model: onnx.ModelProto, folder: Path | None, profile: Path | None = None) -> ort.InferenceSession:
+    """A session on the CPU.
+
+    Args:
+        model: to be run.
+        folder: where its external data lies.
+        profile: write how long each node takes to a file of this beginning, and leave every node as it stands.
+
+    Raises:
+        RuntimeError, MemoryError: as for `OnnxModule.forward`.
+    """
+    options = ort.SessionOptions()
+    if profile is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    options.log_severity_level = _SILENT
+    # Threads that spin while they wait would hold up the other stages' sessions, and PyTorch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return guarded(ort.InferenceSession, model.SerializeToString(), options, providers=_PROVIDERS)
+
+
+def _shown(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sizes = [dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim]
+    return f"{value.name} {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} {'x'.join(sizes)}"
+
+
+def guarded(call: Any, *arguments: Any, **options: Any) -> Any:
+    """Call onnxruntime; its exceptions have no base of their own."""
+    try:
+        return call(*arguments, **options)
+    except Exception as error:
+        reason = one_line(error)
+        if any(
+            word in reason.lower() for word in ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
+        ):
+            raise MemoryError(reason) from error
+        raise RuntimeError(reason) from error
+
+
+def _cast(x: torch.Tensor, value: onnx.ValueInfoProto) -> torch.Tensor:
+    wanted = torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))).dtype
+    return x.detach().to("cpu", wanted)
+
+
+def _described(name: str, value: torch.Tensor) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(value.numpy().dtype)
+    return helper.make_tensor_value_info(name, kind, [None] * value.ndim)
+
+
+def array(value: torch.Tensor) -> np.ndarray:
+    """A tensor as onnxruntime takes it."""
+    return np.ascontiguousarray(value.detach().cpu().numpy())
+
+
+def _tensor(name: str, value: object) -> torch.Tensor:
+    if not isinstance(value, np.ndarray):
+        raise RuntimeError(f"{name} is a {type(value).__name__}, not a tensor")
+    return torch.from_numpy(value)

@@ -1,0 +1,162 @@
+"""TorchScript archives: what in them is refused, loading them, and turning them into an ONNX graph."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import warnings
+import weakref
+from pathlib import Path
+
+import onnx
+import torch
+
+from asvp_export.errors import AsvpError, InputError
+from asvp_export.teacher.architecture import one_line
+from asvp_export.teacher.model import Teacher, named_outputs
+from asvp_export.teacher.onnx_model import OnnxModule
+
+OPSETS = range(11, 21)  # that PyTorch's exporter for TorchScript writes
+_DEFAULT_OPSET = 18
+
+_FILES = re.compile(r"\b(from_file|save)\b")
+_NAMESPACE = re.compile(r"\bops\s*\.\s*(\w+)")
+_NAMESPACES = {"aten", "prim", "prims", "quantized", "torchvision", "mkldnn", "mkldnn_prepacked"}
+_BETWEEN_TOKENS = re.compile(r"#[^\n]*|\\\n")
+
+# float32 convolutions in another order of summation: 1e-5 of the largest value after some fifty layers.
+_TOLERANCE = 1e-4
+
+_graphs: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], OnnxModule]] = weakref.WeakKeyDictionary()
+
+
+def load_torchscript(path: Path, trust_pickle: bool, device: str = "cpu") -> torch.jit.ScriptModule:
+    """Load a traced or scripted module.
+
+    `torch.jit.load` runs no Python: its own unpickler makes nothing but tensors, containers and TorchScript objects, and
+    TorchScript has no access to Python, to the network or to processes. What it does run is the archive's TorchScript,
+    some of it while loading; and two operators of that language write and map files. So without `trust_pickle` an archive
+    whose code names these, or operators of other libraries than PyTorch's own, is refused before it is loaded. What is
+    left is PyTorch's own handling of its operators, which PyTorch does not promise to be safe against a hostile
+    program: load archives of strangers in a sandbox.
+
+    Args:
+        path: the archive.
+        trust_pickle: the user vouches for the author; nothing is screened.
+        device: where the weights go.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: refused as above, or damaged.
+    """
+    try:
+        danger = "" if trust_pickle else _danger(path)
+        if not danger:
+            return torch.jit.load(str(path), map_location=device)
+    except Exception as error:
+        raise InputError(f"{path} cannot be loaded as a TorchScript archive: {one_line(error)}.") from error
+    raise InputError(
+        f"{path} uses {danger}, which a model needs not. Pass --trust-pickle if you trust its author, or give the state dict "
+        "of the original module with --arch."
+    )
+
+
+def _danger(path: Path) -> str:
+    """What in an archive's code goes beyond computing, in words; read by the reader that loads it."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    for name in reader.get_all_records():
+        if not name.endswith(".py"):
+            continue
+        code = _BETWEEN_TOKENS.sub(" ", reader.get_record(name).decode("utf-8"))
+        if found := _FILES.search(code):
+            return f"the operator {found[1]}, which reads or writes files"
+        if other := set(_NAMESPACE.findall(code)) - _NAMESPACES:
+            return f"operators of {min(other)}"
+    return ""
+
+
+def converted(teacher: Teacher, opset: int | None = None) -> OnnxModule:
+    """A TorchScript teacher as an ONNX graph, whose nodes are named by module paths; made once an opset.
+
+    Args:
+        teacher: its module is a ScriptModule.
+        opset: of the default domain; None: 18.
+
+    Returns:
+        The graph, which gives the teacher's outputs at two sizes.
+
+    Raises:
+        InputError: an opset that is not written.
+        AsvpError: the exporter does not take the module, or its graph computes something else.
+    """
+    opset = _DEFAULT_OPSET if opset is None else opset
+    if opset not in OPSETS:
+        raise InputError(
+            f"The opset {opset} was asked for; from TorchScript {OPSETS[0]} to {OPSETS[-1]} can be written. Leave --opset out."
+        )
+    made = _graphs.setdefault(teacher.module, {})
+    if (opset, teacher.fixed) not in made:
+        made[opset, teacher.fixed] = _verified(teacher, OnnxModule(_convert(teacher, opset)))
+    return made[opset, teacher.fixed]
+
+
+def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
+    signature = teacher.signature
+    frozen = {name for name, size in zip(("batch", "", "height", "width"), teacher.fixed, strict=True) if size}
+    free = [{axis: name for axis, name in axes.items() if name not in frozen} for axes in signature.dimensions]
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+            path = Path(folder, "graph.onnx")
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                teacher.module,
+                teacher.inputs(teacher.example(batch=2)),
+                path,
+                dynamo=False,
+                opset_version=opset,
+                input_names=list(signature.names),
+                output_names=list(signature.outputs),
+                dynamic_axes={
+                    **dict(zip(signature.names, free, strict=True)),
+                    signature.outputs[signature.main]: free[signature.place],
+                },
+            )
+            return onnx.load(path)
+    except Exception as error:  # the exporter raises whatever went wrong inside
+        raise AsvpError(
+            f"PyTorch's exporter does not take this TorchScript module ({one_line(error)}). Give the state dict of the "
+            "original module with --arch, or an ONNX file made elsewhere."
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _verified(teacher: Teacher, graph: OnnxModule) -> OnnxModule:
+    """Hold the graph against the module at two sizes: what a trace froze or an exporter got wrong shows here."""
+    first = teacher.example(batch=2)
+    for image in (first, teacher.example(2 * first.shape[-2], first.shape[-2])):
+        inputs = teacher.inputs(image)
+        with torch.no_grad():
+            expected = named_outputs(teacher.module(*inputs))
+            try:
+                got = named_outputs(graph(*inputs))
+            except RuntimeError as error:
+                raise _unfaithful(teacher, f"it does not run ({one_line(error)})", image) from error
+        for a, b in zip(expected.values(), got.values(), strict=True):
+            off = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-6))
+            if not off <= _TOLERANCE:
+                raise _unfaithful(teacher, f"its output is off by {off:.1e} of the largest value", image)
+    return graph
+
+
+def _unfaithful(teacher: Teacher, what: str, image: torch.Tensor) -> AsvpError:
+    return AsvpError(
+        f"PyTorch's exporter made a graph of {teacher.source} that is not the same model: on {'x'.join(map(str, image.shape))} "
+        f"{what}. Give the state dict of the original module with --arch, or script the module instead of tracing it."
+    )

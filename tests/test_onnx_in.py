@@ -1,0 +1,368 @@
+"""ONNX files and TorchScript archives as teachers: the nodes go into a graph that somebody else wrote."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper, parser
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from teachers import ROOT, example, save_pictures
+from torch import nn
+
+import asvp_export
+import asvp_export.images
+from asvp_export.graph import publish
+from asvp_export.graph.export import to_onnx
+from asvp_export.graph.passes import perturbation_nodes, without_nodes
+from asvp_export.graph.surgery import strip_author
+from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
+
+DYNAMIC = {name: {0: "n", 2: f"{name}_h", 3: f"{name}_w"} for name in ("x", "y")}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return save_pictures(tmp_path_factory.mktemp("pictures"), 1)
+
+
+def legacy(path: Path, module: nn.Module, opset: int) -> Path:
+    """By PyTorch's older exporter, whose names are module paths."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (torch.rand(2, 3, 32, 48),), path, dynamo=False, opset_version=opset, input_names=["x"],
+            output_names=["y"], dynamic_axes=DYNAMIC,
+        )  # fmt: skip
+    return path
+
+
+class Flow(nn.Module):
+    """A loop over a number that the image's height gives, and a branch that the image's brightness decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.tail = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        head = self.head(x)
+        y = head
+        for _ in range(int(x.shape[2]) // 16):
+            y = y + 0.1 * self.middle(y) + 0.1 * head
+        out = self.tail(y) if bool(x.mean() > 0.4) else 0.5 * self.tail(y + head)
+        return x + 0.1 * out
+
+
+class Photographs(CalibrationDataReader):
+    def __init__(self) -> None:
+        found = asvp_export.images.list_images(asvp_export.images.photographs("calibrate"))[:2]
+        pixels = [asvp_export.images.read_image(path)[:96, :128] for path in found]
+        self.batches = iter([{"x": np.ascontiguousarray(p.transpose(2, 0, 1)[None])} for p in pixels])
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """The deraining teacher as people have it, and a small net with control flow."""
+    folder = tmp_path_factory.mktemp("files")
+    teacher = example("derain")
+    plain = legacy(folder / "plain.onnx", teacher.module, 17)
+    legacy(folder / "old.onnx", teacher.module, 11)
+    torch.onnx.export(
+        teacher.module, (teacher.example(batch=2),), dynamo=True, opset_version=18, input_names=["x"], output_names=["y"],
+        dynamic_shapes=({0: "n", 2: "h", 3: "w"},), verbose=False,
+    ).save(folder / "dynamo.onnx")  # fmt: skip
+    quantize_static(plain, folder / "qdq.onnx", Photographs(), quant_format=QuantFormat.QDQ, per_channel=True)
+    onnx.save(convert_float_to_float16(onnx.load(plain), keep_io_types=True), folder / "half.onnx")
+    onnx.save(
+        onnx.load(plain), folder / "outside.onnx", save_as_external_data=True, location="t.data", size_threshold=64
+    )
+    torch.jit.trace(teacher.module, teacher.example()).save(folder / "traced.pt")
+    torch.manual_seed(0)
+    torch.jit.script(Flow().eval()).save(folder / "scripted.pt")
+    return folder
+
+
+@pytest.mark.parametrize("file, layers, count", [
+    ("plain.onnx", "/body/body.[0-4]/branch/*/Relu,/after_body/Conv_output_0", 6), ("old.onnx", "/body/body.3/**/Relu", 1),
+    ("dynamo.onnx", "node_relu_1,conv2d_16", 2), ("qdq.onnx", "/body/body.3/branch/branch.0/Conv", 1),
+    ("half.onnx", "/body/body.3/Add", 1), ("outside.onnx", "/body/body.3/Add", 1), ("traced.pt", "/body/3/**/Relu", 1),
+    ("scripted.pt", "/head/Conv", 1),
+])  # fmt: skip
+def test_every_kind_of_graph_passes_both_gates(file, layers, count, files, pictures, tmp_path):
+    teacher = asvp_export.load(files / file)
+    protected = asvp_export.protect(teacher, layers, gain=1.02)
+    result = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures)
+    assert result.passed and result.fidelity and len(result.nodes) == count
+    assert all(effect.relative_feature_change > 1e-3 for effect in result.effects.values())
+    shipped = onnx.load(tmp_path / "p.onnx")
+    assert {node.name for node in perturbation_nodes(shipped)} == {f"asvp/{name}" for name in result.nodes}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.onnx"]
+    assert b"pkg.torch" not in (tmp_path / "p.onnx").read_bytes()
+    assert str(ROOT).encode() not in (tmp_path / "p.onnx").read_bytes()
+    image = teacher.example(batch=2)
+    bare = ort.InferenceSession(without_nodes(shipped).SerializeToString())
+    (out,) = bare.run(None, {bare.get_inputs()[0].name: image.numpy()})
+    plain = asvp_export.protect(teacher, layers, gain=1.0)(image)
+    torch.testing.assert_close(torch.from_numpy(out).float(), plain.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_gate_sees_a_graph_whose_node_went_elsewhere(files, pictures, tmp_path):
+    teacher = asvp_export.load(files / "plain.onnx")
+    asvp_export.export(
+        asvp_export.protect(teacher, "/body/body.3/Add", gain=1.05), tmp_path / "p.onnx", images=pictures
+    )
+    model = onnx.load(tmp_path / "p.onnx")
+    result = asvp_export.check(files / "plain.onnx", tmp_path / "p.onnx", images=pictures)
+    assert result.passed and result.fidelity and not any("Fidelity" in note for note in result.notes)
+    (node,) = perturbation_nodes(model)
+    readers = [n for n in model.graph.node if node.output[0] in n.input]
+    readers[-1].input[:] = [node.input[0] if name == node.output[0] else name for name in readers[-1].input]
+    onnx.save(model, tmp_path / "p.onnx")
+    result = asvp_export.check(files / "plain.onnx", tmp_path / "p.onnx", images=pictures)
+    assert result.fidelity and not result.fidelity.passed
+
+
+# Everything that graphs can hold
+
+TEXT = """
+<ir_version: 8, opset_import: ["" : 17, "them" : 1], producer_name: "them", doc_string: "a model of theirs">
+restore (float[n, 3, h, w] x) => (float[n, 3, h, w] y, float[n, 8, h, w] features)
+<float[1] first = {0}, float[1] last = {0}, int64 steps = {3}, bool on = {1}, int64[2] cut = {3, 5}>
+{
+   head = Conv <pads = [1, 1, 1, 1]> (x, first)
+   few, many = Split <axis = 1> (head, cut)
+   joined = Concat <axis = 1> (few, many)
+   features = them.Soft (joined)
+   mean = ReduceMean <axes = [2, 3], keepdims = 0> (features)
+   size = Shape (features)
+   unread = Neg (features)
+   turned = Loop (steps, on, features) <body = repeat (int64 i, bool go, float[n, 8, h, w] now)
+        => (bool goes, float[n, 8, h, w] next) {
+      goes = Identity (go)
+      tenth = Constant <value = float {0.1}> ()
+      part = Mul (features, tenth)
+      next = Add (now, part)
+   }>
+   out = If (on) <then_branch = yes () => (float[n, 3, h, w] a) {
+      sum = Add (turned, features)
+      a = Conv <pads = [1, 1, 1, 1]> (sum, last)
+   }, else_branch = no () => (float[n, 3, h, w] b) { b = Conv <pads = [1, 1, 1, 1]> (features, last) }>
+   y = Add (x, out)
+}
+<domain: "them", opset_import: ["" : 17], doc_string: "a function of theirs">
+Soft (v) => (w) { s = Sigmoid (v)  w = Mul (v, s) }
+"""
+
+TRACE = "/home/them/net.py(12): forward\\n/home/them/train.py(3): <module>\\n"
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory) -> Path:
+    """A file with a bit of everything: Loop and If that capture, a function, metadata, doc strings, annotations."""
+    model = parser.parse_model(TEXT)
+    rng = np.random.default_rng(0)
+    for name, shape in (("first", (8, 3, 3, 3)), ("last", (3, 8, 3, 3))):
+        (old,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        old.CopyFrom(numpy_helper.from_array((0.2 * rng.standard_normal(shape)).astype(np.float32), name))
+    helper.set_model_props(model, {"author": "them", "pkg.torch.onnx.original_node_mapping": "/home/them/net.py"})
+    model.graph.doc_string = "their graph"
+    model.graph.value_info.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 8, "h", "w"]))
+    model.graph.quantization_annotation.append(onnx.TensorAnnotation(tensor_name="features"))
+    for place, node in enumerate(model.graph.node):
+        node.name = f"n{place}/{node.op_type}"
+        node.doc_string = "their node" if place % 2 else TRACE
+        helper.set_model_props(node, {"note": "keep", "pkg.torch.onnx.stack_trace": "/home/them/net.py"})
+    (branches,) = (node for node in model.graph.node if node.op_type == "If")
+    branches.attribute[0].g.node[0].doc_string = TRACE
+    path = tmp_path_factory.mktemp("theirs") / "theirs.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_nothing_else_in_the_file_changes(theirs):
+    teacher = asvp_export.load(theirs)
+    made = to_onnx(asvp_export.protect(teacher, "features,few"))
+    onnx.checker.check_model(made, full_check=True)
+    expected = onnx.load(theirs)
+    strip_author(expected)
+    names = {node.output[0]: node.input[0] for node in perturbation_nodes(made)}
+    assert set(names) == {"features", "few"}
+    for node in (kept := [node for node in made.graph.node if node.domain != "asvp"]):
+        node.output[:] = [next((new for new, old in names.items() if old == name), name) for name in node.output]
+    del made.graph.node[:], made.functions[1:], made.opset_import[2:]
+    made.graph.node.extend(kept)
+    made.ir_version = expected.ir_version
+    assert made == expected
+    assert expected.doc_string == "a model of theirs" and expected.functions[0].doc_string == "a function of theirs"
+    assert [(p.key, p.value) for p in expected.metadata_props] == [("author", "them")]
+    assert {node.doc_string for node in expected.graph.node} == {"", "their node"}
+    assert {p.key for node in expected.graph.node for p in node.metadata_props} == {"note"}
+    assert b"/home/them" not in expected.SerializeToString()
+
+
+def test_bodies_that_capture_a_tensor_read_the_perturbed_one(theirs):
+    """Loop and If take `features` by name: three loops add 0.1 of it, the branch adds it once more."""
+    teacher = asvp_export.load(theirs)
+    image = teacher.example()
+    plain = ort.InferenceSession(theirs).run(["features"], {"x": image.numpy()})[0]
+    made = to_onnx(asvp_export.protect(teacher, "features", gain=3.0))
+    out, features = ort.InferenceSession(made.SerializeToString()).run(["y", "features"], {"x": image.numpy()})
+    perturbed = asvp_export.reference(torch.from_numpy(plain), 1, 3.0)
+    torch.testing.assert_close(torch.from_numpy(features), perturbed, rtol=1e-4, atol=1e-5)
+    weights = numpy_helper.to_array(next(t for t in made.graph.initializer if t.name == "last"))
+    expected = image + nn.functional.conv2d(2.3 * perturbed, torch.from_numpy(weights.copy()), padding=1)
+    torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_stages_compute_what_the_whole_graph_computes(theirs):
+    """Cuts behind one another and beside one another, one of two outputs of a node, and an output of the graph."""
+    whole = read_onnx(theirs)
+    image = asvp_export.load(theirs).example(batch=2)
+    cut = copy.deepcopy(whole.with_cuts(["few", "head", "features", "turned", "y"]))
+    passed = []
+    for name, site in zip(cut.cuts, cut.sites, strict=True):
+        site.register_forward_hook(lambda module, inputs, output, name=name: passed.append(name))
+    for got, expected in zip(cut(image), whole(image), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert passed == ["head", "few", "features", "turned", "y"]
+    cut.sites[2].register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    image_alone, features = cut(image)
+    assert torch.equal(image_alone, image) and not features.any(), "y and features depend on the cut at features alone"
+
+
+BAD_LAYERS = {
+    "part": "part cannot carry the node: it lies inside the Loop",
+    "a": "lies inside the If", "x": "is an input of the graph", "first": "is a weight",
+    "n5/Shape": "returns int64 numbers", "mean": r"returns a 2-D tensor \(1x8\)", "unread": "no output of the graph depends on",
+    "featurs": "There is no layer 'featurs'; the nearest are features", "m*/*": "No layer matches",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_LAYERS)
+def test_what_cannot_carry_the_node_is_refused(name, theirs):
+    with pytest.raises(asvp_export.InputError, match=BAD_LAYERS[name]):
+        asvp_export.protect(asvp_export.load(theirs), name)
+
+
+def test_names_of_nodes_and_tensors_and_globs_select(files):
+    teacher = asvp_export.load(files / "plain.onnx")
+    relus = [f"/body/body.{i}/branch/branch.1/Relu" for i in range(8)]
+    chosen = lambda *names: list(asvp_export.protect(teacher, names).nodes)  # noqa: E731
+    assert chosen("/body/**/Relu") == chosen("/body/body.*/branch/branch.?/Relu") == relus
+    assert chosen(f"{relus[3]}_output_0,{relus[1]}") == [relus[1], relus[3]]
+    assert chosen("y") == ["/Add_1"] or chosen("y") == ["/Add"]
+    with pytest.raises(asvp_export.InputError, match="No layer matches"):
+        chosen("/body/*/Relu")
+    found, refused = asvp_export.candidates(teacher)
+    kinds = {layer.name: layer for layer in found}
+    assert kinds[relus[0]].type == "Relu" and kinds[relus[0]].layer_ms > 0 and kinds[relus[0]].effective_rank > 1
+    assert any("int64" in reason for reason in refused.values())
+
+
+def changed(source: Path, target: Path, change) -> Path:
+    model = onnx.load(source)
+    change(model)
+    onnx.save(model, target)
+    return target
+
+
+def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_path):
+    def refused(match: str, path: Path, **options) -> None:
+        with pytest.raises(asvp_export.InputError, match=match):
+            asvp_export.export(asvp_export.protect(asvp_export.load(path), "**"), tmp_path / "p.onnx", **options)
+
+    (tmp_path / "outside.onnx").write_bytes((files / "outside.onnx").read_bytes())
+    refused("are kept in t.data, which is not beside it; put it there", tmp_path / "outside.onnx")
+    cut = changed(theirs, tmp_path / "cut.onnx", lambda model: model.graph.node[0].input.append("nothing"))
+    refused("is not a valid ONNX model", cut)
+    bytes_in = parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (uint8[n, 3, h, w] x) => (float[n, 3, h, w] y)'
+                                  "{ y = Cast <to = 1> (x) }")  # fmt: skip
+    onnx.save(bytes_in, tmp_path / "bytes.onnx")
+    refused("takes x uint8 nx3xhxw; a float image batch", tmp_path / "bytes.onnx")
+    old = parser.parse_model('<ir_version: 5, opset_import: ["" : 10]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y)'
+                             "{ y = Relu (x) }")  # fmt: skip
+    onnx.save(old, tmp_path / "old.onnx")
+    refused("is of opset 10; 11 to 26 can carry the node", tmp_path / "old.onnx")
+    half = parser.parse_model('<ir_version: 7, opset_import: ["" : 13]> g (float16[n, 3, h, w] x) => (float16[n, 3, h, w] y)'
+                              "{ r = Relu (x) y = Neg (r) }")  # fmt: skip
+    onnx.save(half, tmp_path / "half.onnx")
+    refused("is of opset 13, and the tensor . is not float32; from opset 15", tmp_path / "half.onnx")
+    refused("opset 18 was asked for; an ONNX file keeps its own, and theirs.onnx is of opset 17", theirs, opset=18)
+    refused("--static was given", theirs, static=True, sizes=[(32, 48)], images=pictures)
+
+
+def test_a_file_that_carries_nodes_is_not_protected_again(files, pictures, tmp_path):
+    onnx.save(
+        to_onnx(asvp_export.protect(asvp_export.load(files / "plain.onnx"), "/body/body.3/Add")), tmp_path / "p.onnx"
+    )
+    with pytest.raises(asvp_export.InputError, match=r"carries 1 ASVP node.* already; give the unprotected original"):
+        asvp_export.protect(asvp_export.load(tmp_path / "p.onnx"), "/body/body.4/Add")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_data_outside_the_file_is_carried_over(inside, files, pictures, tmp_path, monkeypatch):
+    """Over the limit, lowered here, the tensors go from file to file; under it they come into the model."""
+    monkeypatch.setattr(publish, "EXTERNAL_LIMIT", 2**31 if inside else 2**16)
+    protected = asvp_export.protect(asvp_export.load(files / "outside.onnx"), "/body/body.3/Add", gain=1.02)
+    assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures).passed
+    assert len(list(tmp_path.glob("p.*.data"))) == (0 if inside else 1)
+    (got,) = ort.InferenceSession(tmp_path / "p.onnx").run(None, {"x": (image := protected.teacher.example()).numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), protected(image), rtol=1e-4, atol=1e-5)
+
+
+# TorchScript
+
+
+class Writes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, "written.bin")
+        return self.conv(x)
+
+
+def test_torchscript_that_touches_files_is_refused_before_it_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(Writes()).save("writes.pt")
+    with pytest.raises(asvp_export.InputError, match=r"operator save, which reads or writes files.*--trust-pickle"):
+        asvp_export.load("writes.pt")
+    assert not Path("written.bin").exists()
+    asvp_export.load("writes.pt", trust_pickle=True)
+    assert Path("written.bin").exists(), "it does what the screen is there for"
+
+
+class Unusual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(self.conv(x))
+
+
+def test_torchscript_that_has_no_graph_is_refused(tmp_path):
+    torch.jit.script(Unusual()).save(tmp_path / "m.pt")
+    with pytest.raises(asvp_export.AsvpError, match=r"exporter does not take this TorchScript module \(.*bessel_j0"):
+        asvp_export.protect(asvp_export.load(tmp_path / "m.pt"), "/conv/Conv")
+
+
+def test_a_graph_is_run_in_the_types_that_it_wants(files):
+    graph = read_onnx(files / "half.onnx")
+    assert isinstance(graph, OnnxModule)
+    assert graph(torch.rand(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float32
+    with pytest.raises(TypeError, match="takes 1 inputs, and 2 were given"):
+        graph(torch.rand(1, 3, 32, 32), torch.rand(1))
