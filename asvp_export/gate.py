@@ -70,12 +70,13 @@ def check(
     opened = session(path, provider)
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
     against = original if isinstance(original, Teacher) else _loaded(Path(original), provenance)
+    rule = against.size.stricter(provenance.size) if provenance else against.size
     fixed = _frozen_dimensions(path, opened, against.signature)
     notes = _node_notes(path, provenance)
     portable = provenance.portable if provenance else ""
     cases = build_cases(
         inputs_in(images),
-        size=against.size,
+        size=rule,
         data_range=against.data_range,
         signature=against.signature,
         sizes=sizes,
@@ -90,7 +91,7 @@ def check(
     fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider, portable)
     tiled = None
     if tiling:
-        size = tiling.fitting(against.size)
+        size = tiling.fitting(rule)
         main = against.signature.floats.index(against.signature.main)
         progress(f"comparing tiles of {size.size}, {size.overlap} shared")
         tiled, seams = judge_tiled(path, cases, expected, min_psnr, against.data_range, size, main, provider)

@@ -214,7 +214,7 @@ def _frozen_size(teacher: Teacher, sizes: Sequence[tuple[int, int]], static: boo
     _, _, height, width = teacher.fixed
     if height is not None and width is not None and static:
         return height, width
-    if any(dim is not None for dim in teacher.fixed[2:]) and not static:
+    if any(dim is not None for dim in teacher.fixed[2:]) and not static and graph_of(teacher) is None:
         raise InputError(
             f"{teacher.source} was traced with fixed sizes ({height} x {width}) and cannot become dynamic. Give --static, "
             "or trace it again with dynamic shapes."

@@ -75,9 +75,9 @@ def protect(
         InputError: an attribute out of range, an unknown layer, or one that cannot carry the node.
     """
     asked = Perturbation(rank, gain, energy, 1 if axis is None else axis)  # checked before the teacher runs
-    chosen = {} if _none(layers) else select(teacher, [layers] if isinstance(layers, str) else layers)
-    if chosen and (graph := graph_of(teacher)) is not None:
+    if not _none(layers) and (graph := graph_of(teacher)) is not None:
         check_carrier(graph.model)
+    chosen = {} if _none(layers) else select(teacher, [layers] if isinstance(layers, str) else layers)
     nodes = {}
     for name, site in chosen.items():
         channel_axis = _plain_axis(site.axis if axis is None else axis, name, site.shape)
