@@ -60,7 +60,8 @@ def by_onnxruntime(x, files, rounds, provider="cpu", library=False) -> Measured:
         raise AsvpError(reason)
 
     def opened(file: Path):
-        return functools.partial(run_model, session(file, provider, THREADS, library=library))
+        loaded = session(file, provider, THREADS, library=library)
+        return lambda x: run_model(loaded, x)[0]
 
     return in_process(ort.__version__, opened, x, files, rounds)
 
