@@ -72,14 +72,14 @@ def signature_of(
         InputError: names that the model does not have or leaves out before another, or no image among the arrays.
     """
     parameters = _parameters(module)
-    if len(examples) == 1 and not hasattr(module, "input_names"):  # as teachers without example inputs have it
-        examples, parameters = dict(zip(["input"], _values(examples), strict=True)), []
     if isinstance(examples, Mapping):
         examples = _in_order(examples, parameters, source)
     else:
         named = parameters[: len(examples)] if parameters and len(parameters) >= len(examples) else []
         names = named if len(examples) > 1 and named else ["input", *(f"input_{i}" for i in range(1, len(examples)))]
         examples = dict(zip(names, examples, strict=True))
+    if len(examples) == 1 and not hasattr(module, "input_names"):  # as teachers without example inputs have it
+        examples = {"input": next(iter(examples.values()))}
     place = next((i for i, a in enumerate(examples.values()) if a.ndim in (4, 5) and a.dtype.kind == "f"), None)
     if place is None:
         found = (
@@ -97,10 +97,6 @@ def signature_of(
         place=place,
         others=tuple(following(other, _single(example), image.shape) for other, example in others),
     )
-
-
-def _values(examples: Mapping[str, np.ndarray] | Sequence[np.ndarray]) -> list[np.ndarray]:
-    return list(examples.values() if isinstance(examples, Mapping) else examples)
 
 
 def _in_order(examples: Mapping[str, np.ndarray], parameters: list[str], source: str) -> dict[str, np.ndarray]:
