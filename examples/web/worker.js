@@ -6,25 +6,36 @@ const HOME = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url).hr
 // The build with WebGPU is twice as large; browsers without it need not load it.
 const BUILDS = { wasm: "ort.wasm.bundle.min.mjs", webgpu: "ort.webgpu.bundle.min.mjs" };
 
-let ort;
-let opened; // { session, rule, channels, fixed, backend, threads }
+let opened; // { ort, session, rule, channels, fixed, backend, threads }
 
-async function backend(wanted) {
-  if (wanted) return wanted;
+/** What to try, in this order. */
+async function backends(wanted) {
+  if (wanted === "wasm") return ["wasm"];
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  return adapter && !adapter.info?.isFallbackAdapter ? "webgpu" : "wasm"; // a fallback is a GPU played by the processor
+  const real = adapter && !adapter.info?.isFallbackAdapter; // a fallback is a GPU played by the processor
+  return real || wanted === "webgpu" ? ["webgpu", "wasm"] : ["wasm"];
+}
+
+/** A session on the first of the backends that takes the model: WebGPU does not take float64 (bodies from rank 2 on). */
+async function created(bytes, [backend, ...others]) {
+  try {
+    const ort = await import(HOME + BUILDS[backend]);
+    ort.env.wasm.wasmPaths = HOME;
+    ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency) : 1;
+    const session = await ort.InferenceSession.create(bytes, { executionProviders: [backend], logSeverityLevel: 3 });
+    return { ort, session, backend, threads: backend === "wasm" ? ort.env.wasm.numThreads : 0 };
+  } catch (error) {
+    if (!others.length) throw error;
+    return created(bytes, others);
+  }
 }
 
 async function open(bytes, wanted) {
   await opened?.session.release();
   opened = undefined;
-  const chosen = await backend(wanted);
-  ort ??= await import(HOME + BUILDS[chosen]);
-  ort.env.wasm.wasmPaths = HOME;
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency) : 1;
-  ort.env.logLevel = "error";
   const rule = rules(metadata(bytes));
-  const session = await ort.InferenceSession.create(bytes, { executionProviders: [chosen], logSeverityLevel: 3 });
+  const found = await created(bytes, await backends(wanted));
+  const { session, backend, threads } = found;
   const inputs = session.inputMetadata;
   const shape = inputs[0].shape ?? [];
   if (inputs.length !== 1 || shape.length !== 4) throw new Error("it takes something else than one batch of pictures");
@@ -32,12 +43,12 @@ async function open(bytes, wanted) {
   const channels = typeof shape[1] === "number" ? shape[1] : 3;
   if (channels !== 1 && channels !== 3) throw new Error(`it takes ${channels} channels, and a picture has 3`);
   const fixed = shape.slice(2).map((side) => (typeof side === "number" ? side : null));
-  opened = { session, rule, channels, fixed, backend: chosen, threads: chosen === "wasm" ? ort.env.wasm.numThreads : 0 };
-  return { rule, fixed, backend: chosen, threads: opened.threads };
+  opened = { ...found, rule, channels, fixed };
+  return { rule, fixed, backend, threads };
 }
 
 async function run({ rgba, height, width }) {
-  const { session, rule, channels, fixed, backend, threads } = opened;
+  const { ort, session, rule, channels, fixed, backend, threads } = opened;
   const input = toInput(rgba, height, width, channels, rule);
   const wrong = fixed.some((side, axis) => side !== null && side !== input.dims[2 + axis]);
   if (wrong) throw new Error(`it takes only pictures of ${fixed[1]} x ${fixed[0]}, and this one is ${width} x ${height}`);
