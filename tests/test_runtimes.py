@@ -202,6 +202,23 @@ def test_every_rank_and_axis_is_known_by_what_its_body_does(files):
     assert misbehaving(model, others) == list(others)
 
 
+def test_functions_of_others_are_inlined_too(files, photograph, tmp_path):
+    """An ONNX file may have brought its own: a reader that resolves none cannot take those either."""
+    model = onnx.load(files["function"])
+    body = [onnx.helper.make_node("Add", ["x", "x"], ["y"])]
+    model.functions.append(onnx.helper.make_function("mine", "Twice", ["x"], ["y"], body, model.opset_import[:1]))
+    model.opset_import.append(onnx.helper.make_opsetid("mine", 1))
+    (output,) = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("Twice", [output.name], ["twice"], domain="mine"))
+    output.name = "twice"
+    inline(model)
+    assert not model.functions and {node.domain for node in model.graph.node} == {""}
+    assert misbehaving(model, MIXED) == []
+    onnx.save(model, tmp_path / "p.onnx")
+    twice = by_onnxruntime(files["inline"], photograph) * 2
+    np.testing.assert_allclose(by_onnxruntime(tmp_path / "p.onnx", photograph), twice, atol=1e-5)
+
+
 def test_another_portable_form_is_refused(mixed, tmp_path):
     with pytest.raises(asvp_export.InputError, match="'inline' is the one"):
         asvp_export.export(mixed, tmp_path / "p.onnx", portable="tensorrt")
