@@ -13,7 +13,7 @@ from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
 from asvp_export.graph.export import to_onnx
-from asvp_export.graph.half import to_half
+from asvp_export.graph.half import check_convertible, to_half
 from asvp_export.graph.inline import inline
 from asvp_export.graph.metadata import INLINE, Provenance, write_provenance
 from asvp_export.graph.protect import Protected
@@ -101,6 +101,7 @@ def export(
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s)")
         model, overflow = to_onnx(protected, opset=opset, static=frozen), None
         if dtype == "fp16":
+            check_convertible(model)
             if folder is not None:
                 load_external_data_for_model(model, str(folder))
             progress(f"looking for overflow in float16 on {len(cases)} inputs")
@@ -111,6 +112,8 @@ def export(
             inline(model)
         progress(f"verifying on {len(cases)} inputs")
         expected = expected_of_teacher(protected, cases)
+        if graph:
+            graph.release()
         thresholds = (FIDELITY_DB["fp16" if is_half(model) else "fp32"], min_psnr)
         fidelity, preservation = _settled(staging, model, protected, cases, expected, thresholds, provider, portable)
         timed = file_latency(staging.path, None, cases[0].inputs, provider)

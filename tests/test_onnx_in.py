@@ -279,9 +279,9 @@ def changed(source: Path, target: Path, change) -> Path:
 
 
 def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_path):
-    def refused(match: str, path: Path, **options) -> None:
+    def refused(match: str, path: Path, layers: str = "**", **options) -> None:
         with pytest.raises(asvp_export.InputError, match=match):
-            asvp_export.export(asvp_export.protect(asvp_export.load(path), "**"), tmp_path / "p.onnx", **options)
+            asvp_export.export(asvp_export.protect(asvp_export.load(path), layers), tmp_path / "p.onnx", **options)
 
     (tmp_path / "outside.onnx").write_bytes((files / "outside.onnx").read_bytes())
     refused("are kept in t.data, which is not beside it; put it there", tmp_path / "outside.onnx")
@@ -299,6 +299,8 @@ def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_
                               "{ r = Relu (x) y = Neg (r) }")  # fmt: skip
     onnx.save(half, tmp_path / "half.onnx")
     refused("is of opset 13, and the tensor . is not float32; from opset 15", tmp_path / "half.onnx")
+    refused("holds float16 weights already", files / "half.onnx", dtype="fp16", layers="/body/body.3/Add")
+    refused("of opset 11; from opset 15 on the node takes float16", files / "old.onnx", dtype="fp16", layers="/Add_1")
     refused("opset 18 was asked for; an ONNX file keeps its own, and theirs.onnx is of opset 17", theirs, opset=18)
     refused("--static was given", theirs, static=True, sizes=[(32, 48)], images=pictures)
 
@@ -352,6 +354,38 @@ class Unusual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.special.bessel_j0(self.conv(x))
+
+
+def test_torchscript_in_memory_and_of_two_inputs_in_any_opset_that_the_exporter_writes(tmp_path):
+    module = torch.jit.script(Guided().eval())
+    example = {
+        "x": np.random.default_rng(0).random((1, 3, 32, 40), np.float32),
+        "sigma": np.ones((1, 1, 32, 40), np.float32),
+    }
+    np.savez(tmp_path / "inputs.npz", **example)
+    protected = asvp_export.protect(asvp_export.load(module, inputs=tmp_path / "inputs.npz"), "/first/Conv", gain=2.0)
+    inputs = protected.teacher.inputs(protected.teacher.example(batch=2))
+    for opset in (11, 20):
+        made = to_onnx(protected, opset=opset)
+        assert made.opset_import[0].version == opset
+        got = ort.InferenceSession(made.SerializeToString()).run(
+            None, {name: x.numpy() for name, x in zip(("x", "sigma"), inputs, strict=True)}
+        )
+        for one, expected in zip(got, protected(*inputs), strict=True):
+            torch.testing.assert_close(torch.from_numpy(one), expected, rtol=1e-4, atol=1e-5)
+
+
+class Guided(nn.Module):
+    """Takes a noise map beside the image and returns its features as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.first(torch.cat([x, sigma], 1)).relu()
+        return x + self.last(features), features
 
 
 def test_torchscript_that_has_no_graph_is_refused(tmp_path):

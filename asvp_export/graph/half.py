@@ -5,10 +5,27 @@ from __future__ import annotations
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from asvp_export.errors import AsvpError
-from asvp_export.teacher.onnx_graph import in_order
+from asvp_export.errors import AsvpError, InputError
+from asvp_export.graph.passes import perturbation_nodes
+from asvp_export.graph.surgery import CAST_LIKE
+from asvp_export.teacher.onnx_graph import in_order, is_half, opset_of
 
 LARGEST = 65504.0  # of float16
+
+
+def check_convertible(model: onnx.ModelProto) -> None:
+    """Refuse a model that cannot become a float16 one.
+
+    Raises:
+        InputError: it is one already, or there is no function body for its nodes then.
+    """
+    if is_half(model):
+        raise InputError("The model holds float16 weights already; leave --dtype fp16 out.")
+    if opset_of(model) < CAST_LIKE and perturbation_nodes(model):
+        raise InputError(
+            f"The model is of opset {opset_of(model)}; from opset {CAST_LIKE} on the node takes float16. Leave --dtype fp16 out, "
+            "or convert the file with onnx's version_converter first."
+        )
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:

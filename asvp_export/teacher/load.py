@@ -77,7 +77,8 @@ def load(
         source, digest = path.name, sha256(path)
     _check_weights(module, source)
     try:
-        module = module.float().to(device).eval()
+        with torch.no_grad():  # a ScriptModule would make its weights results of the conversion
+            module = module.float().to(device).eval()
         for weight in module.parameters():
             weight.requires_grad_(False)
     except Exception as error:
@@ -146,7 +147,8 @@ def _check_weights(module: nn.Module, source: str) -> None:
 
 def _copied(module: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(module)
+        with torch.no_grad():  # the weights of a ScriptModule would be results of the copying
+            return copy.deepcopy(module)
     except Exception as error:
         raise InputError(f"The module {type(module).__name__} cannot be copied: {one_line(error)}.") from error
 

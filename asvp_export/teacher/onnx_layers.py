@@ -117,6 +117,7 @@ def _trace(value: ort.OrtValue) -> _Trace:
 
 def _times(module: OnnxModule, values: dict[str, torch.Tensor]) -> dict[str, float]:
     """Milliseconds of the node behind each tensor, by onnxruntime's profiler, one by one as they stand in the file."""
+    module.release()
     part = pruned(module.model, [], module.output_names)
     for index, node in enumerate(part.graph.node):
         node.name = f"asvp{index}"

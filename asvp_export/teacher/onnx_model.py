@@ -18,9 +18,10 @@ from torch import nn
 from asvp_export.errors import InputError
 from asvp_export.signature import Signature
 from asvp_export.teacher.architecture import one_line
-from asvp_export.teacher.onnx_graph import external_files, in_order, inputs_of, pruned, reads
+from asvp_export.teacher.onnx_graph import external_files, in_order, inputs_of, pruned, reads, stored_bytes, tensors
 
 _SILENT = 4  # fatal only: what goes wrong comes back as an exception
+_LARGE = 2**30  # bytes of weights, from which on no two sessions are kept: each holds its own copy of them
 _PROVIDERS = ["CPUExecutionProvider"]
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
@@ -70,12 +71,11 @@ class OnnxModule(nn.Module):
         super().__init__()
         self.model, self.folder, self.cuts = model, folder, tuple(cuts)
         self.sites = nn.ModuleList(nn.Identity() for _ in self.cuts)
-        self._opened: dict[tuple[str, ...], ort.InferenceSession] = {}
+        self._opened: dict[tuple[tuple[str, ...], tuple[str, ...]], ort.InferenceSession] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxModule:
-        copied = OnnxModule(self.model, self.folder, self.cuts)
+        copied = self.with_cuts(self.cuts)
         copied.sites = copy.deepcopy(self.sites, memo)
-        copied._opened = self._opened
         return copied
 
     @cached_property
@@ -118,8 +118,18 @@ class OnnxModule(nn.Module):
         return dims[0], dims[-3], dims[-2], dims[-1]
 
     def with_cuts(self, cuts: Iterable[str]) -> OnnxModule:
-        """The same graph with other cuts."""
-        return OnnxModule(self.model, self.folder, cuts)
+        """The same graph with other cuts; what runs it is shared."""
+        other = OnnxModule(self.model, self.folder, cuts)
+        other._opened = self._opened
+        return other
+
+    @cached_property
+    def _large(self) -> bool:
+        return sum(map(stored_bytes, tensors(self.model))) > _LARGE
+
+    def release(self) -> None:
+        """Give the memory back in which onnxruntime holds the weights; the next run takes it again."""
+        self._opened.clear()
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run the graph: one output comes as a tensor, several as a tuple.
@@ -165,15 +175,18 @@ class OnnxModule(nn.Module):
         """
         if not names:
             return []
-        if names not in self._opened:
+        key = (self.cuts, names)
+        if key not in self._opened:
             given = [_described(name, values[name]) for name in self.cuts if name in values]
-            self._opened[names] = self.session(names, given)
-        opened = self._opened[names]
+            self._opened[key] = self.session(names, given)
+        opened = self._opened[key]
         found = guarded(opened.run, list(names), {one.name: array(values[one.name]) for one in opened.get_inputs()})
         return [_tensor(name, value) for name, value in zip(names, found, strict=True)]
 
     def session(self, outputs: Sequence[str], given: Sequence[onnx.ValueInfoProto] = ()) -> ort.InferenceSession:
-        """A session for any tensors of the main graph: what these need, and no more."""
+        """A session for any tensors of the main graph: what these need, and no more; of a large graph, the only one."""
+        if self._large:
+            self.release()
         whole = not given and tuple(outputs) == self.output_names
         return open_session(self.model if whole else pruned(self.model, given, outputs), self.folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import tempfile
@@ -115,7 +116,7 @@ def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
             path = Path(folder, "graph.onnx")
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                teacher.module,
+                _copied(teacher.module),
                 teacher.inputs(teacher.example(batch=2)),
                 path,
                 dynamo=False,
@@ -135,6 +136,14 @@ def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
         ) from error
     finally:
         logger.setLevel(level)
+
+
+def _copied(module: torch.nn.Module) -> torch.jit.ScriptModule:
+    """The exporter inlines the module that it is given, and a second time finds no module paths to name nodes by."""
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
 
 
 def _verified(teacher: Teacher, graph: OnnxModule) -> OnnxModule:
