@@ -237,6 +237,13 @@ def test_sequences_with_channels_first_are_carried_on_axis_1() -> None:
     assert named(candidates(load(Zoo(flat)))[0])["side.flat"].axis == 1
 
 
+def test_tokens_of_a_map_padded_to_a_multiple_are_told_from_constants() -> None:
+    def padded(y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(y, (0, -y.shape[3] % 64, 0, -y.shape[2] % 64)).flatten(2).mT
+
+    assert named(candidates(load(Zoo(padded)))[0])["side.padded"].axis == -1
+
+
 def test_a_channel_count_equal_to_a_side_or_to_one_does_not_confuse() -> None:
     def one(y: torch.Tensor) -> torch.Tensor:
         return y.mean(1, keepdim=True)
@@ -260,7 +267,7 @@ def test_a_channel_count_equal_to_a_side_or_to_one_does_not_confuse() -> None:
         (to_pooled, "returns 1x6x1x1 at every image size: there is no spatial axis"),
         (to_grid, "returns 1x6x7x7 at every image size"),
         (to_integers, "returns int64 numbers"),
-        (to_windows, r"returns 96x64x6, whose first axis is not the batch \(windows or patches folded"),
+        (to_windows, r"returns 96x64x6, 96 windows or patches of each image on the batch axis"),
         (first_sample, "whose first axis is not the batch"),
         (to_heads, "1x2x3x64x96, in which more than one axis stays .* the channel axis is not clear"),
     ],
@@ -372,7 +379,7 @@ def test_a_static_archive_has_its_layout_inferred(tmp_path: Path, size: tuple[in
         ((1, 6, 240), 1),
         ((1, 6, 1, 1), "no spatial axis"),
         ((1, 5, 7), "not clear"),
-        ((4, 6, 12, 20), "not the batch"),
+        ((4, 6, 12, 20), "windows or patches"),
         ((1, 2, 3, 24, 40), "not clear"),
     ],
 )

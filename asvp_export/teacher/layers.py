@@ -288,8 +288,9 @@ def _survey(teacher: Teacher) -> _Survey:
     second = None
     if teacher.fixed[2] is None and teacher.fixed[3] is None:
         height = image.shape[-2]
+        # Not 128 x 64, which has as many positions as 64 x 96 once both are padded to a multiple of 64.
         try:
-            second = _trace(teacher, teacher.example(2 * height, height, batch=2))
+            second = _trace(teacher, teacher.example(height * (2 if teacher.size.square else 3), height, batch=2))
         except InputError:  # an archive with an upper bound on its sizes
             second = None
     axes: dict[str, int] = {}
@@ -406,7 +407,7 @@ def _observe_axis(
         return f"returns {len(first)} dimensions at one image size and {len(second)} at another"
     folded = frames is not None and (first[0], second[0]) == (frames * batches[0], frames * batches[1])
     if (first[0], second[0]) != batches and not folded:
-        return f"returns {shown}, whose first axis is not the batch (windows or patches folded into it?)"
+        return f"returns {shown} at every image size" if first == second else _folded(first, batches[0])
     moving = [axis for axis in range(1, len(first)) if first[axis] != second[axis]]
     if not moving:
         return f"returns {shown} at every image size: there is no spatial axis"
@@ -421,12 +422,24 @@ def _observe_axis(
     return _normal(constant[0], len(first))
 
 
+def _folded(shape: tuple[int, ...], batch: int) -> str:
+    """Why an output is refused whose first axis is not the batch: as a rule there are windows or patches in it."""
+    pieces, rest = divmod(shape[0], batch)
+    shown = "x".join(map(str, shape))
+    if rest or pieces < 2:
+        return f"returns {shown}, whose first axis is not the batch"
+    return (
+        f"returns {shown}, {pieces} windows or patches of each image on the batch axis: a node there would work on each of them "
+        "alone, not on the image (take a layer around them, such as the block)"
+    )
+
+
 def _infer_axis(shape: tuple[int, ...], batch: int, image: tuple[int, int]) -> int | str:
     """The likely channel axis of one shape, where the image's size cannot be changed."""
     shown = "x".join(map(str, shape))
     height, width = image
     if shape[0] != batch:
-        return f"returns {shown}, whose first axis is not the batch (windows or patches folded into it?)"
+        return _folded(shape, batch)
     if len(shape) == 4:
         first = shape[2] * width == shape[3] * height and shape[2] * shape[3] > 1
         last = shape[1] * width == shape[2] * height and shape[1] * shape[2] > 1
