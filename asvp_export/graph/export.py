@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from asvp_export.errors import AsvpError, InputError
 from asvp_export.graph.passes import attach_functions, name_by_module, name_nodes, strip_traces
 from asvp_export.graph.protect import Protected, observed
 from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, strip_author
+from asvp_export.graph.translations import translations
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
 from asvp_export.signature import Signature
 from asvp_export.teacher.layers import graph_of
@@ -53,12 +55,13 @@ def to_onnx(
         raise InputError(f"The opset {opset} was asked for; {OPSETS[0]} to {OPSETS[-1]} can be written and run.")
     teacher = protected.teacher
     frozen = (1, None, *static) if static else teacher.fixed
+    calls = _calls(protected, frozen)
     model = _trace(protected.module, teacher, frozen, opset)
     written = next(o.version for o in model.opset_import if o.domain == "")
     if written != opset:
         raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
     _check_free(model, teacher.signature, frozen)
-    name_nodes(model, protected.nodes, _calls(protected, frozen))
+    name_nodes(model, protected.nodes, calls)
     name_by_module(model)
     strip_traces(model)
     if None in (frozen[2], frozen[3]):
@@ -106,10 +109,12 @@ def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, 
                 dynamic_shapes=shapes if any(free) else None,
                 input_names=list(signature.names),
                 output_names=list(signature.outputs),
-                custom_translation_table={torch.ops.asvp.perturb.default: _translated},
+                custom_translation_table={torch.ops.asvp.perturb.default: _translated, **translations()},
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever went wrong inside
+        if stuck := _fixed_on_the_way(error, teacher.signature):
+            raise InputError(_FIXES.format(" and ".join(stuck))) from error
         raise AsvpError(
             f"PyTorch's exporter does not take this model ({_reason(error)}). Simplify its forward, or export with --debug "
             "to see the whole error."
@@ -120,7 +125,8 @@ def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, 
 
 
 def _example(teacher: Teacher, frozen: tuple[int | None, ...]) -> torch.Tensor:
-    return teacher.example(height=frozen[2], width=frozen[3], batch=frozen[0] or 2)
+    """What is traced. Sizes that fit no window: padding to one, which is nothing at 64 x 96, has to get into the graph."""
+    return teacher.example(height=frozen[2] or 61, width=frozen[3] or 91, batch=frozen[0] or 2)
 
 
 def _frozen_names(frozen: tuple[int | None, ...]) -> set[str]:
@@ -131,10 +137,21 @@ def _frozen_names(frozen: tuple[int | None, ...]) -> set[str]:
 
 
 def _calls(protected: Protected, frozen: tuple[int | None, ...]) -> list[str]:
-    """The protected layers in the order in which a forward reaches their nodes."""
+    """The protected layers in the order in which a forward reaches their nodes.
+
+    Raises:
+        InputError: the forward puts other tensors in the place of its weights; tracing that ends the whole process.
+    """
     calls: list[str] = []
+    places = {name: weight.data_ptr() for name, weight in protected.module.named_parameters()}
     with observed(protected, lambda layer, before, after: calls.append(layer)):
         protected(_example(protected.teacher, frozen))
+    moved = [name for name, weight in protected.module.named_parameters() if weight.data_ptr() != places[name]]
+    if moved:
+        raise InputError(
+            f"The model's forward computes {len(moved)} of its weights anew at each run ({', '.join(moved[:2])}), which "
+            "PyTorch's exporter does not survive. Hand in what torch.jit.trace makes of it, a TorchScript file."
+        )
     return calls
 
 
@@ -179,10 +196,28 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause on one line."""
+_FIXES = (
+    "The model's forward fixes {} while it is traced; a model with free sizes was expected. Export it with --static "
+    "--size HxW, or take the sizes from tensors' shapes in its forward."
+)
+
+
+def _fixed_on_the_way(error: BaseException, signature: Signature) -> list[str]:
+    """The free sizes to which the tracer says that it found but one value, as "name (value)"."""
+    said = re.findall(r"static shape of (\d+) for dimension .*shape\[(\d+)\]", str(_innermost(error)))
+    names = signature.dimensions[signature.place]
+    return list(dict.fromkeys(f"{names.get(int(axis), f'axis {axis}')} ({size})" for size, axis in said))
+
+
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause on one line."""
+    error = _innermost(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 
@@ -193,10 +228,7 @@ def _check_free(model: onnx.ModelProto, signature: Signature, frozen: tuple[int 
     axes, given = signature.dimensions[signature.place], _frozen_names(frozen)
     stuck = [f"{name} ({dims[i].dim_value})" for i, name in axes.items() if name not in given and not dims[i].dim_param]
     if stuck:
-        raise InputError(
-            f"The model's forward fixes {' and '.join(stuck)} while it is traced; a model with free sizes was expected. "
-            "Export it with --static --size HxW, or take the sizes from tensors' shapes in its forward."
-        )
+        raise InputError(_FIXES.format(" and ".join(stuck)))
 
 
 def _name_output(model: onnx.ModelProto, teacher: Teacher) -> None:
