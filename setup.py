@@ -121,6 +121,8 @@ setup(
         "safetensors>=0.4.5",
     ],
     extras_require={
+        # Tells the architecture of a bare state dict.
+        "spandrel": ["spandrel>=0.4.2,<0.5"],
         "dev": [
             "pytest",
             "hypothesis",
@@ -133,7 +135,7 @@ setup(
             "build",
             "setuptools>=77",
             "pytest-xdist",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["asvp-export = asvp_export.cli:main"]},
 )

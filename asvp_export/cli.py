@@ -332,7 +332,10 @@ def run(
     check_output(output, force=force)
     _keep({"protected file": protected, "image": image}, {"output": output})
     picture = read_image(image)
-    restored = restore(protected, picture, provider=provider, tiling=_tiling(tile, overlap))
+    restored = restore(
+        protected, picture, provider=provider, tiling=_tiling(tile, overlap),
+        note=lambda line: None if quiet else click.echo(line, err=True),
+    )  # fmt: skip
     write_image(output, restored)
     sizes = {"input": list(picture.shape[:2]), "output": list(restored.shape[:2])}
     if as_json:

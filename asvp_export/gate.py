@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
-from asvp_export.graph.metadata import INLINE, Provenance, read_provenance
+from asvp_export.graph.metadata import INLINE, Provenance, read_provenance, tiling_notes
 from asvp_export.graph.passes import attributes_of, perturbation_nodes
 from asvp_export.graph.protect import insert
 from asvp_export.images import inputs_in
@@ -95,6 +95,7 @@ def check(
         main = against.signature.floats.index(against.signature.main)
         progress(f"comparing tiles of {size.size}, {size.overlap} shared")
         tiled, seams = judge_tiled(path, cases, expected, min_psnr, against.data_range, size, main, provider)
+        notes += tiling_notes(provenance)
         notes.append(f"Tiles of {size.size} with {size.overlap} shared: seam energy {seams:.2f} (1: no seams).")
     return ParityResult(
         passed=all(gate.passed for gate in (fidelity, preservation, tiled) if gate),

@@ -92,7 +92,11 @@ def export(
     failed = path.with_name(f"{path.stem}.failed.onnx")
     if keep_failed:
         check_output(failed, force=force)
-    notes = [*library_notes(provider, portable), *frozen_notes(*(frozen or teacher.fixed[2:]))]
+    notes = [
+        *library_notes(provider, portable),
+        *frozen_notes(*(frozen or teacher.fixed[2:])),
+        *_half_notes(teacher, dtype),
+    ]
     graph = graph_of(teacher)
     folder = graph.folder if graph else None
     with Staging(path, force=force, external_data=external_data, data_folder=folder) as staging:
@@ -196,7 +200,15 @@ def _provenance(protected: Protected, gates: Stamps, portable: str) -> Provenanc
         output=teacher.signature.outputs[teacher.signature.main],
         gates=gates,
         portable=portable,
+        tiling=teacher.architecture.tiling if teacher.architecture else "",
     )
+
+
+def _half_notes(teacher: Teacher, dtype: str) -> list[str]:
+    known = teacher.architecture
+    if dtype != "fp16" or known is None or known.supports_half:
+        return []
+    return [f"spandrel does not vouch for {known.name} in float16: pictures beyond those verified may overflow."]
 
 
 def _cases(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from asvp_export.errors import InputError
-from asvp_export.graph.metadata import Provenance, read_provenance
+from asvp_export.graph.metadata import Provenance, read_provenance, tiling_notes
 from asvp_export.images import as_channels, pad_to
 from asvp_export.parity.session import float_outputs, inputs_of, run_model, session
 from asvp_export.signature import SizeRule, ValueRange
@@ -16,7 +17,12 @@ from asvp_export.tiles import Tiling, run_tiled
 
 
 def restore(
-    model: str | Path, picture: np.ndarray, *, provider: str = "cpu", tiling: Tiling | None = None
+    model: str | Path,
+    picture: np.ndarray,
+    *,
+    provider: str = "cpu",
+    tiling: Tiling | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
     """Restore a picture: padded to what the model takes, run once (or tile by tile), cropped back.
 
@@ -26,6 +32,7 @@ def restore(
         provider: of onnxruntime, "cpu" or "cuda".
         tiling: run tile by tile, for pictures that memory does not hold whole. The SVD of a node is then the tile's own:
             the result differs from that of one run (docs/compatibility.md says by how much).
+        note: called with a line where tiles are not what the architecture is made for.
 
     Returns:
         [H * scale, W * scale, 3] float32, around 0..1 (not clipped); less where the model cuts a border off.
@@ -49,6 +56,8 @@ def restore(
     def run(part: np.ndarray) -> np.ndarray:
         return run_model(opened, part)[main]
 
+    for line in tiling_notes(provenance) if tiling else ():
+        note(line)
     y = run_tiled(run, x, tiling.fitting(size)) if tiling else run(x)
     if y.ndim != 4 or y.shape[:2] not in [(1, 1), (1, 3)]:
         raise InputError(

@@ -270,7 +270,7 @@ def test_an_attribute_named_module_is_not_taken_for_a_prefix(folder: Path) -> No
 
 def test_a_state_dict_without_its_architecture_is_refused(folder: Path, state: dict[str, torch.Tensor]) -> None:
     torch.save(state, folder / "w.pt")
-    refused(r"state dict .* needs --arch package\.module:factory", folder / "w.pt")
+    refused(r"state dict .* install asvp-export\[spandrel\].* or give --arch package\.module:factory", folder / "w.pt")
 
 
 def test_what_does_not_fit_is_counted_and_named(folder: Path, state: dict[str, torch.Tensor]) -> None:

@@ -58,6 +58,9 @@ class Provenance:
     portable: str = ""
     """INLINE where the bodies are written into the graph; "" where nodes call the functions."""
 
+    tiling: str = ""
+    """What the architecture says of tiles: "supported", "discouraged" or "internal"; "" where it is not known."""
+
 
 def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
     """Replace the model's `asvp.` entries; others stay. Keys come in one order, so that bytes repeat."""
@@ -73,6 +76,7 @@ def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
         "gates": _json(provenance.gates),
         "scope": provenance.scope,
         **({"portable": provenance.portable} if provenance.portable else {}),
+        **({"tiling": provenance.tiling} if provenance.tiling else {}),
     }
     others = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
     onnx.helper.set_model_props(model, others | {PREFIX + key: value for key, value in entries.items()})
@@ -107,6 +111,7 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             gates=json.loads(ours["gates"]),
             scope=ours["scope"],
             portable=ours.get("portable", ""),
+            tiling=ours.get("tiling", ""),
         )
         _check_ranges(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:
@@ -115,6 +120,15 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             "or written by another version. Export it anew."
         ) from error
     return found
+
+
+def tiling_notes(provenance: Provenance | None) -> list[str]:
+    """What who cuts pictures into tiles has to know of the architecture."""
+    advice = {
+        "discouraged": "The architecture looks at the whole image: tiles are discouraged.",
+        "internal": "The architecture cuts the image into tiles itself: hand it the whole image.",
+    }
+    return [advice[provenance.tiling]] if provenance and provenance.tiling in advice else []
 
 
 def _check_ranges(found: Provenance) -> None:

@@ -18,7 +18,7 @@ from asvp_export.errors import InputError
 from asvp_export.teacher.architecture import import_from, one_line
 
 _WRAPPERS = (
-    "params_ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema", "params", "state_dict", "model_state_dict",
+    "params_ema", "params-ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema", "params", "state_dict", "model_state_dict",
     "model_state", "model", "net_state_dict", "net", "net_g", "netG", "generator", "network", "module", "weights",
 )  # fmt: skip
 """Keys under which training code keeps the weights, the averaged ones first: those are what is shipped."""

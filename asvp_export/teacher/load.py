@@ -14,14 +14,15 @@ from torch.nn.parameter import is_lazy
 
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
-from asvp_export.signature import ValueRange
+from asvp_export.signature import SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
 from asvp_export.teacher.example_inputs import read_inputs, signature_of
-from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.model import Architecture, Teacher
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 from asvp_export.teacher.probe import probe
 from asvp_export.teacher.pt2 import Dims, load_archive
+from asvp_export.teacher.recognition import inputs_of, recognise
 from asvp_export.teacher.torchscript import load_torchscript
 
 
@@ -43,7 +44,8 @@ def load(
     Args:
         model: a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), an ONNX file, a TorchScript archive,
             a saved `nn.Module` (with `trust_pickle`), or a module in memory, which is copied and left as it was.
-        arch: for a state dict: "package.module:factory" or "path/nets.py:factory".
+        arch: for a state dict: "package.module:factory" or "path/nets.py:factory". Where it is not given, spandrel
+            (the extra asvp-export[spandrel]) tells the architecture from the state dict.
         arch_args: keyword arguments for the factory.
         trust_pickle: unpickle the file in full, which runs code of its author's choice.
         data_range: the values of black and white that the model expects: "0..1", "-1..1", "0..255", or white alone (1.0,
@@ -70,10 +72,10 @@ def load(
         _check_weights(model, type(model).__name__)
         _refuse_arch(arch, "a module")
         module, source, kind = _copied(model), type(model).__name__, "module"
-        digest, fixed = _hash_state(module), (None, None, None, None)
+        digest, fixed, known = _hash_state(module), (None, None, None, None), None
     else:
         path = Path(model)
-        module, kind, fixed = _from_file(path, arch, arch_args, trust_pickle)
+        module, kind, fixed, known = _from_file(path, arch, arch_args, trust_pickle)
         source, digest = path.name, sha256(path)
     _check_weights(module, source)
     try:
@@ -84,32 +86,35 @@ def load(
     except Exception as error:
         raise InputError(f"{source} cannot be moved to {device} as float32: {one_line(error)}.") from error
     signature = None if examples is None else signature_of(examples, module, source)
+    if known is not None:  # spandrel's architectures are called with images in 0..1
+        signature, values = signature or inputs_of(known), values or ValueRange()
     if isinstance(module, OnnxModule):
         fixed = module.image_dims(signature)
-    found = probe(module, source, signature, fixed, values, device)
+    found = probe(module, source, signature, fixed, values, device, known.size if known else SizeRule())
+    size = found.size.stricter(known.size) if known else found.size
     signature = found.signature
     if isinstance(module, OnnxModule):  # the file's own names
         signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
     return Teacher(
-        module, source, digest, kind, signature, found.scale, found.size, found.data_range, found.fixed, device
+        module, source, digest, kind, signature, found.scale, size, found.data_range, found.fixed, device, known
     )
 
 
 def _from_file(
     path: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool
-) -> tuple[nn.Module, str, Dims]:
-    """The module in a file, its kind and its frozen dimensions."""
+) -> tuple[nn.Module, str, Dims, Architecture | None]:
+    """The module in a file, its kind, its frozen dimensions, and its architecture where that was recognised."""
     kind = formats.recognise(path)
     if kind in (formats.PT2, formats.PT2_OLD):
         _refuse_arch(arch, f"{path}, a torch.export archive")
         module, dims = load_archive(path, kind == formats.PT2_OLD, trust_pickle)
-        return module, "pt2", dims
+        return module, "pt2", dims, None
     if kind == formats.ONNX:
         _refuse_arch(arch, f"{path}, an ONNX file")
-        return read_onnx(path), "onnx", (None, None, None, None)
+        return read_onnx(path), "onnx", (None, None, None, None), None
     if kind == formats.TORCHSCRIPT:
         _refuse_arch(arch, f"{path}, a TorchScript archive")
-        return load_torchscript(path, trust_pickle), "torchscript", (None, None, None, None)
+        return load_torchscript(path, trust_pickle), "torchscript", (None, None, None, None), None
     if kind == formats.SAFETENSORS:
         content: Any = checkpoint.read_safetensors(path)
     else:
@@ -117,15 +122,13 @@ def _from_file(
     state = checkpoint.unwrap(content, path)
     if isinstance(state, nn.Module):
         _refuse_arch(arch, f"{path}, a saved module")
-        return state, "pickle", (None, None, None, None)
+        return state, "pickle", (None, None, None, None), None
     if not arch:
-        raise InputError(
-            f"{path} is a state dict of {len(state)} tensors without its architecture: it needs "
-            f"--arch package.module:factory (or path/nets.py:factory)."
-        )
+        found = recognise(state, path)
+        return found.module, "state-dict", (None, None, None, None), found.architecture
     module = build(arch, arch_args)
     checkpoint.fit(module, state, path)
-    return module, "state-dict", (None, None, None, None)
+    return module, "state-dict", (None, None, None, None), None
 
 
 def _refuse_arch(arch: str | None, what: str) -> None:

@@ -14,6 +14,35 @@ from asvp_export.signature import Signature, SizeRule, ValueRange
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What is stated of a recognised architecture (`asvp_export.teacher.recognition`)."""
+
+    name: str
+    """Its name, such as "Swin2SR"."""
+
+    purpose: str
+    """What it is for: "SR", "FaceSR", "Restoration" or "Inpainting"."""
+
+    tiling: str
+    """Whether an image may be cut into tiles: "supported", "discouraged" (it looks at the whole), or "internal" (it does so itself)."""
+
+    supports_half: bool
+    """Whether it is known to work in float16."""
+
+    channels: int
+    """Channels C of the image."""
+
+    scale: int
+    """Output height by input height."""
+
+    size: SizeRule
+    """Which heights and widths it takes."""
+
+    masked: bool = False
+    """Whether it takes a second input, a mask N,1,H,W with 1 where the image is to be filled in."""
+
+
+@dataclass(frozen=True)
 class Teacher:
     """A trained image-restoration model: from an image batch, and perhaps other inputs, to one or more outputs."""
 
@@ -48,6 +77,9 @@ class Teacher:
 
     device: str = "cpu"
     """Where the module's weights are: "cpu", "cuda" or "cuda:1"."""
+
+    architecture: Architecture | None = None
+    """What is stated of its architecture, where that was recognised from the state dict."""
 
     @property
     def channels(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -68,6 +69,7 @@ def probe(
     fixed: Dims,
     data_range: ValueRange | None,
     device: str,
+    stated: SizeRule = SizeRule(),  # noqa: B008  frozen
 ) -> Findings:
     """Run a model on small images until its inputs, size rule, values and scale are known.
 
@@ -84,6 +86,8 @@ def probe(
         fixed: dimensions that cannot be changed (N, C, H, W), None where free.
         data_range: the values of black and white; None: detected, see `_detected_range`.
         device: where the module is.
+        stated: what its architecture states of sizes. Only such sizes are tried; where they do not all work, the
+            stricter rule is found as ever.
 
     Returns:
         The findings.
@@ -96,19 +100,35 @@ def probe(
     for layout in [signature] if signature else _layouts(fixed[1]):
         run = _Runner(module, source, layout, fixed, data_range or _UNIT, device)
         try:
-            found = _sizes(run)
+            found = _sizes(run, stated)
         except _NotAnImageError:
             raise
         except InputError as error:
             problems.append(error)
             continue
         shrinkage, size, height, width = found
+        _check_repeatable(run, height, width)
         run.frozen_batch(height, width, shrinkage)
         values = data_range or _detected_range(run, height, width)
         scale = shrinkage.scale
         whole = scale.numerator if scale.denominator == 1 else scale
         return Findings(run.signature, whole, size, values, run.fixed)
     raise problems[0]
+
+
+def _check_repeatable(run: _Runner, height: int, width: int) -> None:
+    """Two runs on one image have to agree: what draws random numbers cannot be held against an exported file."""
+    image = natural_inputs(run.signature, 1, height, width, run.values).to(run.device)
+    first, second = run.main_output(image), run.main_output(image)
+    if first is None or second is None:
+        return
+    peak = max(run.values.peak, float(first.max() - first.min()))
+    change = float((first - second).abs().max()) / peak
+    if change > 1e-4:  # what reordered float32 sums leave is a hundred times smaller
+        raise _NotAnImageError(
+            f"{run.source} gives another output at each run of one image (by up to {change:.1g} of its range): its forward draws "
+            "random numbers, so an exported file cannot be verified. Give a module whose forward takes its noise as an input."
+        )
 
 
 def _layouts(channels: int | None) -> Iterator[Signature]:
@@ -119,7 +139,7 @@ def _layouts(channels: int | None) -> Iterator[Signature]:
         yield Signature(channels=channels or 3, frames=frames)
 
 
-def _sizes(run: _Runner) -> tuple[_Shrinkage, SizeRule, int, int]:
+def _sizes(run: _Runner, stated: SizeRule) -> tuple[_Shrinkage, SizeRule, int, int]:
     """How the output follows from the image, the size rule, and a height and a width that work."""
     _, _, height, width = run.fixed
     if height is not None and width is not None:
@@ -127,13 +147,20 @@ def _sizes(run: _Runner) -> tuple[_Shrinkage, SizeRule, int, int]:
         if shrinkage is None:
             raise InputError(f"{run.source} does not run at its own size {height}x{width}: {run.problem}.")
         return shrinkage, SizeRule(), height, width
-    multiple, height, width, shrinkage, square = _smallest_multiple(run)
-    counts = range(1, min(height, width) // multiple + 1)
-    smallest = counts[-1]
-    if run.works(multiple, multiple, shrinkage):
-        smallest = 1
+    try:
+        multiple, height, width, shrinkage, square = _smallest_multiple(run, stated)
+    except InputError:
+        least = stated.minimum  # a model of one size alone, stated as its least
+        alone = run.shrinkage(least, least) if least > 1 else None
+        if alone is None:
+            raise
+        run.fixed = (run.fixed[0], run.fixed[1], least, least)
+        return alone, SizeRule(), least, least
+    smallest, least = min(height, width) // multiple, -(-stated.minimum // multiple)
+    if run.works(multiple * least, multiple * least, shrinkage):
+        smallest = least
     else:
-        below = 1
+        below = least
         while smallest - below > 1:
             middle = (below + smallest) // 2
             if run.works(multiple * middle, multiple * middle, shrinkage):
@@ -143,21 +170,24 @@ def _sizes(run: _Runner) -> tuple[_Shrinkage, SizeRule, int, int]:
     return shrinkage, SizeRule(multiple * smallest, multiple, square), height, width
 
 
-def _smallest_multiple(run: _Runner) -> tuple[int, int, int, _Shrinkage, bool]:
+def _smallest_multiple(run: _Runner, stated: SizeRule) -> tuple[int, int, int, _Shrinkage, bool]:
     """The multiple, a height and a width that work, what they become, and whether they have to be equal."""
-    for square, multiple in itertools.product((False, True), _MULTIPLES):
-        count = max(1, round(48 / multiple)) | 1
+    multiples = dict.fromkeys(math.lcm(stated.multiple, multiple) for multiple in _MULTIPLES)
+    tried: list[str] = []
+    for square, multiple in itertools.product((True,) if stated.square else (False, True), multiples):
+        count = max(1, round(48 / multiple), -(-stated.minimum // multiple)) | 1
         height, width = multiple * count, multiple * (count if square else count + 2)
+        tried.append(f"{height}x{width}")
         shrinkage = run.shrinkage(height, width, multiple)
         if shrinkage is None:
             continue
-        for smaller in (divisor for divisor in range(1, multiple) if multiple % divisor == 0):
+        for smaller in (part for part in range(stated.multiple, multiple, stated.multiple) if multiple % part == 0):
             if run.works(height + smaller, width + smaller, shrinkage):
                 return smaller, height + smaller, width + smaller, shrinkage, square
         return multiple, height, width, shrinkage, square
     raise InputError(
-        f"{run.source} takes none of the sizes that were tried (49x51 to 128x384 pixels, {run.signature.channels} channels, "
-        f"multiples of 1 to 128); at the last it said: {run.problem}."
+        f"{run.source} takes none of the sizes that were tried ({tried[0]} to {tried[-1]} pixels, {run.signature.channels} channels, "
+        f"multiples of {min(multiples)} to {max(multiples)}); at the last it said: {run.problem}."
     )
 
 

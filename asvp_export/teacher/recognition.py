@@ -1,0 +1,150 @@
+"""Telling the architecture of a bare state dict, with spandrel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from asvp_export.errors import InputError
+from asvp_export.signature import Signature, SizeRule, following
+from asvp_export.teacher.architecture import one_line
+from asvp_export.teacher.model import Architecture
+
+_GIVE = "give --arch package.module:factory (or path/nets.py:factory)"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A module with its weights, and what its architecture states."""
+
+    module: nn.Module
+    """Takes the image (and the mask, where it has one) and returns the image; layers under the architecture's own names."""
+
+    architecture: Architecture
+    """What is known of it."""
+
+
+def recognise(state: dict[str, Any], path: Path) -> Recognised:
+    """Find the architecture that a state dict belongs to, and load the state dict into it.
+
+    spandrel is handed tensors and their names; it never opens the file.
+
+    Args:
+        state: a flat state dict, name to tensor, as `checkpoint.unwrap` returns it.
+        path: its file, for messages.
+
+    Returns:
+        The module and what is known of it.
+
+    Raises:
+        InputError: spandrel cannot be imported, knows no such architecture, or the weights do not fit the one it sees.
+    """
+    spandrel = _spandrel(path, len(state))
+    failed = ""
+    for tensors in _spellings(state):
+        for known in spandrel.MAIN_REGISTRY.architectures("detection"):
+            if not known.detect(tensors):
+                continue
+            try:
+                return _described(known.architecture.load(dict(tensors)), spandrel)
+            except Exception as error:  # its loaders compute with names and shapes, and raise whatever that raises
+                failed = (
+                    failed or f"looks like {known.architecture.name}, but does not load as that ({one_line(error)})"
+                )
+    problem = failed or "is of an architecture that spandrel does not recognise"
+    raise InputError(f"{path}, a state dict of {len(state)} tensors, {problem}: {_GIVE}.")
+
+
+def inputs_of(architecture: Architecture) -> Signature:
+    """The inputs of a recognised architecture: the image, and the mask of one that fills in."""
+    others = ()
+    if architecture.masked:
+        mask = np.zeros((1, 1, 64, 64), np.float32)
+        mask[..., 16:40, 24:48] = 1
+        others = (following("mask", mask, (1, architecture.channels, 64, 64)),)
+    return Signature(channels=architecture.channels, others=others)
+
+
+def _spandrel(path: Path, tensors: int) -> Any:
+    try:
+        import spandrel  # pyright: ignore[reportMissingImports]  an extra
+    except ModuleNotFoundError as error:
+        if error.name == "spandrel":
+            raise InputError(
+                f"{path} is a state dict of {tensors} tensors without its architecture: install asvp-export[spandrel], "
+                f"which recognises the common ones, or {_GIVE}."
+            ) from error
+        raise InputError(
+            f"spandrel, which tells architectures, needs what is missing ({error}): install it, or {_GIVE}."
+        ) from error
+    except Exception as error:  # torchvision raises RuntimeError when it was built for another PyTorch
+        raise InputError(
+            f"spandrel, which tells architectures, cannot be imported ({one_line(error)}): reinstall torchvision so that it "
+            f"fits PyTorch {torch.__version__}, or {_GIVE}."
+        ) from error
+    return spandrel
+
+
+def _spellings(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The state dict as it is, then without the prefixes that wrappers and training code put before all its names."""
+    if any("_orig_mod." in name for name in state):  # torch.compile
+        state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    if "n_averaged" in state:  # AveragedModel's counter
+        state = {name: value for name, value in state.items() if name != "n_averaged"}
+    yield state
+    while len(prefixes := {name.partition(".")[0] for name in state}) == 1 and all("." in name for name in state):
+        state = {name.removeprefix(f"{next(iter(prefixes))}."): value for name, value in state.items()}
+        yield state
+
+
+def _described(descriptor: Any, spandrel: Any) -> Recognised:
+    size = descriptor.size_requirements
+    architecture = Architecture(
+        name=descriptor.architecture.name,
+        purpose=descriptor.purpose,
+        tiling=descriptor.tiling.name.lower(),
+        supports_half=descriptor.supports_half,
+        channels=descriptor.input_channels,
+        scale=descriptor.scale,
+        size=SizeRule(max(size.minimum, size.multiple_of), size.multiple_of, size.square),
+        masked=isinstance(descriptor, spandrel.MaskedImageModelDescriptor),
+    )
+    return Recognised(_called(descriptor.model, descriptor._call_fn), architecture)
+
+
+def _called(module: nn.Module, call: Callable[..., torch.Tensor]) -> nn.Module:
+    """The module such that calling it is `call(module, image)`: some return more than the image, or work in other values.
+
+    It becomes an instance of a subclass, so that layers keep their names and copies of it their meaning.
+    """
+    if call.__module__ == "spandrel.__helpers.model_descriptor":  # the default, which calls the module
+        return module
+    kind = type(module)
+
+    def forward(self: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        return call(_Plain(self, kind), image)
+
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    return module
+
+
+class _Plain:
+    """A module as `call` expects it: calling it runs the architecture's own forward."""
+
+    def __init__(self, module: nn.Module, kind: type[nn.Module]) -> None:
+        self._module = module
+        self._kind = kind
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._kind.forward(self._module, *inputs)
+
+    forward = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
