@@ -12,7 +12,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
-from asvp_export.graph.export import to_onnx
+from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
 from asvp_export.graph.half import check_convertible, to_half
 from asvp_export.graph.inline import inline
 from asvp_export.graph.metadata import INLINE, Provenance, write_provenance
@@ -29,7 +29,7 @@ from asvp_export.parity.session import check_provider
 from asvp_export.parity.verify import GateResult, check_threshold
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import is_half
+from asvp_export.teacher.onnx_graph import is_half, opset_of
 
 Stamps = dict[str, dict[str, float | None]]
 
@@ -92,17 +92,23 @@ def export(
     failed = path.with_name(f"{path.stem}.failed.onnx")
     if keep_failed:
         check_output(failed, force=force)
+<<<<<<< HEAD
     notes = [
         *library_notes(provider, portable),
         *frozen_notes(*(frozen or teacher.fixed[2:])),
         *_half_notes(teacher, dtype),
     ]
     graph = graph_of(teacher)
+=======
+    notes = [*library_notes(provider, portable), *frozen_notes(*(frozen or teacher.fixed[2:]))]
+    graph = graph_of(teacher, opset)
+>>>>>>> 7e33f5d (Docs: ONNX files and TorchScript as teachers; a large graph's single session is tested)
     folder = graph.folder if graph else None
+    version = opset_of(graph.model) if graph else opset or DEFAULT_OPSET
     with Staging(path, force=force, external_data=external_data, data_folder=folder) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
         cases = _cases(teacher, images, sizes, fixed)
-        progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s)")
+        progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
         model, overflow = to_onnx(protected, opset=opset, static=frozen), None
         if dtype == "fp16":
             check_convertible(model)

@@ -23,6 +23,7 @@ from asvp_export.graph import publish
 from asvp_export.graph.export import to_onnx
 from asvp_export.graph.passes import perturbation_nodes, without_nodes
 from asvp_export.graph.surgery import strip_author
+from asvp_export.teacher import onnx_model
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 
 DYNAMIC = {name: {0: "n", 2: f"{name}_h", 3: f"{name}_w"} for name in ("x", "y")}
@@ -226,7 +227,7 @@ def test_bodies_that_capture_a_tensor_read_the_perturbed_one(theirs):
     torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_stages_compute_what_the_whole_graph_computes(theirs):
+def test_stages_compute_what_the_whole_graph_computes(theirs, monkeypatch):
     """Cuts behind one another and beside one another, one of two outputs of a node, and an output of the graph."""
     whole = read_onnx(theirs)
     image = asvp_export.load(theirs).example(batch=2)
@@ -237,6 +238,11 @@ def test_stages_compute_what_the_whole_graph_computes(theirs):
     for got, expected in zip(cut(image), whole(image), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     assert passed == ["head", "few", "features", "turned", "y"]
+    monkeypatch.setattr(onnx_model, "_LARGE", 0)  # of a large graph one session is kept at a time
+    large = read_onnx(theirs).with_cuts(cut.cuts)
+    for got, expected in zip(large(image), whole(image), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert len(large._opened) == 1
     cut.sites[2].register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
     image_alone, features = cut(image)
     assert torch.equal(image_alone, image) and not features.any(), "y and features depend on the cut at features alone"
