@@ -92,17 +92,12 @@ def export(
     failed = path.with_name(f"{path.stem}.failed.onnx")
     if keep_failed:
         check_output(failed, force=force)
-<<<<<<< HEAD
     notes = [
         *library_notes(provider, portable),
         *frozen_notes(*(frozen or teacher.fixed[2:])),
         *_half_notes(teacher, dtype),
     ]
-    graph = graph_of(teacher)
-=======
-    notes = [*library_notes(provider, portable), *frozen_notes(*(frozen or teacher.fixed[2:]))]
     graph = graph_of(teacher, opset)
->>>>>>> 7e33f5d (Docs: ONNX files and TorchScript as teachers; a large graph's single session is tested)
     folder = graph.folder if graph else None
     version = opset_of(graph.model) if graph else opset or DEFAULT_OPSET
     with Staging(path, force=force, external_data=external_data, data_folder=folder) as staging:
