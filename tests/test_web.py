@@ -54,13 +54,12 @@ def files(protected, tmp_path_factory) -> Path:
     clean = read_image(photographs("verify") / "dogs_1.webp")[60 : 60 + HEIGHT, 80 : 80 + WIDTH]
     dark = degrade("lowlight", clean, generator("lowlight", "dogs_1"))
     Image.fromarray(np.rint(255 * dark).astype(np.uint8)).save(folder / "dark.png")
-    (folder / "broken.png").write_text("not a picture")
     (folder / "broken.onnx").write_text("not a model")
     return folder
 
 
 def visit(files: Path, folder: Path, ranks: str, backend: str) -> dict:
-    broken = {"picture": str(files / "broken.png"), "model": str(files / "broken.onnx")}
+    broken = {"picture": "broken.png", "model": str(files / "broken.onnx")}
     with serving({"/model.onnx": files / f"{ranks}.onnx"}) as url:
         seen = drive(
             "drive.mjs",

@@ -1,6 +1,6 @@
 // Uses the page as a person would, in a real Chromium; prints what was seen as JSON. The job comes as JSON in the first
-// argument: { browser, flags, url, picture, broken: { picture, model }, folder, patience } with files by path; screenshots
-// go to the folder.
+// argument: { browser, flags, url, picture, broken: { picture, model }, folder, patience } with files by path, the
+// broken picture by name; it is dropped, the others are chosen. Screenshots go to the folder.
 
 import { chromium } from "playwright-core";
 
@@ -56,7 +56,12 @@ if (!seen.error) {
 }
 
 if (job.broken) {
-  await choose("#picture", job.broken.picture);
+  await page.evaluate((name) => {
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File(["not a picture"], name));
+    dispatchEvent(new DragEvent("drop", { dataTransfer, cancelable: true }));
+  }, job.broken.picture);
+  await settled();
   seen.brokenPicture = await text("#error");
   await choose("#model", job.broken.model);
   seen.brokenModel = await text("#error");
