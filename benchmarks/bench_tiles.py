@@ -18,8 +18,8 @@ from asvp_export.tiles import Tiling, seam_energy
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--tasks", nargs="+", default=TASKS)
-    arguments.add_argument("--tiles", nargs="+", type=int, default=[128, 256])
-    arguments.add_argument("--overlap", type=int, default=32)
+    arguments.add_argument("--tiles", nargs="+", type=int, default=[64, 128])
+    arguments.add_argument("--overlap", type=int, default=16, help="what two tiles share")
     options = arguments.parse_args()
     pictures = [read_image(path) for path in list_images(photographs("verify"))[:4]]
     print("| teacher | tile | unprotected: worst PSNR, dB | seam energy | protected: worst PSNR, dB | seam energy |")
