@@ -21,7 +21,9 @@ from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.onnx_graph import external_files, in_order, inputs_of, pruned, reads, stored_bytes, tensors
 
 _SILENT = 4  # fatal only: what goes wrong comes back as an exception
-_LARGE = 2**30  # bytes of weights, from which on no two sessions are kept: each holds its own copy of them
+_ROOM = (
+    2**30
+)  # bytes of weights that sessions may hold together, each its own copy; a larger graph's: its own and a quarter
 _PROVIDERS = ["CPUExecutionProvider"]
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
@@ -71,7 +73,7 @@ class OnnxModule(nn.Module):
         super().__init__()
         self.model, self.folder, self.cuts = model, folder, tuple(cuts)
         self.sites = nn.ModuleList(nn.Identity() for _ in self.cuts)
-        self._opened: dict[tuple[tuple[str, ...], tuple[str, ...]], ort.InferenceSession] = {}
+        self._opened: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[ort.InferenceSession, int]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxModule:
         copied = self.with_cuts(self.cuts)
@@ -124,8 +126,8 @@ class OnnxModule(nn.Module):
         return other
 
     @cached_property
-    def _large(self) -> bool:
-        return sum(map(stored_bytes, tensors(self.model))) > _LARGE
+    def _bytes(self) -> int:
+        return _bytes_of(self.model)
 
     def release(self) -> None:
         """Give the memory back in which onnxruntime holds the weights; the next run takes it again."""
@@ -178,17 +180,25 @@ class OnnxModule(nn.Module):
         key = (self.cuts, names)
         if key not in self._opened:
             given = [_described(name, values[name]) for name in self.cuts if name in values]
-            self._opened[key] = self.session(names, given)
-        opened = self._opened[key]
+            self._opened[key] = self._session(names, given)
+        opened, _ = self._opened[key]
         found = guarded(opened.run, list(names), {one.name: array(values[one.name]) for one in opened.get_inputs()})
         return [_tensor(name, value) for name, value in zip(names, found, strict=True)]
 
     def session(self, outputs: Sequence[str], given: Sequence[onnx.ValueInfoProto] = ()) -> ort.InferenceSession:
-        """A session for any tensors of the main graph: what these need, and no more; of a large graph, the only one."""
-        if self._large:
-            self.release()
+        """A session for any tensors of the main graph: what these need, and no more."""
+        return self._session(outputs, given)[0]
+
+    def _session(
+        self, outputs: Sequence[str], given: Sequence[onnx.ValueInfoProto]
+    ) -> tuple[ort.InferenceSession, int]:
+        """The session, and how many bytes of weights are in it; the others are given up where there is no room for it."""
         whole = not given and tuple(outputs) == self.output_names
-        return open_session(self.model if whole else pruned(self.model, given, outputs), self.folder)
+        part = self.model if whole else pruned(self.model, given, outputs)
+        size = _bytes_of(part)
+        if size + sum(other for _, other in self._opened.values()) > max(_ROOM, self._bytes + self._bytes // 4):
+            self.release()
+        return open_session(part, self.folder), size
 
 
 def open_session(model: onnx.ModelProto, folder: Path | None, profile: Path | None = None) -> ort.InferenceSession:
@@ -232,6 +242,10 @@ def guarded(call: Any, *arguments: Any, **options: Any) -> Any:
         ):
             raise MemoryError(reason) from error
         raise RuntimeError(reason) from error
+
+
+def _bytes_of(model: onnx.ModelProto) -> int:
+    return sum(map(stored_bytes, tensors(model)))
 
 
 def _cast(x: torch.Tensor, value: onnx.ValueInfoProto) -> torch.Tensor:
