@@ -93,7 +93,7 @@ def insert(teacher: Teacher, nodes: dict[str, Perturbation]) -> Protected:
     """Insert nodes with the given attributes behind the named layers of a copy of the teacher."""
     graph = graph_of(teacher)
     if graph is None:
-        module = _copied(teacher)
+        module = copied(teacher)
         modules = dict(module.named_modules())
     else:
         tensors, _ = named_tensors(graph.model)
@@ -104,7 +104,7 @@ def insert(teacher: Teacher, nodes: dict[str, Perturbation]) -> Protected:
     return Protected(teacher, module, dict(nodes))
 
 
-def _copied(teacher: Teacher) -> torch.nn.Module:
+def copied(teacher: Teacher) -> torch.nn.Module:
     """A copy of the module; the fake tensors in the graphs of a .pt2 archive cannot be copied and are shared."""
     graphs = [graph for part in teacher.module.modules() if isinstance(graph := getattr(part, "graph", None), Graph)]
     shared = {id(node.meta): node.meta for graph in graphs for node in graph.nodes}

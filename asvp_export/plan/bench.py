@@ -1,0 +1,224 @@
+"""A model whose nodes and weights change from run to run, without computing again what lies before the nodes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from asvp_export.graph.protect import copied
+from asvp_export.operator import Perturbation
+from asvp_export.plan.calibration import Inputs
+from asvp_export.plan.linear import Consumer
+from asvp_export.plan.trace import CONSUMING, Readers, operands, plain_name, readers
+from asvp_export.teacher.model import Teacher, named_outputs
+
+_CACHE = 2**31  # bytes of feature maps that are kept before the first node; inputs beyond run from the start
+
+Nodes = Mapping[str, Perturbation]
+Values = Mapping[str, torch.Tensor]
+
+
+class Bench(Protocol):
+    """What calibration runs."""
+
+    passes: int
+    """How many forward passes were made, whole or from the first node on."""
+
+    readers: Readers
+    """Who reads the protected tensors."""
+
+    def value(self, name: str) -> torch.Tensor:
+        """A weight of the original."""
+        ...
+
+    def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
+        """The floating outputs for input `i`; without nodes and weights those of the original."""
+        ...
+
+    def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
+        """The clean feature maps of the layers, call by call."""
+        ...
+
+    def inputs_of(
+        self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
+    ) -> dict[str, list[torch.Tensor]]:
+        """What the consumers read, call by call, by the names of their weights."""
+        ...
+
+
+class TorchBench:
+    """A teacher that is a PyTorch module.
+
+    Args:
+        teacher: it is not changed.
+        layers: that may carry nodes.
+        inputs: all that will be run.
+    """
+
+    def __init__(self, teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> None:
+        self.passes = 0
+        self._module = copied(teacher)
+        self._inputs = inputs
+        self._sites = {layer: self._module.get_submodule(layer) for layer in layers}
+        self._nodes: Nodes = {}
+        self._seen: dict[str, list[torch.Tensor]] | None = None
+        self._cached: dict[int, _Start] = {}
+        self._room = _CACHE
+        self.readers = readers(self._module, list(layers), teacher.inputs(teacher.example()))
+        for layer, site in self._sites.items():
+            site.register_forward_hook(self._node(layer))
+
+    def value(self, name: str) -> torch.Tensor:
+        return self._module.get_parameter(name).detach()
+
+    def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
+        found = named_outputs(self._run(i, nodes or {}, weights or {}))
+        return [one for one in found.values() if one.is_floating_point()]
+
+    def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
+        self._seen = {layer: [] for layer in self._sites}
+        try:
+            self._run(i, {}, {})
+            return self._seen
+        finally:
+            self._seen = None
+
+    def inputs_of(
+        self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
+    ) -> dict[str, list[torch.Tensor]]:
+        changed = weights or {}
+        names = {id(changed.get(one.weight, self._module.get_parameter(one.weight))): one.weight for one in consumers}
+        found = {consumer.weight: [] for consumer in consumers}
+        with _Catch(names, found):
+            self._run(i, nodes or {}, changed)
+        return found
+
+    def _node(self, layer: str):
+        def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor | None:
+            if self._seen is not None:
+                self._seen[layer].append(output)
+            node = self._nodes.get(layer)
+            return None if node is None else torch.ops.asvp.perturb(output, **node.attributes())
+
+        return hook
+
+    def _run(self, i: int, nodes: Nodes, weights: Values) -> object:
+        self.passes += 1
+        self._nodes = nodes
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                if i not in self._cached:
+                    self._cached[i] = self._record(i)
+                with self._cached[i].replayed():
+                    if not weights:
+                        return self._module(*self._inputs[i])
+                    return torch.func.functional_call(self._module, dict(weights), self._inputs[i], tie_weights=False)
+        finally:
+            self._nodes = {}
+
+    def _record(self, i: int) -> _Start:
+        """The calls that end before the first node acts, and what they returned."""
+        start = _Start(set(self._sites.values()))
+        nodes, self._nodes = self._nodes, {}
+        try:
+            with start.recording(self._module):
+                self._module(*self._inputs[i])
+        finally:
+            self._nodes = nodes
+        self.passes += 1
+        size = start.bytes
+        if size > self._room:
+            return _Start(set())
+        self._room -= size
+        return start
+
+
+class _Start:
+    """What a forward computes before the first node: the outermost module calls that have returned by then."""
+
+    def __init__(self, sites: set[nn.Module]) -> None:
+        self._sites = sites
+        self._calls: list[tuple[nn.Module, Any]] = []
+
+    @property
+    def bytes(self) -> int:
+        """Of the outputs that are kept."""
+        leaves = [leaf for _, output in self._calls for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+
+    @contextmanager
+    def recording(self, module: nn.Module):
+        """Within the block a forward of the module is recorded."""
+        starts: list[int] = []
+        done = False
+
+        def before(part: nn.Module, inputs: object) -> None:
+            if not done:
+                starts.append(len(self._calls))
+
+        def after(part: nn.Module, inputs: object, output: Any) -> None:
+            nonlocal done
+            if done:
+                return
+            del self._calls[starts.pop() :]
+            self._calls.append((part, _cloned(output)))  # later layers may work in place
+            done = part in self._sites
+
+        hooks = [part.register_forward_pre_hook(before) for part in module.modules()]
+        hooks += [part.register_forward_hook(after) for part in module.modules()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def replayed(self):
+        """Within the block these calls return at once what they returned then."""
+        waiting: dict[nn.Module, deque[Any]] = {}
+        for part, output in self._calls:
+            waiting.setdefault(part, deque()).append(output)
+        for part, outputs in waiting.items():
+            part.forward = _Replayed(part.forward, outputs)
+        try:
+            yield
+        finally:
+            for part in waiting:
+                del part.__dict__["forward"]
+
+
+class _Replayed:
+    def __init__(self, forward: Any, outputs: deque[Any]) -> None:
+        self._forward, self._outputs = forward, outputs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _cloned(self._outputs.popleft()) if self._outputs else self._forward(*args, **kwargs)
+
+
+def _cloned(output: Any) -> Any:
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, output)
+
+
+class _Catch(TorchFunctionMode):
+    """Keeps what is read by the calls that take certain weights."""
+
+    def __init__(self, names: Mapping[int, str], found: dict[str, list[torch.Tensor]]) -> None:
+        super().__init__()
+        self._names, self._found = names, found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = plain_name(func)
+        if name in CONSUMING:
+            data, weight = operands(name, args, kwargs)
+            base = weight if weight._base is None else weight._base
+            if (known := self._names.get(id(weight), self._names.get(id(base)))) is not None:
+                self._found[known].append(data.clone())
+        return func(*args, **kwargs)
