@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from asvp_export.errors import AsvpError, InputError, MachineError
     from asvp_export.gate import check
     from asvp_export.graph.describe import describe
-    from asvp_export.graph.protect import Protected, protect
+    from asvp_export.graph.protect import Protected
     from asvp_export.operator.native import library_path
     from asvp_export.operator.reference import reference
     from asvp_export.operator.schema import Perturbation
     from asvp_export.operator.session import InferenceSession
     from asvp_export.parity.result import ParityResult
     from asvp_export.pipeline import export
+    from asvp_export.plan.record import Plan, apply
+    from asvp_export.protection import protect
     from asvp_export.report.card import write_card
     from asvp_export.report.manifest import verify, write_manifest
     from asvp_export.restoration import restore
@@ -32,19 +34,21 @@ _HOME = {
     "Layer": "teacher.layers",
     "MachineError": "errors",
     "ParityResult": "parity.result",
+    "Plan": "plan.record",
     "Perturbation": "operator.schema",
     "Protected": "graph.protect",
     "Signature": "signature",
     "SizeRule": "signature",
     "Teacher": "teacher.model",
     "ValueRange": "signature",
+    "apply": "plan.record",
     "candidates": "teacher.layers",
     "check": "gate",
     "describe": "graph.describe",
     "export": "pipeline",
     "library_path": "operator.native",
     "load": "teacher.load",
-    "protect": "graph.protect",
+    "protect": "protection",
     "reference": "operator.reference",
     "restore": "restoration",
     "verify": "report.manifest",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Graph
@@ -17,6 +18,9 @@ from asvp_export.operator import Perturbation
 from asvp_export.teacher.layers import graph_of, select
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import named_tensors
+
+if TYPE_CHECKING:
+    from asvp_export.plan.record import Plan
 
 Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
 
@@ -34,6 +38,15 @@ class Protected:
     nodes: dict[str, Perturbation]
     """Layer name to the attributes of its node, in the order in which the layers are first called."""
 
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Compensated weights, by name, in the place of the teacher's own."""
+
+    plan: Plan | None = None
+    """How nodes and weights were found, where they were."""
+
+    verify_images: tuple[Path, ...] = ()
+    """Pictures that the plan was verified on; an export is, by default."""
+
     def __call__(self, image: torch.Tensor, *others: torch.Tensor) -> Any:
         """Restore an image batch with the defence running.
 
@@ -48,60 +61,63 @@ class Protected:
             return self.module(*((image, *others) if others else self.teacher.inputs(image)))
 
 
-def protect(
-    teacher: Teacher,
-    layers: Sequence[str] | str,
-    *,
-    rank: int = 1,
-    gain: float = 1.1,
-    energy: float = 1.0,
-    axis: int | None = None,
-) -> Protected:
-    """Insert one node behind each selected layer; a layer that is called several times gets it at each call.
+def fixed(teacher: Teacher, layers: Sequence[str] | str, asked: Perturbation, axis: int | None) -> Protected:
+    """Insert one and the same node behind each selected layer; see `asvp_export.protection.protect`."""
+    return insert(teacher, nodes_for(teacher, layers, asked, axis))
 
-    Args:
-        teacher: from `asvp_export.load`; it is not changed.
-        layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "none" or nothing:
-            no node, for a verified export of the teacher as it is.
-        rank: how many leading singular values are amplified (at most the layer's channels).
-        gain: the factor on them.
-        energy: share of the squared singular values after which the count stops.
-        axis: the channel axis; by default what the layer's output shows.
 
-    Returns:
-        The protected teacher.
-
-    Raises:
-        InputError: an attribute out of range, an unknown layer, or one that cannot carry the node.
-    """
-    asked = Perturbation(rank, gain, energy, 1 if axis is None else axis)  # checked before the teacher runs
-    if not _none(layers) and (graph := graph_of(teacher)) is not None:
+def nodes_for(
+    teacher: Teacher, layers: Sequence[str] | str, asked: Perturbation, axis: int | None
+) -> dict[str, Perturbation]:
+    """The selected layers with the node that each would get: on its channel axis, of a rank that it has."""
+    if _none(layers):
+        return {}
+    if (graph := graph_of(teacher)) is not None:
         check_carrier(graph.model)
-    chosen = {} if _none(layers) else select(teacher, [layers] if isinstance(layers, str) else layers)
     nodes = {}
-    for name, site in chosen.items():
+    for name, site in select(teacher, [layers] if isinstance(layers, str) else layers).items():
         channel_axis = _plain_axis(site.axis if axis is None else axis, name, site.shape)
-        nodes[name] = replace(asked, axis=channel_axis, rank=min(rank, site.shape[channel_axis]))
-    return insert(teacher, nodes)
+        nodes[name] = replace(asked, axis=channel_axis, rank=min(asked.rank, site.shape[channel_axis]))
+    return nodes
 
 
 def _none(layers: Sequence[str] | str) -> bool:
     return layers == "none" or len(layers) == 0 or list(layers) == ["none"]
 
 
-def insert(teacher: Teacher, nodes: dict[str, Perturbation]) -> Protected:
-    """Insert nodes with the given attributes behind the named layers of a copy of the teacher."""
+def insert(
+    teacher: Teacher,
+    nodes: Mapping[str, Perturbation],
+    weights: Mapping[str, torch.Tensor] | None = None,
+    plan: Plan | None = None,
+) -> Protected:
+    """Insert nodes with the given attributes behind the named layers of a copy of the teacher.
+
+    Args:
+        teacher: it is not changed.
+        nodes: layer name to attributes.
+        weights: values that take the place of the copy's own, by name.
+        plan: what they come from.
+    """
     graph = graph_of(teacher)
     if graph is None:
         module = copied(teacher)
         modules = dict(module.named_modules())
+        for name, value in (weights or {}).items():
+            part, _, leaf = name.rpartition(".")
+            setattr(modules[part], leaf, torch.nn.Parameter(value.to(teacher.device), requires_grad=False))
     else:
         tensors, _ = named_tensors(graph.model)
         module = graph.with_cuts(tensors[name] for name in nodes)
         modules = dict(zip(nodes, module.sites, strict=True))
     for name, node in nodes.items():
         modules[name].register_forward_hook(_Node(name, node))
-    return Protected(teacher, module, dict(nodes))
+    return Protected(teacher, module, dict(nodes), dict(weights or {}), plan)
+
+
+def parameters_of(teacher: Teacher) -> dict[str, torch.Tensor]:
+    """The weights that a plan may replace, by name."""
+    return dict(teacher.module.named_parameters())
 
 
 def copied(teacher: Teacher) -> torch.nn.Module:

@@ -75,6 +75,12 @@ def as_images(output: np.ndarray) -> np.ndarray:
     return output if output.ndim == 4 else output.reshape(output.shape[0] if output.ndim > 1 else 1, 1, 1, -1)
 
 
+def peak_of(expected: np.ndarray, data_range: float) -> float:
+    """The larger of the data range and the range of the expected values themselves."""
+    finite = expected[np.isfinite(expected)].astype(np.float64)
+    return max(data_range, float(np.ptp(finite))) if finite.size else data_range
+
+
 def _check(expected: np.ndarray, got: np.ndarray) -> None:
     if expected.ndim != 4 or expected.shape != got.shape or not expected.size:
         raise ValueError(f"two N, C, H, W arrays of one shape were expected, found {expected.shape} and {got.shape}")

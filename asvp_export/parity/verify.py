@@ -11,7 +11,7 @@ import numpy as np
 
 from asvp_export.errors import InputError
 from asvp_export.parity.cases import Case
-from asvp_export.parity.metrics import IDENTICAL_DB, as_images, psnr, ssim
+from asvp_export.parity.metrics import IDENTICAL_DB, as_images, peak_of, psnr, ssim
 from asvp_export.signature import ValueRange
 
 # How |difference| / peak is counted: decades between 1e-8 and 1, and what lies beside them.
@@ -135,8 +135,8 @@ def score(
             )
         for name, expected, got in zip(names, wanted, found, strict=True):
             is_image = expected.ndim >= 4
-            expected, got = _cropped(case, expected, got)
-            peak = _peak(expected, data_range.peak)
+            expected, got = cropped(case, expected, got)
+            peak = peak_of(expected, data_range.peak)
             similar = ssim(expected, got, peak) if is_image else math.nan
             scores.append(ImageScore(case.name, case.size, case.batch, psnr(expected, got, peak), similar, output=name))
             decades += _decades(expected, got, peak)
@@ -178,7 +178,7 @@ def worse(ways: Mapping[str, GateResult]) -> GateResult:
     )
 
 
-def _cropped(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cropped(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both outputs as N, C, H, W without what the padding became."""
     if got.shape != expected.shape:
         raise InputError(
@@ -199,11 +199,6 @@ def _cropped(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndar
         for whole, part, padded in zip(expected.shape[2:], inner, case.input.shape[-2:], strict=True)
     )
     return expected[:, :, rows, columns], got[:, :, rows, columns]
-
-
-def _peak(expected: np.ndarray, data_range: float) -> float:
-    finite = expected[np.isfinite(expected)].astype(np.float64)
-    return max(data_range, float(np.ptp(finite))) if finite.size else data_range
 
 
 def _shape(array: np.ndarray) -> str:

@@ -69,7 +69,7 @@ class TorchBench:
         self._sites = {layer: self._module.get_submodule(layer) for layer in layers}
         self._nodes: Nodes = {}
         self._seen: dict[str, list[torch.Tensor]] | None = None
-        self._cached: dict[int, _Start] = {}
+        self._starts: dict[int, _Start] = {}
         self._room = _CACHE
         self.readers = readers(self._module, list(layers), teacher.inputs(teacher.example()))
         for layer, site in self._sites.items():
@@ -96,6 +96,7 @@ class TorchBench:
         changed = weights or {}
         names = {id(changed.get(one.weight, self._module.get_parameter(one.weight))): one.weight for one in consumers}
         found = {consumer.weight: [] for consumer in consumers}
+        self._recorded(i)  # not among what is caught
         with _Catch(names, found):
             self._run(i, nodes or {}, changed)
         return found
@@ -114,30 +115,27 @@ class TorchBench:
         self._nodes = nodes
         try:
             with torch.inference_mode(False), torch.no_grad():
-                if i not in self._cached:
-                    self._cached[i] = self._record(i)
-                with self._cached[i].replayed():
+                with self._recorded(i).replayed():
                     if not weights:
                         return self._module(*self._inputs[i])
                     return torch.func.functional_call(self._module, dict(weights), self._inputs[i], tie_weights=False)
         finally:
             self._nodes = {}
 
-    def _record(self, i: int) -> _Start:
-        """The calls that end before the first node acts, and what they returned."""
-        start = _Start(set(self._sites.values()))
-        nodes, self._nodes = self._nodes, {}
-        try:
-            with start.recording(self._module):
-                self._module(*self._inputs[i])
-        finally:
-            self._nodes = nodes
-        self.passes += 1
-        size = start.bytes
-        if size > self._room:
-            return _Start(set())
-        self._room -= size
-        return start
+    def _recorded(self, i: int) -> _Start:
+        """The calls that end before the first node acts, and what they returned: from the one plain pass of an input."""
+        if i not in self._starts:
+            start = _Start(set(self._sites.values()))
+            nodes, self._nodes = self._nodes, {}
+            try:
+                with torch.no_grad(), start.recording(self._module):
+                    self._module(*self._inputs[i])
+            finally:
+                self._nodes = nodes
+            self.passes += 1
+            self._starts[i] = start if start.bytes <= self._room else _Start(set())
+            self._room -= self._starts[i].bytes
+        return self._starts[i]
 
 
 class _Start:

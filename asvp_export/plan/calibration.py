@@ -58,7 +58,7 @@ def split(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return list(images[:cut]), list(images[cut:])
 
 
-def draw(teacher: Teacher, images: Sequence[Path], share: float = 1.0) -> Calibration:
+def draw(teacher: Teacher, images: Sequence[Path], *, solved: bool = True) -> Calibration:
     """Draw crops of several sizes with photometric variations from three quarters of the images; the others stay whole.
 
     What compensation has to see is many different leading components, more than many pixels: hence the sizes, and
@@ -67,7 +67,7 @@ def draw(teacher: Teacher, images: Sequence[Path], share: float = 1.0) -> Calibr
     Args:
         teacher: whose inputs they are to be.
         images: inputs of the teacher, as files.
-        share: of the usual number of crops.
+        solved: whether weights are solved on them; without, all images are held out and there are no crops.
 
     Returns:
         The same crops for the same files in the same order.
@@ -78,11 +78,11 @@ def draw(teacher: Teacher, images: Sequence[Path], share: float = 1.0) -> Calibr
     if len(images) < 2:
         raise InputError(f"{len(images)} image was given to calibrate on; at least 2 are needed. Add images.")
     pictures = [read_image(path) for path in images]
-    held = set(range(3, len(images), 4)) or {len(images) - 1}
+    held = set(range(3, len(images), 4)) or {len(images) - 1} if solved else set(range(len(images)))
     seen = [picture for i, picture in enumerate(pictures) if i not in held]
     rng = np.random.default_rng(_SEED)
     area = sum(picture.shape[0] * picture.shape[1] for picture in seen)
-    count = round(share * min(max(_LEAST, area // _AREA), 3 * _LEAST))
+    count = min(max(_LEAST, area // _AREA), 3 * _LEAST) if solved else 0
     crops = tuple(_inputs(teacher, _varied(_cut(teacher, seen[i % len(seen)], rng, _SIDES), rng)) for i in range(count))
     whole = [_cut(teacher, pictures[i], rng, (_WHOLE, _WHOLE)) for i in sorted(held)]
     small = [_cut(teacher, pictures[i], rng, _SIDES) for i in sorted(held)]

@@ -1,0 +1,228 @@
+"""From wishes to a plan: which layers, ranks and gains, compensated and verified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from asvp_export.errors import InputError
+from asvp_export.graph.protect import Protected, insert
+from asvp_export.operator import Perturbation
+from asvp_export.parity.cases import build_cases
+from asvp_export.parity.result import Progress
+from asvp_export.plan.bench import Bench, TorchBench
+from asvp_export.plan.calibration import Calibration, Inputs, draw
+from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
+from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Search, Single, Trial, scaled
+from asvp_export.plan.solve import Weights
+from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.model import Teacher
+
+_POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, not a map to learn from
+_CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
+_FEW = 24, 4  # crops and held-out inputs on which candidates are ranked
+_SCALES_BACK = 4
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the plan has to meet."""
+
+    ranks: tuple[int, ...]
+    """Those that may be chosen; empty: 1, 2, 4, 8."""
+    gain: float | None
+    """None: the largest that fits."""
+    min_psnr: float
+    max_gain: float
+    compensate: str
+    count: int
+    """How many layers may be chosen; 0: all that are given."""
+
+    @property
+    def target(self) -> float:
+        """dB, the margin included."""
+        return self.min_psnr + MARGIN_DB
+
+
+def plan(
+    teacher: Teacher,
+    nodes: Mapping[str, Perturbation],
+    wishes: Wishes,
+    calibrate: Sequence[Path],
+    verify: Sequence[Path],
+    progress: Progress,
+) -> Protected:
+    """Fit ranks, gains and weights on one set of images so that they hold on another.
+
+    Args:
+        teacher: it is not changed.
+        nodes: the layers, or the candidates among which to choose, with axis and energy of their nodes.
+        wishes: what is asked for.
+        calibrate: images to fit on.
+        verify: other images, on which the worst has to keep the tolerance and the margin.
+        progress: called with a line at each step.
+
+    Raises:
+        InputError: see `asvp_export.protection.protect`.
+    """
+    if wishes.compensate == "refine" and graph_of(teacher) is not None:
+        raise InputError(
+            f"Refinement was asked for, which trains a PyTorch module, and {teacher.source} is run as a graph; use --compensate solve."
+        )
+    images = draw(teacher, calibrate, solved=wishes.compensate != "none")
+    ranking: tuple[RankedLayer, ...] = ()
+    if wishes.count:
+        ranking, nodes = _chosen(teacher, nodes, wishes, images, progress)
+    checked = [tuple(torch.from_numpy(x).to(teacher.device) for x in case.inputs) for case in _cases(teacher, verify)]
+    search = _search(teacher, nodes, wishes, images, checked)
+    bench = search.bench
+    unseen = range(len(images.crops) + len(images.held_out), len(images.crops) + len(images.held_out) + len(checked))
+    if wishes.compensate != "none" and not any(map(search.compensable, nodes)):
+        raise InputError(_nothing_linear(search, nodes))
+    progress(f"calibrating {len(nodes)} node(s) on {len(images.crops) + len(images.held_out)} inputs")
+    before = bench.passes
+    budget = PASSES * len(nodes) * (len(images.crops) + len(images.held_out))
+    if wishes.gain is None:
+        shared = wishes.target + 10 * math.log10(len(nodes))
+        singles = {layer: search.single(layer, shared) for layer in nodes}
+        trial = search.joint({layer: one.node for layer, one in singles.items()}, budget - (bench.passes - before))
+    else:
+        trial = search.trial({layer: replace(node, gain=wishes.gain) for layer, node in nodes.items()})
+    passes = bench.passes - before
+    trial = _refined(teacher, search, trial, wishes, images, progress)
+    if wishes.gain is None:
+        trial, backed = _backed(search, trial, wishes, unseen, progress)
+    else:
+        backed = False
+    layers = tuple(_planned(search, layer, trial, wishes, backed) for layer in nodes)
+    made = Plan(
+        source_sha256=teacher.sha256,
+        layers=layers,
+        min_psnr=wishes.min_psnr,
+        compensate=wishes.compensate,
+        held_out_psnr=round(trial.psnr, 2),
+        verified_psnr=round(search.worst(unseen, trial.nodes, trial.weights), 2),
+        uncompensated_psnr=round(search.worst(unseen, trial.nodes, {}), 2),
+        calibration={
+            "photographs": len(images.names),
+            "crops": len(images.crops),
+            "held_out": len(images.held_out),
+            "passes": passes,
+        },
+        ridges=trial.ridges,
+        ranking=ranking,
+        weights=trial.weights,
+    )
+    return insert(teacher, made.nodes, made.weights, made)
+
+
+def _cases(teacher: Teacher, verify: Sequence[Path]):
+    return build_cases(
+        verify, size=teacher.size, data_range=teacher.data_range, signature=teacher.signature, fixed=teacher.fixed
+    )
+
+
+def _search(
+    teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration,
+    more: Sequence[Inputs] = (),
+) -> Search:  # fmt: skip
+    bench = bench_for(teacher, list(nodes), [*images.crops, *images.held_out, *more])
+    count = len(images.crops)
+    held_out = range(count, count + len(images.held_out))
+    return Search(
+        bench, nodes, range(count), held_out, teacher.data_range.peak, wishes.target, wishes.max_gain,
+        wishes.ranks or RANKS,
+    )  # fmt: skip
+
+
+def bench_for(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> Bench:
+    """What runs a teacher for calibration."""
+    return TorchBench(teacher, layers, inputs)
+
+
+def _chosen(
+    teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration,
+    progress: Progress,
+) -> tuple[tuple[RankedLayer, ...], dict[str, Perturbation]]:  # fmt: skip
+    """The ranking of the candidates by the strength that one share of the allowance buys, and the best of them."""
+    few = replace(images, crops=images.crops[: _FEW[0]], held_out=images.held_out[: _FEW[1]])
+    sharing = wishes.target + 10 * math.log10(wishes.count)
+    progress(f"ranking {len(nodes)} candidate layers")
+    found: dict[str, tuple[Single, bool]] = {}
+    for layer, node in nodes.items():
+        search = _search(teacher, {layer: node}, wishes, few)
+        if search.channels[layer] < _CHANNELS or search.positions[layer] < _POSITIONS:
+            continue
+        if wishes.compensate != "none" and not search.compensable(layer):
+            search.crops = ()
+        found[layer] = (search.single(layer, sharing, share=1), search.compensable(layer))
+    order = sorted(found, key=lambda layer: -found[layer][0].strength)
+    if not order:
+        raise InputError(f"No layer of {teacher.source} has a map to protect; name one with --layers.")
+    taken = order[: wishes.count]
+    ranking = tuple(
+        RankedLayer(layer, one.node.rank, one.node.gain, round(one.strength, 4), round(one.psnr, 2), solved, layer in taken)
+        for layer in order
+        for one, solved in [found[layer]]
+    )
+    return ranking, {layer: node for layer, node in nodes.items() if layer in taken}
+
+
+def _backed(search: Search, trial: Trial, wishes: Wishes, unseen: range, progress: Progress) -> tuple[Trial, bool]:
+    """Gains taken back until the verification images keep the tolerance too; these lower a plan and never raise it."""
+    backed = False
+    for _ in range(_SCALES_BACK):
+        found = search.worst(unseen, trial.nodes, trial.weights)
+        if found >= wishes.target:
+            return trial, backed
+        backed = True
+        step = min(10 ** ((found - wishes.target - 0.2) / 20), 0.9) if math.isfinite(found) else 0.1
+        progress(f"the verification images have {found:.1f} dB: taking the gains back")
+        trial = search.trial(scaled(trial.nodes, step, wishes.max_gain))
+    found = search.worst(unseen, trial.nodes, trial.weights)
+    if found < wishes.target:
+        raise InputError(
+            f"No gain keeps the verification images at {wishes.min_psnr:g} dB and {MARGIN_DB:g} dB to spare; the best that was reached is "
+            f"{found:.1f} dB. Lower --min-psnr, or calibrate on more images that are like them."
+        )
+    return trial, backed
+
+
+def _refined(
+    teacher: Teacher, search: Search, trial: Trial, wishes: Wishes, images: Calibration, progress: Progress
+) -> Trial:
+    if wishes.compensate != "refine":
+        return trial
+    from asvp_export.plan.refine import refine
+
+    weights: Weights = refine(teacher, search, trial, images, progress)
+    return replace(trial, weights=weights, psnr=search.worst(search.held_out, trial.nodes, weights))
+
+
+def _planned(search: Search, layer: str, trial: Trial, wishes: Wishes, backed: bool) -> PlannedLayer:
+    node = trial.nodes[layer]
+    strength, change = search.strength(layer, node)
+    if wishes.gain is not None:
+        stopped = "the gain that was asked for"
+    elif node.gain >= wishes.max_gain:
+        stopped = f"the largest gain, {wishes.max_gain:g}"
+    else:
+        where = "verification" if backed else "calibration"
+        stopped = f"the tolerance, on the {where} images"
+    readers = search.bench.readers
+    solved = tuple(one.weight for one in readers.consumers.get(layer, ())) if search.compensable(layer) else ()
+    reason = readers.reasons.get(layer, "") if wishes.compensate != "none" else ""
+    return PlannedLayer(layer, node, round(strength, 4), round(change, 4), stopped, solved, reason)
+
+
+def _nothing_linear(search: Search, nodes: Mapping[str, Perturbation]) -> str:
+    reasons = search.bench.readers.reasons
+    shown = "; ".join(f"{layer}: {reasons[layer]}" for layer in list(nodes)[:3] if layer in reasons)
+    return (
+        f"Compensation was asked for and no layer that is protected has linear readers alone ({shown}). Choose other layers, or "
+        "--compensate none."
+    )

@@ -1,0 +1,202 @@
+"""A plan as a value: what was chosen and why, and the weights that go with it; saved, and applied again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from asvp_export.environment import tool_version
+from asvp_export.errors import AsvpError, InputError
+from asvp_export.files import atomic_write
+from asvp_export.graph.protect import Protected, insert, parameters_of
+from asvp_export.operator import Perturbation
+from asvp_export.teacher.layers import layer_names
+from asvp_export.teacher.model import Teacher
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """What one layer got, and what stopped it."""
+
+    name: str
+    """Of the layer."""
+
+    node: Perturbation
+    """Attributes of its node."""
+
+    strength: float
+    """On the calibration images that were held out: min over s of ||s F' - F|| / ||F||."""
+
+    relative_feature_change: float
+    """On the same images: ||F' - F|| / ||F||."""
+
+    stopped_by: str
+    """What kept the gain from being larger."""
+
+    consumers: tuple[str, ...] = ()
+    """Weights that were re-solved for it."""
+
+    uncompensated: str = ""
+    """Why its readers were left as they are, where compensation was asked for."""
+
+
+@dataclass(frozen=True)
+class RankedLayer:
+    """A candidate of `--layers auto`: what it can carry alone."""
+
+    name: str
+    rank: int
+    gain: float
+    strength: float
+    psnr: float
+    """dB at the largest gain that was tried."""
+    compensated: bool
+    chosen: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which layers carry which nodes, the weights behind them, and how that was found."""
+
+    source_sha256: str
+    """Of the teacher's file."""
+
+    layers: tuple[PlannedLayer, ...]
+    """In the order in which they are first called."""
+
+    min_psnr: float
+    """dB that was asked for; the plan keeps 1 dB more."""
+
+    compensate: str
+    """"none", "solve" or "refine"."""
+
+    held_out_psnr: float
+    """dB of the worst calibration image that was held out."""
+
+    verified_psnr: float
+    """dB of the worst verification image, in PyTorch."""
+
+    uncompensated_psnr: float
+    """dB of the worst verification image with the same nodes and the original weights."""
+
+    calibration: Mapping[str, int] = field(default_factory=dict)
+    """Photographs, crops and held-out inputs, forward passes."""
+
+    ridges: Mapping[str, float] = field(default_factory=dict)
+    """By weight, as a share of the Gram matrix's mean diagonal."""
+
+    ranking: tuple[RankedLayer, ...] = ()
+    """The candidates of `--layers auto`, the best first."""
+
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Compensated weights and biases by name."""
+
+    @property
+    def nodes(self) -> dict[str, Perturbation]:
+        """Layer name to the attributes of its node."""
+        return {layer.name: layer.node for layer in self.layers}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the weights, for JSON."""
+        found = {name: value for name, value in vars(self).items() if name not in ("weights", "layers", "ranking")}
+        found["layers"] = [{**asdict(layer), "node": layer.node.attributes()} for layer in self.layers]
+        found["ranking"] = [asdict(layer) for layer in self.ranking]
+        found["calibration"], found["ridges"] = dict(self.calibration), dict(self.ridges)
+        return found
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the plan, and its weights beside it as `<stem>.safetensors`; each file appears whole or not at all.
+
+        Returns:
+            The files.
+
+        Raises:
+            InputError: the folder does not exist. MachineError: the disk is full.
+        """
+        path, written = Path(path), []
+        data = {"format": _FORMAT, "tool_version": tool_version(), **self.as_dict()}
+        if self.weights:
+            weights = path.with_suffix(".safetensors")
+            blob = save_tensors({name: one.contiguous() for name, one in sorted(self.weights.items())})
+            data["weights"] = {"file": weights.name, "sha256": hashlib.sha256(blob).hexdigest()}
+            atomic_write(weights, blob)
+            written.append(weights)
+        atomic_write(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+        return [path, *written]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: a file that is missing, damaged, no plan, of a newer format, or weights that are not those it names.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text())
+            made = data.pop("format"), data.pop("tool_version")
+            if made[0] != _FORMAT:
+                raise InputError(f"{path} is a plan of format {made[0]}; this version reads format {_FORMAT}. Make the plan anew.")
+            stored = data.pop("weights", None)
+            data["layers"] = tuple(
+                PlannedLayer(**{**layer, "node": Perturbation(**layer["node"]), "consumers": tuple(layer["consumers"])})
+                for layer in data["layers"]
+            )
+            data["ranking"] = tuple(RankedLayer(**layer) for layer in data["ranking"])
+            return cls(**data, weights=_weights(path, stored) if stored else {})
+        except AsvpError:
+            raise
+        except OSError as error:
+            raise InputError(f"The plan {path} cannot be read ({error.strerror}).") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not a plan of asvp-export, or damaged; name the .plan.json of an export.") from error
+
+
+def _weights(plan: Path, stored: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    path = plan.with_name(stored["file"])
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"The weights of {plan}, {path.name}, are not beside it; put them there.") from error
+    if hashlib.sha256(blob).hexdigest() != stored["sha256"]:
+        raise InputError(f"{path} is not the file that {plan.name} names (its sha256 differs); make the plan anew.")
+    return load_tensors(blob)
+
+
+def apply(teacher: Teacher, plan: Plan) -> Protected:
+    """Protect a teacher as a plan says, without calibration.
+
+    Raises:
+        InputError: the plan was made for another model.
+    """
+    lost = [layer.name for layer in plan.layers if layer.name not in layer_names(teacher)]
+    if lost:
+        raise InputError(f"The plan does not fit: {teacher.source} has no layer {lost[0]}. Make a plan for this model.")
+    theirs = parameters_of(teacher)
+    for name, weight in plan.weights.items():
+        if name not in theirs or tuple(theirs[name].shape) != tuple(weight.shape):
+            found = f"is {_shape(theirs[name])}" if name in theirs else "is not there"
+            raise InputError(
+                f"The plan does not fit: {name} {found} in {teacher.source}, the plan's is {_shape(weight)}. Make a plan for "
+                "this model."
+            )
+    if plan.weights and plan.source_sha256 != teacher.sha256:
+        raise InputError(
+            f"The plan does not fit: its weights were solved for the model of sha256 {plan.source_sha256[:12]}..., and {teacher.source} is "
+            f"{teacher.sha256[:12]}...: make a plan for this model."
+        )
+    return insert(teacher, plan.nodes, plan.weights, plan)
+
+
+def _shape(one: torch.Tensor) -> str:
+    return "x".join(map(str, one.shape))

@@ -1,0 +1,238 @@
+"""The gains and ranks that buy the most strength under one allowance of output error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from asvp_export.errors import InputError
+from asvp_export.operator import Perturbation
+from asvp_export.parity.metrics import as_images, peak_of, psnr
+from asvp_export.plan.bench import Bench
+from asvp_export.plan.solve import Weights, solve
+
+MARGIN_DB = 1.0
+"""How far above the tolerance a plan stays."""
+
+PASSES = 20
+"""Forward passes that a search may take for each input and node, beside one plain pass for each input."""
+
+RANKS = (1, 2, 4, 8)
+
+_NEAR_DB = 0.3  # a scale this close above the target is good enough
+_STEPS = 8
+_FINEST = 0.001  # of a gain
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Nodes that were tried together."""
+
+    nodes: dict[str, Perturbation]
+    psnr: float
+    """dB of the worst input that was held out."""
+    weights: Weights = field(default_factory=dict)
+    ridges: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Single:
+    """What one layer can carry for its share of the allowance."""
+
+    layer: str
+    node: Perturbation
+    strength: float
+    psnr: float
+    """dB with this layer alone, at the largest gain that was tried."""
+
+
+class Search:
+    """Tries nodes and gains on inputs that a bench runs.
+
+    Args:
+        bench: of all the layers.
+        nodes: the layers with channel axis and energy of their nodes; rank and gain are to be found.
+        crops: which inputs of the bench compensation is solved on; none: no compensation.
+        held_out: on which the target has to hold.
+        peak: range of the model's values.
+        target: dB that the worst of these has to reach.
+        max_gain: no gain is larger.
+        ranks: those that are tried.
+    """
+
+    def __init__(
+        self, bench: Bench, nodes: Mapping[str, Perturbation], crops: Sequence[int],
+        held_out: Sequence[int], peak: float, target: float, max_gain: float, ranks: Sequence[int] = RANKS,
+    ) -> None:  # fmt: skip
+        self.bench, self.nodes = bench, dict(nodes)
+        self.crops, self.held_out, self.peak = crops, held_out, peak
+        self.target, self.max_gain, self.ranks = target, max_gain, ranks
+        self._originals: dict[int, list[np.ndarray]] = {}
+        self._energies: dict[str, list[torch.Tensor]] = {layer: [] for layer in nodes}
+        self.channels: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
+        """L of the smallest map."""
+        for i in held_out:
+            for layer, maps in bench.maps(i).items():
+                for each in maps:
+                    self._take(layer, each)
+
+    def _take(self, layer: str, clean: torch.Tensor) -> None:
+        axis = self.nodes[layer].axis
+        self._energies[layer] += energies(clean, axis)
+        self.channels[layer] = clean.shape[axis]
+        length = clean[0].numel() // clean.shape[axis]
+        self.positions[layer] = min(self.positions.get(layer, length), length)
+
+    def strength(self, layer: str, node: Perturbation) -> tuple[float, float]:
+        """Strength and relative feature change of a node, means over the inputs that are held out."""
+        found = [strength_of(one, node) for one in self._energies[layer]]
+        return tuple(float(np.mean(values)) for values in zip(*found, strict=True)) if found else (0.0, 0.0)
+
+    def compensable(self, layer: str) -> bool:
+        """Whether the layer's readers are re-solved."""
+        return bool(self.crops) and layer in self.bench.readers.consumers
+
+    def trial(self, nodes: dict[str, Perturbation], share: int = 1) -> Trial:
+        """Put nodes in place, compensate, and measure.
+
+        Args:
+            nodes: the nodes.
+            share: take every share-th crop.
+        """
+        consumers = self.bench.readers.of([layer for layer in nodes if self.compensable(layer)])
+        weights, ridges = solve(self.bench, nodes, consumers, self.crops[::share], self.held_out[::share]) if consumers else ({}, {})
+        return Trial(nodes, self.worst(self.held_out[::share], nodes, weights), weights, ridges)
+
+    def worst(self, inputs: Sequence[int], nodes: Mapping[str, Perturbation], weights: Weights) -> float:
+        """dB of the worst of these inputs and their outputs, against the original."""
+        return min(self._psnr(i, self.bench.outputs(i, nodes, weights)) for i in inputs)
+
+    def _psnr(self, i: int, outputs: list[torch.Tensor]) -> float:
+        if i not in self._originals:
+            self._originals[i] = [as_images(one.cpu().float().numpy()) for one in self.bench.outputs(i)]
+        found = [
+            psnr(original, as_images(one.cpu().float().numpy()), peak_of(original, self.peak))
+            for original, one in zip(self._originals[i], outputs, strict=True)
+        ]
+        return -math.inf if any(map(math.isnan, found)) else min(found)
+
+    def single(self, layer: str, target: float, share: int = 4) -> Single:
+        """The rank and about the gain that buy one layer the most strength, alone, at a target."""
+        best: Single | None = None
+        ranks = [rank for rank in self.ranks if rank <= self.channels[layer]] or [self.channels[layer]]
+        at_most = {rank: replace(self.nodes[layer], rank=rank, gain=self.max_gain) for rank in ranks}
+        for rank in sorted(ranks, key=lambda rank: -self.strength(layer, at_most[rank])[0]):
+            if best and best.strength >= self.strength(layer, at_most[rank])[0]:
+                break  # the others could not do better at the largest gain
+            gain, found = self._fitting(layer, at_most[rank], target, share)
+            node = replace(at_most[rank], gain=gain)
+            strength = self.strength(layer, node)[0]
+            if best is None or strength > best.strength:
+                best = Single(layer, node, strength, found)
+        assert best is not None
+        return best
+
+    def _fitting(self, layer: str, node: Perturbation, target: float, share: int) -> tuple[float, float]:
+        """About the gain with which a layer alone reaches the target, from one or two trials."""
+        if self.compensable(layer):
+            found = self.trial({layer: node}, share).psnr
+            if found >= target:
+                return self.max_gain, found
+            # What compensation leaves grows like 1 - 1/gain: it is bounded, since it could take the component out.
+            left = (1 - 1 / self.max_gain) * 10 ** ((found - target) / 20) if math.isfinite(found) else 0.0
+            return _rounded(min(1 / (1 - left), self.max_gain)), found
+        gain, found = min(1.05, self.max_gain), 0.0
+        for _ in range(2):  # nearly linear in gain - 1; the second time from close by
+            found = self.trial({layer: replace(node, gain=gain)}, share).psnr
+            step = 10 ** ((found - target) / 20) if math.isfinite(found) else 0.01
+            gain = min(1 + (gain - 1) * step, self.max_gain)
+        return _rounded(gain), found
+
+    def joint(self, nodes: dict[str, Perturbation], budget: float = math.inf) -> Trial:
+        """The largest common scale of gain - 1 with which the nodes together reach the target.
+
+        Args:
+            nodes: as each would have it alone.
+            budget: forward passes that may be made.
+
+        Raises:
+            InputError: no gain reaches it.
+        """
+        fits: tuple[float, Trial] | None = None
+        misses: tuple[float, Trial] | None = None
+        scale, before = 1.0, self.bench.passes
+        for step in range(_STEPS):
+            start = self.bench.passes
+            found = self.trial(scaled(nodes, scale, self.max_gain))
+            cost = self.bench.passes - start
+            if found.psnr >= self.target:
+                fits = (scale, found)
+                if found.psnr < self.target + _NEAR_DB or all(n.gain >= self.max_gain for n in found.nodes.values()):
+                    break
+            else:
+                misses = (scale, found)
+            if fits and (self.bench.passes - before + cost > budget or step == _STEPS - 1):
+                break
+            scale = self._next(scale, found.psnr, fits, misses)
+            if scaled(nodes, scale, self.max_gain) == found.nodes:
+                break
+        while fits is None:  # far off: gains as small as they can be written
+            scale /= 8
+            found = self.trial(scaled(nodes, scale, self.max_gain))
+            if found.psnr >= self.target:
+                fits = (scale, found)
+            elif all(node.gain <= 1 + _FINEST for node in found.nodes.values()):
+                raise InputError(self._unreachable(found))
+        return fits[1]
+
+    def _next(self, scale: float, found: float, fits: tuple | None, misses: tuple | None) -> float:
+        """Between what fits and what does not, in proportion; outside of both, as if the error grew with the scale."""
+        if fits and misses:
+            (low, good), (high, bad) = fits, misses
+            way = (good.psnr - self.target) / max(good.psnr - bad.psnr, 1e-9) if math.isfinite(bad.psnr) else 0.5
+            return low * (high / low) ** min(max(way * 0.9, 0.1), 0.9)
+        step = 10 ** ((found - self.target - _NEAR_DB / 2) / 20) if math.isfinite(found) else 0.1
+        return scale * min(max(step, 0.02), 8.0)
+
+    def _unreachable(self, found: Trial) -> str:
+        alone = {layer: self.trial({layer: node}).psnr for layer, node in found.nodes.items()}
+        costly = min(alone, key=lambda layer: alone[layer])
+        return (
+            f"No gain keeps the worst calibration image at {self.target - MARGIN_DB:g} dB and {MARGIN_DB:g} dB to spare: at a gain of "
+            f"{1 + _FINEST:g} it has {found.psnr:.1f} dB, and {costly} costs most ({alone[costly]:.1f} dB alone). Leave that layer "
+            "out, or lower --min-psnr."
+        )
+
+
+def scaled(nodes: Mapping[str, Perturbation], scale: float, max_gain: float) -> dict[str, Perturbation]:
+    """The nodes with gain - 1 multiplied, rounded down to three digits, within [1.001, max_gain]."""
+    gains = {layer: _rounded(min(1 + (node.gain - 1) * scale, max_gain)) for layer, node in nodes.items()}
+    return {layer: replace(node, gain=gains[layer]) for layer, node in nodes.items()}
+
+
+def _rounded(gain: float) -> float:
+    return max(math.floor(gain * 1000 + 1e-9) / 1000, 1 + _FINEST)
+
+
+def energies(x: torch.Tensor, axis: int) -> list[torch.Tensor]:
+    """s_i^2 of each sample's C x L matrix, descending, float64; x is [N, ...] with the channels on `axis`."""
+    m = x.movedim(axis, 1).flatten(2).double()
+    found = torch.linalg.eigvalsh(m @ m.transpose(1, 2)).flip(1).clamp_min(0)
+    return [one for one in found if torch.isfinite(one).all() and float(one.sum()) > 0]
+
+
+def strength_of(energy: torch.Tensor, node: Perturbation) -> tuple[float, float]:
+    """Strength and relative feature change from the s_i^2 of one map.
+
+    With p the share of the amplified ones and h the gain, ||F'||^2 = (1 + (h^2 - 1) p) ||F||^2 and
+    <F, F'> = (1 + (h - 1) p) ||F||^2, so that strength^2 = 1 - (1 + (h - 1) p)^2 / (1 + (h^2 - 1) p).
+    """
+    shares = (energy / energy.sum()).cumsum(0)
+    count = min(node.rank, int((shares < node.energy).sum()) + 1, len(shares))
+    p, h = min(float(shares[count - 1]), 1.0), node.gain
+    return max(0.0, 1 - (1 + (h - 1) * p) ** 2 / (1 + (h * h - 1) * p)) ** 0.5, abs(h - 1) * p**0.5
