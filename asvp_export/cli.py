@@ -507,7 +507,9 @@ def _ship(result: ParityResult, files: dict[str, Path]) -> None:
 
 
 def _progress(silent: bool) -> Callable[[str], None]:
-    return (lambda line: None) if silent else lambda line: click.echo(f"{line} ...", err=True)
+    from asvp_export.progress import for_terminal
+
+    return (lambda line: None) if silent else for_terminal(lambda line: click.echo(f"{line} ...", err=True))
 
 
 def _warn_of_two_runtimes() -> None:

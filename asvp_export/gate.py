@@ -22,9 +22,10 @@ from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.judge import judge, judge_tiled, library_notes
 from asvp_export.parity.latency import file_latency
-from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
+from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider, fits, inputs_of, session
 from asvp_export.parity.verify import check_threshold
+from asvp_export.progress import Say
 from asvp_export.signature import Signature
 from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.layers import graph_of, layer_names
@@ -43,7 +44,7 @@ def check(
     min_psnr: float = PRESERVATION_DB,
     tiling: Tiling | None = None,
     provider: str = "cpu",
-    progress: Progress = lambda line: None,
+    progress: Say = lambda line: None,
 ) -> ParityResult:
     """Compare a shipped file with its original; nothing is written.
 
@@ -56,7 +57,7 @@ def check(
         min_psnr: dB that the worst image has to reach against the original.
         tiling: compare a run of the file tile by tile as well, against the original's run on the whole image.
         provider: of onnxruntime, "cpu" or "cuda".
-        progress: called with a line at each step.
+        progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
 
     Returns:
         The verdict. Fidelity is measured where the file names its protected layers, and they are layers of the original.
@@ -87,8 +88,8 @@ def check(
     progress(f"comparing on {len(cases)} inputs")
     half = is_half(onnx.load(path, load_external_data=False))
     thresholds = (FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
-    expected, more = _expected(against, provenance, cases)
-    fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider, portable)
+    expected, more = _expected(against, provenance, cases, progress)
+    fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider, portable, progress)
     tiled = None
     if tiling:
         size = tiling.fitting(rule)
@@ -166,7 +167,9 @@ def _same(found: Perturbation | None, named: Perturbation) -> bool:
     return math.isclose(found.gain, named.gain, rel_tol=1e-6) and math.isclose(found.energy, named.energy, rel_tol=1e-6)
 
 
-def _expected(original: Teacher, provenance: Provenance | None, cases: Sequence[Case]) -> tuple[Expected, list[str]]:
+def _expected(
+    original: Teacher, provenance: Provenance | None, cases: Sequence[Case], progress: Say
+) -> tuple[Expected, list[str]]:
     """What the file's outputs are held against, and what the reader of the verdict has to know of it."""
     nodes = provenance.layers if provenance else {}
     missing = sorted(set(nodes) - layer_names(original))
@@ -175,7 +178,7 @@ def _expected(original: Teacher, provenance: Provenance | None, cases: Sequence[
             f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); "
             "hand in the teacher that it was exported from."
         )
-    expected = expected_of_teacher(insert(original, {} if missing else nodes), cases)
+    expected = expected_of_teacher(insert(original, {} if missing else nodes), cases, progress)
     if provenance is None:  # which layers carry a node is not known
         note = "Fidelity was not measured: the file has no asvp metadata, which would name the protected layers."
         return replace(expected, protected=[]), [note]

@@ -24,9 +24,10 @@ from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.judge import judge, library_notes
 from asvp_export.parity.latency import file_latency
 from asvp_export.parity.overflow import first_overflow
-from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, Progress, frozen_notes
+from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider
 from asvp_export.parity.verify import GateResult, check_threshold
+from asvp_export.progress import Say
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import is_half, opset_of
@@ -51,7 +52,7 @@ def export(
     force: bool = False,
     keep_failed: bool = False,
     provider: str = "cpu",
-    progress: Progress = lambda line: None,
+    progress: Say = lambda line: None,
 ) -> ParityResult:
     """Export, verify, and only then give the file its name.
 
@@ -72,7 +73,7 @@ def export(
         force: replace an existing file.
         keep_failed: when a gate fails, keep the file as `<stem>.failed.onnx`.
         provider: of onnxruntime, "cpu" or "cuda".
-        progress: called with a line at each step.
+        progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
 
     Returns:
         The verdict. When a gate failed, `passed` is False and no file stands at `output`.
@@ -116,11 +117,13 @@ def export(
         if portable:
             inline(model)
         progress(f"verifying on {len(cases)} inputs")
-        expected = expected_of_teacher(protected, cases)
+        expected = expected_of_teacher(protected, cases, progress)
         if graph:
             graph.release()
         thresholds = (FIDELITY_DB["fp16" if is_half(model) else "fp32"], min_psnr)
-        fidelity, preservation = _settled(staging, model, protected, cases, expected, thresholds, provider, portable)
+        fidelity, preservation = _settled(
+            staging, model, protected, cases, expected, thresholds, provider, portable, progress
+        )
         timed = file_latency(staging.path, None, cases[0].inputs, provider)
         passed = fidelity.passed and preservation.passed and overflow is None
         digest = sha256(staging.path)
@@ -153,6 +156,7 @@ def _settled(
     thresholds: tuple[float, float],
     provider: str,
     portable: str,
+    progress: Say,
 ) -> tuple[GateResult, GateResult]:
     """Write and measure until what was measured stands in the metadata of the very bytes that were measured."""
     teacher, measured = protected.teacher, {}
@@ -160,7 +164,7 @@ def _settled(
         write_provenance(model, _provenance(protected, measured, portable))
         staging.write(model)
         fidelity, preservation = judge(
-            staging.path, cases, expected, thresholds, teacher.data_range, provider, portable
+            staging.path, cases, expected, thresholds, teacher.data_range, provider, portable, progress
         )
         assert fidelity is not None
         stamps = {"fidelity": _stamp(fidelity), "preservation": _stamp(preservation)}

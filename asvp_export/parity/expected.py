@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from asvp_export.graph.protect import Protected, observed
 from asvp_export.graph.strength import EffectMeter, NodeEffect
 from asvp_export.operator import native
 from asvp_export.parity.cases import Case
+from asvp_export.progress import Say, reporter
 from asvp_export.teacher.model import named_outputs
 
 
@@ -27,19 +28,22 @@ class Expected:
     """Of the outputs: the floating ones."""
 
 
-def expected_of_teacher(protected: Protected, cases: Sequence[Case]) -> Expected:
+def expected_of_teacher(protected: Protected, cases: Sequence[Case], progress: Say = lambda line: None) -> Expected:
     """Outputs of the original and of the protected module in PyTorch, and the effect of the nodes meanwhile.
 
     The nodes run by the reference: the native kernels are among what is verified.
     """
     meter = EffectMeter(protected.nodes)
-    original = list(_torch_outputs(protected.teacher.module, cases, protected.teacher.device))
-    with observed(protected, meter), native.reference_only():
-        outputs = list(_torch_outputs(protected.module, cases, protected.teacher.device))
+    report, device = reporter(progress), protected.teacher.device
+    with report.track(cases, "original in PyTorch") as tracked:
+        original = list(torch_outputs(protected.teacher.module, tracked, device))
+    with observed(protected, meter), native.reference_only(), report.track(cases, "protected in PyTorch") as tracked:
+        outputs = list(torch_outputs(protected.module, tracked, device))
     return Expected(original, outputs, meter.effects(), protected.teacher.signature.compared)
 
 
-def _torch_outputs(module: torch.nn.Module, cases: Sequence[Case], device: str) -> Iterator[list[np.ndarray]]:
+def torch_outputs(module: torch.nn.Module, cases: Iterable[Case], device: str) -> Iterator[list[np.ndarray]]:
+    """The floating outputs of a module for each case, float32."""
     for case in cases:
         try:
             with torch.inference_mode():

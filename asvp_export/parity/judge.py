@@ -15,6 +15,7 @@ from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected
 from asvp_export.parity.session import PROVIDERS, run_model, session
 from asvp_export.parity.verify import GateResult, score, worse
+from asvp_export.progress import Say, reporter
 from asvp_export.signature import ValueRange
 from asvp_export.tiles import Tiling, run_tiled, seam_energy
 
@@ -27,6 +28,7 @@ def judge(
     data_range: ValueRange,
     provider: str,
     portable: str = "",
+    progress: Say = lambda line: None,
 ) -> tuple[GateResult | None, GateResult]:
     """Run a file by its function body and, where the native library serves the provider, by the library; the worse counts.
 
@@ -38,6 +40,7 @@ def judge(
         data_range: the model's values for black and white.
         provider: of onnxruntime, "cpu" or "cuda".
         portable: of the file's metadata; no kernel takes the place of an inlined body.
+        progress: shows how far the runs are.
 
     Returns:
         Fidelity and preservation.
@@ -48,7 +51,8 @@ def judge(
     fidelity, preservation = {}, {}
     for way in _ways(provider, portable):
         opened = session(path, provider, library=way == "library")
-        got = [run_model(opened, *case.inputs) for case in cases]
+        with reporter(progress).track(cases, f"file by the {way}") as tracked:
+            got = [run_model(opened, *case.inputs) for case in tracked]
         held = (data_range, expected.names)
         preservation[way] = score(zip(cases, expected.original, got, strict=True), thresholds[1], *held)
         if expected.protected:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from asvp_export.parity.verify import GateResult
 
 FIDELITY_DB = {"fp32": 80.0, "fp16": 50.0}  # the export is right, up to the type's rounding
 PRESERVATION_DB = 48.0  # an RMSE of one 8-bit step
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

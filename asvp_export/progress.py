@@ -1,0 +1,88 @@
+"""How far long work is: a line a stage anywhere, and on a terminal a bar while a stage that has a count runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+
+class Progress:
+    """Takes a line at each stage; within a stage it says nothing.
+
+    Args:
+        say: called with each line.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def __call__(self, line: str) -> None:
+        """Tell that a stage begins."""
+        self._say(line)
+
+    def track(self, items: Sequence[T], description: str) -> AbstractContextManager[Iterator[T]]:
+        """The items one by one, counted where somebody watches; a context manager, so that Ctrl-C ends the bar at once.
+
+            with progress.track(cases, "verifying by the library") as tracked:
+                outputs = [run(case) for case in tracked]
+
+        Args:
+            items: what the stage works through.
+            description: a few words on what happens to each of them.
+        """
+        return nullcontext(iter(items))
+
+
+class BarProgress(Progress):
+    """Lines as above; below them, on stderr, a bar with the count and the time left, which goes with the stage."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__(say)
+        self._bar: RichProgress | None = None
+
+    @contextmanager
+    def track(self, items: Sequence[T], description: str) -> Iterator[Iterator[T]]:
+        """As for `Progress`; within another stage's items the bar stands below that one's."""
+        outer, bar = self._bar, self._bar or _bar()
+        with nullcontext() if outer else bar:
+            task, self._bar = bar.add_task(description, total=len(items)), bar
+            try:
+                yield _counted(items, lambda: bar.advance(task))
+            finally:
+                bar.remove_task(task)
+                self._bar = outer
+
+
+def reporter(progress: Say) -> Progress:
+    """A `Progress` from what a caller hands in: one already, or a plain function that takes a line."""
+    return progress if isinstance(progress, Progress) else Progress(progress)
+
+
+def for_terminal(say: Say) -> Progress:
+    """With bars where stderr is a terminal that somebody watches; without them in a pipe, a log, or CI."""
+    from rich.console import Console
+
+    return BarProgress(say) if Console(stderr=True).is_interactive and not os.environ.get("CI") else Progress(say)
+
+
+def _counted(items: Sequence[T], done: Callable[[], None]) -> Iterator[T]:
+    for item in items:
+        yield item
+        done()
+
+
+def _bar() -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return RichProgress(*columns, console=Console(stderr=True), transient=True)
