@@ -102,7 +102,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["asvp_export", "asvp_export.*"]),
-    package_data={"asvp_export": ["py.typed", "photographs/*.md", "photographs/*/*.webp"]},
+    package_data={"asvp_export": ["py.typed", "photographs/*.md", "photographs/*/*.webp", "report/page/*"]},
     ext_modules=[Extension("asvp_export.operator.libasvp", sources=[], optional=True)],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
     install_requires=[
@@ -116,6 +116,7 @@ setup(
         "onnxruntime>=1.23; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "click>=8.1",
         "rich>=13",
+        "jinja2>=3.1",
         "scikit-image>=0.24",
         "pillow>=10.3",
         "safetensors>=0.4.5",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from asvp_export.protection import protect
     from asvp_export.report.card import write_card
     from asvp_export.report.manifest import verify, write_manifest
+    from asvp_export.report.page import write_page
     from asvp_export.restoration import restore
     from asvp_export.signature import Signature, SizeRule, ValueRange
     from asvp_export.teacher.layers import Layer, candidates
@@ -54,6 +55,7 @@ _HOME = {
     "verify": "report.manifest",
     "write_card": "report.card",
     "write_manifest": "report.manifest",
+    "write_page": "report.page",
 }
 
 # One list of names; pyright wants them written out, and the imports above tell it what they are.

@@ -96,7 +96,8 @@ _gate_options = _options(
                  help="dB that the worst image has to reach against the original."),
     click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
                  help="Where onnxruntime runs the file."),
-    click.option("--report", "report", type=_PATH, metavar="DIR", help="Folder for the report, instead of beside the file."),
+    click.option("--report", "report", type=_PATH, metavar="DIR", help="Folder for the report, made where it is missing, with a "
+                 "page to look at, report.html. Default: the JSON alone, beside the file."),
     click.option("--junit", type=_PATH, metavar="FILE", help="Write the verdict as JUnit XML too."),
 )  # fmt: skip
 
@@ -189,7 +190,7 @@ def export(
     output = output or Path(f"{model.stem}.protected.onnx")
     check_output(output, force=force)
     shipped = {"manifest": manifest_path(output), **({"model card": card_path(output)} if model_card else {})}
-    reports = _report_files(output, report or output.parent, junit, shipped)
+    reports = _report_files(output, report or output.parent, junit, shipped, page=report is not None)
     if model_card:
         check_output(card_path(output), force=force, what="model card")
     code = {"architecture": Path(arch.rpartition(":")[0])} if arch else {}
@@ -203,7 +204,7 @@ def export(
         result = run_export(
             protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
             external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
-            provider=provider, progress=say,
+            provider=provider, evidence="page" in reports, progress=say,
         )  # fmt: skip
     return _finish(result, output, reports, as_json, quiet)
 
@@ -226,7 +227,7 @@ def check(
     from asvp_export.teacher.formats import is_onnx
 
     tiling = _tiling(tile, overlap)
-    reports = _report_files(protected, report, junit)
+    reports = _report_files(protected, report, junit, page=report is not None)
     _keep({"original": original, "protected file": protected}, reports)
     say = _progress(quiet or as_json)
     _warn_of_two_runtimes()
@@ -242,6 +243,7 @@ def check(
             min_psnr=min_psnr,
             tiling=tiling,
             provider=provider,
+            evidence="page" in reports,
             progress=say,
         )
     return _finish(result, protected, reports, as_json, quiet)
@@ -428,7 +430,7 @@ def _stdout_for_results() -> Iterator[None]:
 
 
 def _report_files(
-    file: Path, folder: Path | None, junit: Path | None, shipped: dict[str, Path] | None = None
+    file: Path, folder: Path | None, junit: Path | None, shipped: dict[str, Path] | None = None, page: bool = False
 ) -> dict[str, Path]:
     """Where the reports on `file` go, and what is shipped with it; refused here, before the long work, where they could not be written."""
     from asvp_export.files import write_error
@@ -436,14 +438,19 @@ def _report_files(
     found: dict[str, Path] = {}
     if folder is not None:
         found["report"] = folder / f"{file.stem}.report.json"
+    if folder is not None and page:
+        found["page"] = folder / "report.html"
     if junit is not None:
         found["JUnit file"] = junit
     found |= shipped or {}
     for what, path in found.items():
-        if not path.parent.is_dir():
+        place = path.parent
+        if page and place == folder and not place.exists():  # it is made when there is something to put into it
+            place = place.parent
+        if not place.is_dir():
             raise InputError(f"The folder of the {what}, {path.parent}, does not exist; create it first.")
         try:
-            with tempfile.TemporaryFile(dir=path.parent):
+            with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
             raise write_error(error, file if path.parent == file.parent else path) from error
@@ -471,7 +478,13 @@ def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json:
 
     data = result.as_dict()
     if path := reports.get("report"):
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir()
         write_json(path, data)
+    if path := reports.get("page"):
+        from asvp_export.report.page import write_page
+
+        write_page(result, path)
     if path := reports.get("JUnit file"):
         write_junit(path, file.name, result.gates)
     if "manifest" in reports:

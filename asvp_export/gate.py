@@ -18,6 +18,7 @@ from asvp_export.graph.protect import insert
 from asvp_export.images import inputs_in
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
+from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.judge import judge, judge_tiled, library_notes
@@ -44,6 +45,7 @@ def check(
     min_psnr: float = PRESERVATION_DB,
     tiling: Tiling | None = None,
     provider: str = "cpu",
+    evidence: bool = False,
     progress: Say = lambda line: None,
 ) -> ParityResult:
     """Compare a shipped file with its original; nothing is written.
@@ -57,6 +59,7 @@ def check(
         min_psnr: dB that the worst image has to reach against the original.
         tiling: compare a run of the file tile by tile as well, against the original's run on the whole image.
         provider: of onnxruntime, "cpu" or "cuda".
+        evidence: keep what `asvp_export.write_page` shows beside the numbers: pictures, singular values.
         progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
 
     Returns:
@@ -98,6 +101,11 @@ def check(
         tiled, seams = judge_tiled(path, cases, expected, min_psnr, against.data_range, size, main, provider)
         notes += tiling_notes(provenance)
         notes.append(f"Tiles of {size.size} with {size.overlap} shared: seam energy {seams:.2f} (1: no seams).")
+    nodes = provenance.layers if provenance else {}
+    seen = None
+    if evidence:
+        known = insert(against, nodes if expected.protected else {})
+        seen = gather(path, known, cases, expected, preservation, provider)
     return ParityResult(
         passed=all(gate.passed for gate in (fidelity, preservation, tiled) if gate),
         tiled=tiled,
@@ -105,12 +113,13 @@ def check(
         source_sha256=against.sha256,
         output=path,
         output_sha256=sha256(path),
-        nodes=provenance.layers if provenance else {},
+        nodes=nodes,
         effects=expected.effects,
         fidelity=fidelity,
         preservation=preservation,
         latency_ms=file_latency(path, _onnx_file(original), cases[0].inputs, provider),
         notes=(*notes, *more, *library_notes(provider, portable), *frozen_notes(*fixed[2:])),
+        evidence=seen,
     )
 
 

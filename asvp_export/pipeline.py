@@ -20,6 +20,7 @@ from asvp_export.graph.protect import Protected
 from asvp_export.graph.publish import Staging
 from asvp_export.images import inputs_in
 from asvp_export.parity.cases import Case, build_cases
+from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.judge import judge, library_notes
 from asvp_export.parity.latency import file_latency
@@ -52,6 +53,7 @@ def export(
     force: bool = False,
     keep_failed: bool = False,
     provider: str = "cpu",
+    evidence: bool = False,
     progress: Say = lambda line: None,
 ) -> ParityResult:
     """Export, verify, and only then give the file its name.
@@ -73,6 +75,7 @@ def export(
         force: replace an existing file.
         keep_failed: when a gate fails, keep the file as `<stem>.failed.onnx`.
         provider: of onnxruntime, "cpu" or "cuda".
+        evidence: keep what `asvp_export.write_page` shows beside the numbers: pictures, singular values.
         progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
 
     Returns:
@@ -125,6 +128,7 @@ def export(
             staging, model, protected, cases, expected, thresholds, provider, portable, progress
         )
         timed = file_latency(staging.path, None, cases[0].inputs, provider)
+        seen = gather(staging.path, protected, cases, expected, preservation, provider) if evidence else None
         passed = fidelity.passed and preservation.passed and overflow is None
         digest = sha256(staging.path)
         if passed:
@@ -144,6 +148,7 @@ def export(
         preservation=preservation,
         latency_ms=timed,
         notes=tuple(notes),
+        evidence=seen,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from skimage.metrics import structural_similarity
 
@@ -52,20 +54,36 @@ def ssim(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
     _check(expected, got)
     if not (np.isfinite(expected).all() and np.isfinite(got).all()):
         return float("nan")
-    radius = min(_RADIUS, (min(expected.shape[2:]) - 1) // 2)
-    scores = [
-        structural_similarity(
-            a.astype(np.float64),
-            b.astype(np.float64),
-            channel_axis=0,
-            data_range=peak,
-            gaussian_weights=True,
-            sigma=_SIGMA if radius == _RADIUS else radius / 3.5,
-            use_sample_covariance=False,
-        )
-        for a, b in zip(expected, got, strict=True)
-    ]
-    return float(np.mean(scores))
+    return float(np.mean([_similarity(a, b, peak) for a, b in zip(expected, got, strict=True)]))
+
+
+def ssim_map(expected: np.ndarray, got: np.ndarray, peak: float) -> np.ndarray:
+    """SSIM at each pixel, as in `ssim`, mean over channels.
+
+    Args:
+        expected: C, H, W, finite.
+        got: the same shape, finite.
+        peak: the range of the values.
+
+    Returns:
+        [H, W] float64, at most 1.0.
+    """
+    return _similarity(expected, got, peak, full=True)[1].mean(axis=0)
+
+
+def _similarity(a: np.ndarray, b: np.ndarray, peak: float, full: bool = False) -> Any:
+    """SSIM of one image, C, H, W; with `full`, the pair of it and [C, H, W]."""
+    radius = min(_RADIUS, (min(a.shape[1:]) - 1) // 2)
+    return structural_similarity(
+        a.astype(np.float64),
+        b.astype(np.float64),
+        channel_axis=0,
+        data_range=peak,
+        gaussian_weights=True,
+        sigma=_SIGMA if radius == _RADIUS else radius / 3.5,
+        use_sample_covariance=False,
+        full=full,
+    )
 
 
 def as_images(output: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from asvp_export.environment import environment, tool_version
 from asvp_export.graph.strength import NodeEffect
 from asvp_export.operator import Perturbation, native
+from asvp_export.parity.evidence import Evidence
 from asvp_export.parity.verify import GateResult
 
 FIDELITY_DB = {"fp32": 80.0, "fp16": 50.0}  # the export is right, up to the type's rounding
@@ -54,6 +55,9 @@ class ParityResult:
 
     tiled: GateResult | None = None
     """The file run tile by tile against the original teacher on the whole image; None when it was not asked for."""
+
+    evidence: Evidence | None = None
+    """What can be looked at, for `write_page`; None when it was not asked for."""
 
     @property
     def gates(self) -> dict[str, GateResult]:

@@ -135,7 +135,7 @@ def score(
             )
         for name, expected, got in zip(names, wanted, found, strict=True):
             is_image = expected.ndim >= 4
-            expected, got = cropped(case, expected, got)
+            expected, got = compared(case, expected, got)
             peak = peak_of(expected, data_range.peak)
             similar = ssim(expected, got, peak) if is_image else math.nan
             scores.append(ImageScore(case.name, case.size, case.batch, psnr(expected, got, peak), similar, output=name))
@@ -178,7 +178,7 @@ def worse(ways: Mapping[str, GateResult]) -> GateResult:
     )
 
 
-def cropped(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def compared(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both outputs as N, C, H, W without what the padding became."""
     if got.shape != expected.shape:
         raise InputError(

@@ -1,0 +1,220 @@
+"""Small charts as inline SVG: told apart without colour, legible on a phone, in the colours of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+# Text keeps its size in pixels where the chart is as wide as a phone's column.
+_WIDTH, _HEIGHT = 360, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 28, 40
+_MOST_POINTS = 160
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart."""
+
+    name: str
+    """For the legend."""
+
+    kind: str
+    """Its class in the style sheet: colour and dashes."""
+
+    x: Sequence[float]
+    """Ascending."""
+
+    y: Sequence[float]
+    """As many; what is not finite, or not positive, is left out."""
+
+    marks: str = ""
+    """"circle", "square", or none."""
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    most_x: float = 1.0,
+    log_x: bool = False,
+    decades: float = 9,
+) -> Markup:
+    """Lines over a logarithmic y axis.
+
+    Args:
+        series: what to draw, the first at the back.
+        title: what a screen reader says.
+        x_label: of the x axis, with its unit.
+        y_label: of the y axis.
+        most_x: where a linear x axis ends; it begins at 0.
+        log_x: a logarithmic x axis instead, as far as there are points.
+        decades: how far the y axis goes down at most, below its top.
+
+    Returns:
+        An <svg> element, or nothing where there is no point to draw.
+    """
+    lines = [(one, _thinned(_positive(one, log_x))) for one in series]
+    points = [point for _, line in lines for point in line]
+    if not points:
+        return Markup("")
+    across = _Log(*_around(x for x, _ in points)) if log_x else _Linear(0.0, most_x)
+    top = math.ceil(math.log10(max(y for _, y in points)) - 1e-9)
+    bottom = max(math.floor(math.log10(min(y for _, y in points)) + 1e-9), math.floor(top - decades))
+    up = _Log(10.0 ** min(bottom, top - 1), 10.0**top)
+    parts = [*_grid(across, up), *_labels(x_label, y_label), *_legend([one for one, line in lines if line])]
+    for one, line in lines:
+        placed = [(_x(across, x), _y(up, max(y, up.low))) for x, y in line]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts.append(f'<polyline class="line {escape(one.kind)}" points="{path}"/>')
+        parts += [_mark(one, *point) for point in placed if one.marks]
+    body = "".join(parts)
+    name = escape(title)
+    return Markup(f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">{body}</svg>')
+
+
+def strip_plot(rows: Sequence[tuple[str, Sequence[float], float]], *, title: str, unit: str) -> Markup:
+    """A row of dots each: every score, and a line at what it had to reach.
+
+    Args:
+        rows: name, scores and the least that was allowed; a score that is not finite is drawn at the far left.
+        title: what a screen reader says.
+        unit: of the scores.
+    """
+    values = [_within(value) for _, scores, needed in rows for value in (*scores, needed) if math.isfinite(value)]
+    step = next(step for step in (2, 5, 10, 20, 50) if (max(values) - min(values)) / step <= 6)
+    low, high = step * math.floor(min(values) / step - 0.1), step * math.ceil(max(values) / step + 0.1)
+    scale, left, line = _Linear(low, high), 8, 46
+    height = line * len(rows) + 26
+
+    def at(value: float) -> float:
+        return left + (_WIDTH - 2 * left) * scale(_within(value) if math.isfinite(value) else low)
+
+    parts = []
+    for tick in range(low, high + 1, step):
+        x = at(tick)
+        anchor = "start" if tick == low else "end" if tick == high else "middle"
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 22}"/>')
+        text = f"{tick} {unit}" if tick == high else f"{tick}"
+        parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="{anchor}">{text}</text>')
+    for row, (name, scores, needed) in enumerate(rows):
+        base = row * line + 30
+        x = at(needed)
+        parts.append(f'<text class="name" x="{left}" y="{base - 14}">{escape(name)}</text>')
+        parts.append(f'<rect class="short" x="{left}" y="{base - 9}" width="{x - left:.1f}" height="18"/>')
+        parts += [
+            f'<circle class="dot{"" if value >= needed else " bad"}" cx="{at(value):.1f}" cy="{base}" r="4"/>'
+            for value in scores
+        ]
+        parts.append(f'<line class="needed" x1="{x:.1f}" x2="{x:.1f}" y1="{base - 11}" y2="{base + 11}"/>')
+    body = "".join(parts)
+    return Markup(
+        f'<svg class="chart strip" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
+    )
+
+
+def _within(decibels: float) -> float:
+    """What lies outside of -50 to 200 stands at the end of the axis."""
+    return min(max(decibels, -50.0), 200.0)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    low: float
+    high: float
+
+    def __call__(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        step = (self.high - self.low) / 5
+        return [(self.low + i * step, f"{self.low + i * step:.2g}") for i in range(6)]
+
+
+@dataclass(frozen=True)
+class _Log:
+    low: float
+    high: float
+
+    def __call__(self, value: float) -> float:
+        return math.log10(value / self.low) / math.log10(self.high / self.low)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        first, last = round(math.log10(self.low), 6), round(math.log10(self.high), 6)
+        step = max(1, math.ceil((last - first) / 6))
+        return [(10.0**e, _power(e)) for e in range(math.ceil(first), math.floor(last) + 1, step)]
+
+
+def _power(exponent: int) -> str:
+    raised = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{10.0**exponent:g}" if -3 < exponent < 5 else f"10{raised}"
+
+
+def _around(values: Iterable[float]) -> tuple[float, float]:
+    found = list(values)
+    return min(found), max(max(found), min(found) * 2)
+
+
+def _positive(one: Series, log_x: bool) -> list[tuple[float, float]]:
+    pairs = zip(one.x, one.y, strict=True)
+    return [(x, y) for x, y in pairs if math.isfinite(y) and y > 0 and (x > 0 or not log_x)]
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most some 160 points: all of the first 60, then at equal ratios."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    ratio = (len(points) / 60) ** (1 / 99)
+    places = {*range(60), *(min(len(points) - 1, round(60 * ratio**i)) for i in range(100))}
+    return [points[i] for i in sorted(places)]
+
+
+def _x(scale: _Linear | _Log, value: float) -> float:
+    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * scale(value)
+
+
+def _y(scale: _Linear | _Log, value: float) -> float:
+    return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * scale(value)
+
+
+def _grid(across: _Linear | _Log, up: _Log) -> Iterable[str]:
+    for value, text in up.ticks():
+        y = _y(up, value)
+        yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+    ticks = across.ticks() if isinstance(across, _Linear) else [(v, f"{v:g}") for v in _counts(across)]
+    for value, text in ticks:
+        x = _x(across, value)
+        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
+        yield f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{text}</text>'
+
+
+def _counts(across: _Log) -> list[float]:
+    """1, 2, 4, 8, ... within the axis."""
+    return [2.0**e for e in range(0, 30) if across.low <= 2.0**e <= across.high * 1.0001]
+
+
+def _labels(x_label: str, y_label: str) -> Iterable[str]:
+    yield f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{escape(x_label)}</text>'
+    yield f'<text x="2" y="14">{escape(y_label)}</text>'
+
+
+def _legend(series: Sequence[Series]) -> Iterable[str]:
+    x = float(_WIDTH - _RIGHT)
+    for one in reversed(series):
+        x -= 6.2 * len(one.name)
+        yield f'<text x="{x:.0f}" y="14">{escape(one.name)}</text>'
+        yield f'<polyline class="line {escape(one.kind)}" points="{x - 28:.0f},10 {x - 6:.0f},10"/>'
+        if one.marks:
+            yield _mark(one, x - 17, 10)
+        x -= 38
+
+
+def _mark(one: Series, x: float, y: float) -> str:
+    if one.marks == "circle":
+        return f'<circle class="mark {escape(one.kind)}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+    return f'<rect class="mark {escape(one.kind)}" x="{x - 2.2:.1f}" y="{y - 2.2:.1f}" width="4.4" height="4.4"/>'

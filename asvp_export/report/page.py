@@ -1,0 +1,335 @@
+"""The report as one page to look at: HTML with everything inside, which asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from asvp_export.environment import tool_version
+from asvp_export.files import atomic_write
+from asvp_export.report.charts import Series, line_chart, strip_plot
+from asvp_export.report.pictures import Pictures, draw, radial_power, visible
+
+if TYPE_CHECKING:
+    from asvp_export.graph.spectrum import SingularValues
+    from asvp_export.parity.evidence import Exhibit
+    from asvp_export.parity.result import ParityResult
+    from asvp_export.parity.verify import GateResult, ImageScore
+
+NAME = "report.html"
+MOST_BYTES = 5_000_000
+
+_PICTURE_BYTES = 3_000_000  # of all pictures; base64 makes 4 MB of them
+_MOST_CHARTS, _MOST_SCORES = 24, 200
+_GATES = {
+    "fidelity": "the file against the protected model in PyTorch: the export is right",
+    "preservation": "the file against the original: what its user loses",
+    "tiled": "the file run tile by tile against the original on the whole image",
+}
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a `Table`."""
+
+    name: str
+    """Its head."""
+
+    form: str = ""
+    """Format specification of its numbers (".2f"); "" leaves them as they are."""
+
+    unit: str = ""
+    """What stands behind each number ("dB")."""
+
+    def show(self, value: Cell) -> str:
+        """A cell as text; a dash where there is no value, or it is not finite."""
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            return "\N{EN DASH}"
+        if isinstance(value, str):
+            return value
+        return f"{value:{self.form}}" + (f" {self.unit}" if self.unit else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page; the first column names the rows."""
+
+    columns: Sequence[Column | str]
+    """The heads; a plain word is a column of text."""
+
+    rows: Sequence[Sequence[Cell]]
+    """As many cells each as there are columns."""
+
+    intro: str = ""
+    """One or two sentences above it."""
+
+    outro: str = ""
+    """What its words mean, in small print below it."""
+
+    @property
+    def heads(self) -> list[Column]:
+        """The columns."""
+        return [Column(one) if isinstance(one, str) else one for one in self.columns]
+
+    @property
+    def cells(self) -> list[list[tuple[str, str, bool]]]:
+        """Row by row: the head, the text, and whether it is a number."""
+        return [
+            [
+                (head.name, head.show(value), not isinstance(value, str))
+                for head, value in zip(self.heads, row, strict=True)
+            ]
+            for row in self.rows
+        ]
+
+
+def write_page(
+    result: ParityResult, path: str | Path, *, plan: Sequence[Table] = (), strips: Sequence[Table] = ()
+) -> None:
+    """Write the report page, complete or not at all.
+
+    Args:
+        result: of an export or a check; with `evidence` it has pictures and singular values in it.
+        path: the page.
+        plan: what was planned and what stopped each layer.
+        strips: what the file is worth to who takes the nodes out.
+
+    Raises:
+        InputError: the folder does not exist or is not writable.
+        MachineError: the disk is full.
+    """
+    # File names may hold bytes that are no text.
+    atomic_write(path, page(result, plan=plan, strips=strips).encode("utf-8", "replace"))
+
+
+def page(result: ParityResult, *, plan: Sequence[Table] = (), strips: Sequence[Table] = ()) -> str:
+    """The report page, as for `write_page`; under 5 MB, if need be with fewer pictures."""
+    exhibits = list(result.evidence.exhibits) if result.evidence else []
+    share = _PICTURE_BYTES // max(1, len(exhibits))
+    views = [_view(one, share) for one in exhibits]
+    environment = Environment(
+        loader=PackageLoader("asvp_export.report", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    style, script = (_source(environment, name) for name in ("page.css", "page.js"))
+    content = {
+        "title": f"{_subject(result)}: {'passed' if result.passed else 'failed'}",
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
+        "result": result,
+        "verdict": _verdict(result),
+        "gates": _gates(result),
+        "meanings": {name: _GATES[name] for name in result.gates},
+        "dots": _dots(result),
+        "layers": _layers(result) if result.nodes else None,
+        "plan": plan,
+        "strips": strips,
+        "spectra": list(_spectra(result)),
+        "more_spectra": max(0, len(result.evidence.singular_values) - _MOST_CHARTS) if result.evidence else 0,
+        "scores": _scores(result.preservation),
+        "latency": _latency(result),
+        "facts": _facts(result),
+        "version": tool_version(),
+    }
+    template = environment.get_template("page.html")
+    while True:
+        made = template.render(content, views=views)
+        if not views or len(made.encode("utf-8", "replace")) < MOST_BYTES:
+            return made
+        views.pop()
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _hash(text: str) -> str:
+    """The text's source expression for a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _subject(result: ParityResult) -> str:
+    return result.output.name if result.output else f"The export of {result.model}"
+
+
+def _decibels(value: object) -> str:
+    return f"{value:.2f} dB" if isinstance(value, float) else "no number"
+
+
+def _verdict(result: ParityResult) -> str:
+    """The verdict in one sentence, dB rounded down."""
+    gate = result.preservation
+    found = _decibels(gate.as_dict()["min_psnr"])
+    many = len({(one.name, one.size) for one in gate.per_image})
+    worst = f"the worst of {many} inputs is at {found} against the original, {gate.threshold:g} dB were needed"
+    if not gate.passed:
+        return f"{_subject(result)} does not preserve enough: {worst}."
+    for name, other in result.gates.items():
+        if not other.passed:
+            against = _decibels(other.as_dict()["min_psnr"])
+            return f"{_subject(result)} fails the gate {name}: {against} found, {other.threshold:g} dB needed."
+    if not result.passed:
+        return f"{_subject(result)} reaches the gates and fails all the same: see the notes."
+    return f"{_subject(result)} restores as the original does: {worst}."
+
+
+def _gates(result: ParityResult) -> Table:
+    rows = []
+    for name, gate in result.gates.items():
+        found = gate.as_dict()
+        shown: list[Any] = [found[key] for key in ("min_psnr", "mean_psnr", "min_ssim")]
+        rows.append([name, *shown, gate.threshold, "passed" if gate.passed else "failed"])
+    columns = ["gate", *(Column(head, ".2f", "dB") for head in ("worst", "mean")), Column("worst SSIM", ".5f")]
+    return Table([*columns, Column("needed", "g", "dB"), "verdict"], rows)
+
+
+def _dots(result: ParityResult) -> Markup:
+    """Of the gates that a loss shows in; fidelity lies far above, and would press them together."""
+    shown = {name: gate for name, gate in result.gates.items() if name != "fidelity"}
+    rows = [(name, [one.psnr for one in gate.per_image], gate.threshold) for name, gate in shown.items()]
+    return strip_plot(rows, title="PSNR of every comparison, and what each had to reach", unit="dB")
+
+
+def _layers(result: ParityResult) -> Table:
+    rows = []
+    for name, node in result.nodes.items():
+        effect = result.effects.get(name)
+        shares = (effect.relative_feature_change, effect.strength, effect.strength_cap) if effect else (None,) * 3
+        rows.append([name, node.rank, node.gain, node.energy, *shares])
+    columns = ["layer", Column("rank"), Column("gain", "g", ""), Column("energy", "g")]
+    shares = [Column(head, ".4f") for head in ("feature change", "strength", "at most")]
+    return Table(
+        [*columns, *shares],
+        rows,
+        outro="Feature change: ||F' - F|| / ||F||, F the clean and F' the exposed feature map. Strength: what of it no "
+        "rescaling takes back, 0 to 1; at most: what the strength tends to as the gain grows.",
+    )
+
+
+def _scores(gate: GateResult) -> Table:
+    ranked = sorted(gate.per_image, key=lambda one: one.psnr if math.isfinite(one.psnr) else -math.inf)
+    rows = [[one.name, one.size, one.batch, one.output, one.way, *_measured(one)] for one in ranked[:_MOST_SCORES]]
+    hidden = len(ranked) - len(rows)
+    return Table(
+        ["input", "size", Column("batch"), "output", "by", Column("PSNR", ".2f", "dB"), Column("SSIM", ".5f")],
+        rows,
+        outro=f"The {hidden} better ones are in the JSON report." if hidden else "",
+    )
+
+
+def _measured(one: ImageScore) -> tuple[Any, Any]:
+    shown = one.as_dict()
+    return shown["psnr"], shown["ssim"]
+
+
+def _latency(result: ParityResult) -> dict[str, Any]:
+    original, protected = result.latency_ms
+    longest = max(original, protected) or 1.0
+    bars = [("original", original), ("protected", protected)]
+    return {
+        "bars": [(name, f"{value:.1f} ms", round(300 * value / longest, 1)) for name, value in bars],
+        "sentence": f"The protected file takes {protected / original:.2f} times as long: {protected:.1f} ms instead of "
+        f"{original:.1f} ms, in onnxruntime, by the {result.ways[-1]}, on the first input.",
+    }
+
+
+def _facts(result: ParityResult) -> list[tuple[str, str]]:
+    data: Any = result.as_dict()
+    found = {"original": result.model, "its SHA-256": result.source_sha256}
+    found |= {"file": data["output"] or "not published", "SHA-256 as verified": result.output_sha256}
+    found |= {key: value for key, value in data["environment"].items() if isinstance(value, str | int)}
+    return [(key, str(value)) for key, value in found.items()]
+
+
+def _spectra(result: ParityResult) -> Iterator[dict[str, Any]]:
+    known = list(result.evidence.singular_values.items()) if result.evidence else []
+    for name, values in known[:_MOST_CHARTS]:
+        node = result.nodes[name]
+        yield {"layer": name, "node": f"rank {node.rank}, gain {node.gain:g}", "chart": _scree(name, values),
+               "caption": _shares(values)}  # fmt: skip
+
+
+def _scree(name: str, values: SingularValues) -> Markup:
+    places = range(1, len(values.before) + 1)
+    series = [
+        Series("before", "before", places, values.before, "circle"),
+        Series("after", "after", places, values.after, "square"),
+    ]
+    return line_chart(
+        series, title=f"Singular values of {name} before and after its node", x_label="number of the singular value",
+        y_label="value", log_x=True, decades=8,
+    )  # fmt: skip
+
+
+def _shares(values: SingularValues) -> str:
+    """How much of the feature map the first singular value is, before and after."""
+    before, after = (np.square(np.array(one)) for one in (values.before, values.after))
+    if not (np.isfinite(before).all() and np.isfinite(after).all() and before.sum() > 0 and after.sum() > 0):
+        return "The feature map is zero or not finite."
+    return (
+        f"The first of {len(before)} goes from {values.before[0]:.3g} to {values.after[0]:.3g}; its share of the squared "
+        f"values from {before[0] / before.sum():.1%} to {after[0] / after.sum():.1%}."
+    )
+
+
+def _view(exhibit: Exhibit, most_bytes: int) -> dict[str, Any]:
+    """All that is said and shown of one exhibit."""
+    drawn, score = draw(exhibit, most_bytes), exhibit.score
+    shown = score.as_dict()
+    similar = f", SSIM {shown['ssim']:.5f}" if shown["ssim"] is not None else ""
+    return {
+        "name": score.name,
+        "measured": f"{_decibels(shown['psnr'])}{similar}",
+        "part": _part(exhibit, drawn),
+        "pictures": drawn,
+        "difference": _difference(exhibit, drawn),
+        "worst": f"{drawn.least_ssim:.7g}",
+        "power": _power(exhibit),
+    }
+
+
+def _part(exhibit: Exhibit, drawn: Pictures) -> str:
+    score, picture = exhibit.score, drawn.original
+    height, width = exhibit.whole
+    size = f"{width} x {height} pixels"
+    if (picture.width, picture.height) != (width, height):
+        top, left = drawn.place
+        size = f"{picture.width} x {picture.height} of {size}, from column {left} and row {top}, around the largest difference"
+    channels = exhibit.original.shape[0]
+    colours = {1: "grey", 3: ""}.get(channels, f"the first {3 if channels > 3 else 'one'} of {channels} channels")
+    parts = [size, exhibit.first, colours, f"nodes run by the {score.way}"]
+    return "; ".join(part for part in parts if part)
+
+
+def _difference(exhibit: Exhibit, drawn: Pictures) -> str:
+    if drawn.not_finite:
+        return f"{drawn.not_finite} values of the file's output are not finite: magenta."
+    difference = np.abs(exhibit.protected - exhibit.original)
+    largest = 255 * float(difference.max())
+    return f"Black: none; white: {255 / drawn.factor:.3g} of 255 or more. The largest here is {largest:.3g} of 255."
+
+
+def _power(exhibit: Exhibit) -> Markup:
+    images = visible(exhibit.original), visible(exhibit.protected)
+    if not all(np.isfinite(one).all() for one in images):
+        return Markup("")
+    kinds = {"original": images[0], "protected": images[1], "difference": images[1] - images[0]}
+    series = [Series(name, name, *map(np.ndarray.tolist, radial_power(image))) for name, image in kinds.items()]
+    return line_chart(
+        series, title=f"Radial power spectrum of {exhibit.score.name}: original, protected and difference",
+        x_label="cycles per pixel", y_label="power", most_x=0.5, decades=14,
+    )  # fmt: skip
