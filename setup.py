@@ -117,6 +117,7 @@ setup(
         "click>=8.1",
         "rich>=13",
         "jinja2>=3.1",
+        "markupsafe>=2.1",
         "scikit-image>=0.24",
         "pillow>=10.3",
         "safetensors>=0.4.5",

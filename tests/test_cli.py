@@ -250,7 +250,7 @@ BAD_EXPORT = {
     "no layers": (even(layers=None), "Missing option '--layers'"),
     "one argument too many": ([*even(), "more"], "unexpected extra argument"),
     "a command that there is not": (["inspekt", "even.onnx"], "inspekt.*did you mean inspect"),
-    "a report folder that is not there": (even(report="nothing"), "nothing, does not exist"),
+    "a report folder that is not there": (even(report="nothing/below"), "nothing/below, does not exist"),
     "a file as the report folder": (even(report="notes.txt"), "notes.txt, does not exist"),
     "a JUnit folder that is not there": (even(junit="nothing/j.xml"), "nothing, does not exist"),
     "a folder as the JUnit file": (even(junit="out"), "out is a folder"),
@@ -363,7 +363,7 @@ BAD_OTHERS = {
     "check: ONNX files of two scales": (["check", "even.onnx", "double.onnx", "--images=pictures"], "not the same model"),
     "check: no image": ([*CHECK_EVEN[:-1], "even.onnx", "--images=no_pictures"], "no image in no_pictures"),
     "check: a PSNR of nan": ([*CHECK_ONNX, "same.onnx", "--min-psnr=nan"], "PSNR asked for is nan"),
-    "check: no report folder": ([*CHECK_ONNX, "same.onnx", "--report=nothing"], "nothing, does not exist"),
+    "check: no report folder": ([*CHECK_ONNX, "same.onnx", "--report=nothing/below"], "nothing/below, does not exist"),
     "check: JUnit over the file": ([*CHECK_ONNX, "even.onnx", "--junit=even.onnx"], "is the protected file itself"),
     "inspect: no file": (["inspect", "nothing.onnx"], "nothing.onnx does not exist"),
     "inspect: a folder": (["inspect", "pictures"], "is a folder"),
@@ -461,7 +461,9 @@ def test_a_failed_gate_exits_1_and_leaves_the_reports_but_no_file(workshop, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["j.xml"]
     report = Path("out/p.report.json")
     assert json.loads(report.read_text())["passed"] is False and json.loads(report.read_text())["output"] is None
-    report.unlink()
+    assert "Failed" in Path("out/report.html").read_text()
+    for written in (report, Path("out/report.html")):
+        written.unlink()
     assert "failed" in answer.out and "passed  " not in answer.out
     assert re.search(r"preservation: \d+ of 10 comparisons do not reach 48 dB", answer.err)
     assert all(path.name in answer.err for path in Path("pictures").iterdir())
@@ -532,6 +534,7 @@ def test_check_writes_a_report_only_where_it_is_told_to(workshop, tmp_path):
         "",
     )
     assert json.loads((tmp_path / "same.report.json").read_text())["passed"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "same.report.json"]
 
 
 def test_inspect_shows_nodes_and_provenance(workshop):

@@ -103,6 +103,7 @@ def test_the_wheel_serves_every_python_and_brings_the_library(tmp_path):
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "asvp_export/operator/libasvp.so" in names
+    assert "asvp_export/report/page/page.html" in names
     assert not [name for name in names if name.startswith(("custom_ops", "tests", "examples", "benchmarks"))]
     python = installed(wheel, tmp_path / "clean")
     package, passed, ways, unavailable = said(python, ROAD, tmp_path)

@@ -281,9 +281,13 @@ def _shares(values: SingularValues) -> str:
     if not (np.isfinite(before).all() and np.isfinite(after).all() and before.sum() > 0 and after.sum() > 0):
         return "The feature map is zero or not finite."
     return (
-        f"The first of {len(before)} goes from {values.before[0]:.3g} to {values.after[0]:.3g}; its share of the squared "
+        f"The first of {len(before)} goes from {_short(values.before[0])} to {_short(values.after[0])}; its share of the squared "
         f"values from {before[0] / before.sum():.1%} to {after[0] / after.sum():.1%}."
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
 
 
 def _view(exhibit: Exhibit, most_bytes: int) -> dict[str, Any]:
@@ -311,7 +315,12 @@ def _part(exhibit: Exhibit, drawn: Pictures) -> str:
         size = f"{picture.width} x {picture.height} of {size}, from column {left} and row {top}, around the largest difference"
     channels = exhibit.original.shape[0]
     colours = {1: "grey", 3: ""}.get(channels, f"the first {3 if channels > 3 else 'one'} of {channels} channels")
-    parts = [size, exhibit.first, colours, f"nodes run by the {score.way}"]
+    parts = [
+        size,
+        exhibit.first,
+        colours,
+        "nodes run by the library" if score.way == "library" else "nodes run by the function body",
+    ]
     return "; ".join(part for part in parts if part)
 
 
@@ -320,7 +329,7 @@ def _difference(exhibit: Exhibit, drawn: Pictures) -> str:
         return f"{drawn.not_finite} values of the file's output are not finite: magenta."
     difference = np.abs(exhibit.protected - exhibit.original)
     largest = 255 * float(difference.max())
-    return f"Black: none; white: {255 / drawn.factor:.3g} of 255 or more. The largest here is {largest:.3g} of 255."
+    return f"Black: none; white: {_short(255 / drawn.factor)} of 255 or more. The largest here is {_short(largest)} of 255."
 
 
 def _power(exhibit: Exhibit) -> Markup:

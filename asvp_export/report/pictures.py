@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -76,15 +77,18 @@ def draw(exhibit: Exhibit, most_bytes: int) -> Pictures:
         exhibit: the outputs.
         most_bytes: of all its pictures together, before base64; 128 x 128 pixels are drawn however large they come out.
     """
-    for side in _SIDES:
+    side = _SIDES[0]
+    while True:
         top, left = _largest(exhibit, side)
         cut = (slice(None), slice(top, top + side), slice(left, left + side))
         place = (exhibit.place[0] + top, exhibit.place[1] + left)
         drawn = _draw(exhibit.original[cut], exhibit.protected[cut], exhibit.peak, place)
         pictures = (drawn.original, drawn.protected, drawn.difference, drawn.similarity)
-        if sum(len(one.data) for one in pictures if one) * 3 / 4 <= most_bytes:
-            break
-    return drawn
+        bytes_ = sum(len(one.data) for one in pictures if one) * 3 / 4
+        if bytes_ <= most_bytes or side == _SIDES[-1]:
+            return drawn
+        fitting = max(drawn.original.width, drawn.original.height) * math.sqrt(most_bytes / bytes_)
+        side = next((one for one in _SIDES if one < side and one <= fitting), _SIDES[-1])
 
 
 def _largest(exhibit: Exhibit, side: int) -> tuple[int, int]:
@@ -166,7 +170,7 @@ def _bytes(shown: np.ndarray) -> np.ndarray:
     """[H, W, 3] bytes of values in 0..1; magenta where one is not finite."""
     finite = np.isfinite(shown).all(axis=0)
     pixels = np.rint(np.clip(np.nan_to_num(shown), 0, 1) * 255).astype(np.uint8)
-    pixels = np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0))
+    pixels = np.array(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0), order="C")
     pixels[~finite] = _NOT_FINITE
     return pixels
 
