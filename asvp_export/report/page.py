@@ -184,7 +184,7 @@ def _verdict(result: ParityResult) -> str:
             return f"{_subject(result)} fails the gate {name}: {against} found, {other.threshold:g} dB needed."
     if not result.passed:
         return f"{_subject(result)} reaches the gates and fails all the same: see the notes."
-    return f"{_subject(result)} restores as the original does: {worst}."
+    return f"{_subject(result)} passes every gate: {worst}."
 
 
 def _gates(result: ParityResult) -> Table:
