@@ -83,14 +83,10 @@ class Table:
         return [Column(one) if isinstance(one, str) else one for one in self.columns]
 
     @property
-    def cells(self) -> list[list[tuple[str, str, bool]]]:
-        """Row by row: the head, the text, and whether it is a number."""
+    def cells(self) -> list[list[tuple[str, str]]]:
+        """Row by row: the head and the text."""
         return [
-            [
-                (head.name, head.show(value), not isinstance(value, str))
-                for head, value in zip(self.heads, row, strict=True)
-            ]
-            for row in self.rows
+            [(head.name, head.show(value)) for head, value in zip(self.heads, row, strict=True)] for row in self.rows
         ]
 
 
