@@ -11,7 +11,8 @@ from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected, fixed, insert, nodes_for
 from asvp_export.images import list_images
 from asvp_export.operator import Perturbation
-from asvp_export.parity.result import PRESERVATION_DB, Progress
+from asvp_export.parity.result import PRESERVATION_DB
+from asvp_export.progress import Say
 from asvp_export.teacher.model import Teacher
 
 AUTO = "auto"
@@ -33,7 +34,7 @@ def protect(
     compensate: str = "none",
     images: str | Path | None = None,
     verify_images: str | Path | None = None,
-    progress: Progress = lambda line: None,
+    progress: Say = lambda line: None,
 ) -> Protected:
     """Insert one node behind each selected layer; a layer that is called several times gets it at each call.
 

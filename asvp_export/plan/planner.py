@@ -13,7 +13,7 @@ from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import build_cases
-from asvp_export.parity.result import Progress
+from asvp_export.progress import Say
 from asvp_export.plan.bench import Bench, TorchBench
 from asvp_export.plan.calibration import Calibration, Inputs, draw
 from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
@@ -54,7 +54,7 @@ def plan(
     wishes: Wishes,
     calibrate: Sequence[Path],
     verify: Sequence[Path],
-    progress: Progress,
+    progress: Say,
 ) -> Protected:
     """Fit ranks, gains and weights on one set of images so that they hold on another.
 
@@ -146,7 +146,7 @@ def bench_for(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs])
 
 def _chosen(
     teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration,
-    progress: Progress,
+    progress: Say,
 ) -> tuple[tuple[RankedLayer, ...], dict[str, Perturbation]]:  # fmt: skip
     """The ranking of the candidates by the strength that one share of the allowance buys, and the best of them."""
     few = replace(images, crops=images.crops[: _FEW[0]], held_out=images.held_out[: _FEW[1]])
@@ -172,7 +172,7 @@ def _chosen(
     return ranking, {layer: node for layer, node in nodes.items() if layer in taken}
 
 
-def _backed(search: Search, trial: Trial, wishes: Wishes, unseen: range, progress: Progress) -> tuple[Trial, bool]:
+def _backed(search: Search, trial: Trial, wishes: Wishes, unseen: range, progress: Say) -> tuple[Trial, bool]:
     """Gains taken back until the verification images keep the tolerance too; these lower a plan and never raise it."""
     backed = False
     for _ in range(_SCALES_BACK):
@@ -193,7 +193,7 @@ def _backed(search: Search, trial: Trial, wishes: Wishes, unseen: range, progres
 
 
 def _refined(
-    teacher: Teacher, search: Search, trial: Trial, wishes: Wishes, images: Calibration, progress: Progress
+    teacher: Teacher, search: Search, trial: Trial, wishes: Wishes, images: Calibration, progress: Say
 ) -> Trial:
     if wishes.compensate != "refine":
         return trial
