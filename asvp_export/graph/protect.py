@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from asvp_export.plan.record import Plan
 
 Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
+Map = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def copied(teacher: Teacher) -> torch.nn.Module:
 @contextmanager
 def observed(protected: Protected, observer: Observer) -> Iterator[None]:
     """Within the block, `observer(layer, before, after)` is called at each node of the protected module."""
-    hooks = [h for m in protected.module.modules() for h in m._forward_hooks.values() if isinstance(h, _Node)]
+    hooks = _nodes(protected)
     for hook in hooks:
         hook.observer = observer
     try:
@@ -143,6 +144,23 @@ def observed(protected: Protected, observer: Observer) -> Iterator[None]:
             hook.observer = None
 
 
+@contextmanager
+def replaced(protected: Protected, maps: Mapping[str, Map]) -> Iterator[None]:
+    """Within the block, `maps[layer](before)` leaves each node of these layers in the place of what it would make."""
+    hooks = [hook for hook in _nodes(protected) if hook.layer in maps]
+    for hook in hooks:
+        hook.instead = maps[hook.layer]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.instead = None
+
+
+def _nodes(protected: Protected) -> list[_Node]:
+    return [h for m in protected.module.modules() for h in m._forward_hooks.values() if isinstance(h, _Node)]
+
+
 class _Node:
     """The forward hook that is the node; a class, so that it survives deepcopy and pickle with its module."""
 
@@ -150,9 +168,10 @@ class _Node:
         self.layer = layer
         self.node = node
         self.observer: Observer | None = None
+        self.instead: Map | None = None
 
     def __call__(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-        after = torch.ops.asvp.perturb(output, **self.node.attributes())
+        after = self.instead(output) if self.instead else torch.ops.asvp.perturb(output, **self.node.attributes())
         if self.observer:
             self.observer(self.layer, output, after)
         return after

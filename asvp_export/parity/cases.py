@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,23 @@ WHOLE_SIDE = 1024
 _SMALLEST = 3
 
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where in a picture an image lies: `height` x `width` of the case from here on."""
+
+    picture: Path
+    """The file."""
+
+    top: int
+    """Its first row."""
+
+    left: int
+    """Its first column (of the first frame)."""
+
+    mirrored: bool = False
+    """Whether left and right were exchanged then."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,9 @@ class Case:
 
     place: int = 0
     """Which of the inputs the image is."""
+
+    cuts: tuple[Cut, ...] = ()
+    """Where the images of the batch come from."""
 
     @property
     def inputs(self) -> tuple[np.ndarray, ...]:
@@ -106,8 +126,8 @@ def build_cases(
     pictures = [_read(path, sizes, size.minimum, frozen) for path in images]
 
     def cases(first: int, count: int, only_first_size: bool = False) -> list[Case]:
-        members = [_member(images, pictures, first + offset) for offset in range(count)]
-        extent = (min(p.shape[0] for _, p in members), min(p.shape[1] for _, p in members))
+        members = [_member(pictures, first + offset) for offset in range(count)]
+        extent = (min(p.pixels.shape[0] for p in members), min(p.pixels.shape[1] for p in members))
         chosen = _sizes(extent, sizes, size.minimum, frozen)
         return [_case(members, one, size, data_range, signature) for one in chosen[: 1 if only_first_size else None]]
 
@@ -136,8 +156,32 @@ def _check_sizes(sizes: Sequence[Size], rule: SizeRule, frozen: Sequence[int | N
             )
 
 
-def _read(path: Path, sizes: Sequence[Size], minimum: int, frozen: Sequence[int | None]) -> np.ndarray:
-    """The part of a picture that cases are cut from: H, W, 3 in 0..1."""
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """The part of a picture that cases are cut from."""
+
+    pixels: np.ndarray
+    """H, W, 3 in 0..1."""
+
+    cut: Cut
+    """Where it lies; a picture that is mirrored comes mirrored."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.cut.picture.name} mirrored" if self.cut.mirrored else self.cut.picture.name
+
+    def mirrored(self) -> _Picture:
+        return _Picture(self.pixels[:, ::-1], replace(self.cut, mirrored=True))
+
+    def middle(self, size: Size) -> Cut:
+        """Where a crop from the middle lies."""
+        top, left = _corner(self.pixels, size)
+        if self.cut.mirrored:
+            left = self.pixels.shape[1] - size[1] - left
+        return replace(self.cut, top=self.cut.top + top, left=self.cut.left + left)
+
+
+def _read(path: Path, sizes: Sequence[Size], minimum: int, frozen: Sequence[int | None]) -> _Picture:
     picture = read_image(path)
     height, width = picture.shape[:2]
     least = [max(minimum, _SMALLEST, *(size[axis] for size in sizes), frozen[axis] or 0) for axis in (0, 1)]
@@ -152,15 +196,14 @@ def _read(path: Path, sizes: Sequence[Size], minimum: int, frozen: Sequence[int 
     elif height * width > WHOLE_PIXELS:
         keep = (min(height, max(WHOLE_SIDE, least[0])), min(width, max(WHOLE_SIDE, least[1])))
     else:
-        return picture
-    return _middle(picture, keep).copy()  # the copy lets go of the rest
+        return _Picture(picture, Cut(path, 0, 0))
+    return _Picture(_middle(picture, keep).copy(), Cut(path, *_corner(picture, keep)))  # the copy lets go of the rest
 
 
-def _member(images: Sequence[Path], pictures: Sequence[np.ndarray], index: int) -> tuple[str, np.ndarray]:
-    """Name and picture number `index`, counting on through mirror images when the pictures run out."""
-    turn, place = divmod(index, len(images))
-    name, picture = images[place].name, pictures[place]
-    return (f"{name} mirrored", picture[:, ::-1]) if turn % 2 else (name, picture)
+def _member(pictures: Sequence[_Picture], index: int) -> _Picture:
+    """Picture number `index`, counting on through mirror images when the pictures run out."""
+    turn, place = divmod(index, len(pictures))
+    return pictures[place].mirrored() if turn % 2 else pictures[place]
 
 
 def _sizes(extent: Size, sizes: Sequence[Size], minimum: int, frozen: Sequence[int | None]) -> list[Size]:
@@ -196,19 +239,25 @@ def _odd(side: int, limit: int) -> int:
 
 
 def _case(
-    members: Sequence[tuple[str, np.ndarray]], size: Size, rule: SizeRule, data_range: ValueRange, signature: Signature
+    members: Sequence[_Picture], size: Size, rule: SizeRule, data_range: ValueRange, signature: Signature
 ) -> Case:
-    names = [name for name, _ in members]
-    frames = [[_middle(picture, size, frame) for frame in range(signature.frames or 1)] for _, picture in members]
+    names = [picture.name for picture in members]
+    frames = [[_middle(one.pixels, size, frame) for frame in range(signature.frames or 1)] for one in members]
     x = as_channels(np.asarray(frames), signature.channels)  # [N, T, C, H, W]
     x = data_range.of(pad_to(x, rule))
     x = np.ascontiguousarray(x if signature.frames else x[:, 0])
     name = " + ".join(names) if len(names) <= 2 else f"{names[0]} + {len(names) - 1} more"
-    return Case(name, x, *size, others=signature.others_for(x.shape), place=signature.place)
+    cuts = tuple(picture.middle(size) for picture in members)
+    return Case(name, x, *size, others=signature.others_for(x.shape), place=signature.place, cuts=cuts)
 
 
 def _middle(picture: np.ndarray, size: Size, frame: int = 0) -> np.ndarray:
     """A crop from the middle; each further frame lies 2 pixels to the right, as far as the picture goes."""
-    top, left = (picture.shape[0] - size[0]) // 2, (picture.shape[1] - size[1]) // 2
+    top, left = _corner(picture, size)
     left = min(left + 2 * frame, picture.shape[1] - size[1])
     return picture[top : top + size[0], left : left + size[1]]
+
+
+def _corner(picture: np.ndarray, size: Size) -> tuple[int, int]:
+    """The first row and column of a crop from the middle."""
+    return (picture.shape[0] - size[0]) // 2, (picture.shape[1] - size[1]) // 2

@@ -1,0 +1,97 @@
+"""Ground truth: the clean pictures that the inputs of a comparison were made from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from asvp_export.errors import InputError
+from asvp_export.images import as_channels, list_images, read_image
+from asvp_export.parity.cases import Case
+from asvp_export.parity.metrics import psnr
+from asvp_export.signature import ValueRange
+from asvp_export.teacher.model import Teacher
+
+
+def read_truth(folder: str | Path, images: Sequence[Path], teacher: Teacher) -> dict[str, np.ndarray]:
+    """Read the clean picture of each input.
+
+    Args:
+        folder: with pictures that have the inputs' names; their suffixes may differ.
+        images: the inputs.
+        teacher: its scale is the size of a clean picture by that of its input.
+
+    Returns:
+        By the input's name without its suffix, H, W, 3 in 0..1.
+
+    Raises:
+        InputError: a picture is missing, unreadable, twice there, or not as large as the input times the scale; or the
+            teacher restores videos.
+    """
+    if teacher.signature.frames:
+        raise InputError(
+            f"Ground truth was given, and {teacher.source} restores videos: it is compared for pictures only."
+        )
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in list_images(folder):
+        found[path.stem].append(path)
+    return {path.stem: _fitting(path, found.get(path.stem, []), Path(folder), teacher.scale) for path in images}
+
+
+def _fitting(image: Path, found: Sequence[Path], folder: Path, scale: int | Fraction) -> np.ndarray:
+    if len(found) != 1:
+        names = " and ".join(path.name for path in found)
+        what = f"{names} are both there; leave one" if found else f"none is called {image.stem}; add it"
+        raise InputError(f"The input {image.name} needs one clean picture of its name in {folder}: {what}.")
+    picture, clean = read_image(image), read_image(found[0])
+    wanted = tuple(side * scale for side in picture.shape[:2])
+    if clean.shape[:2] != wanted:
+        raise InputError(
+            f"The ground truth {found[0]} is {_size(clean.shape)} (height x width); the input {image.name} of {_size(picture.shape)} "
+            f"times the scale {scale} makes {_size(wanted)}. Give the clean pictures that the inputs were made from."
+        )
+    return clean
+
+
+def clean_of(case: Case, truth: Mapping[str, np.ndarray], scale: int | Fraction) -> np.ndarray | None:
+    """What a perfect restoration of a case is, cut as the case was: N, H, W, 3 in 0..1.
+
+    None where no whole pixels of the clean picture lie where the case was cut, which a fractional scale can make so.
+    """
+    height, width = case.height * scale, case.width * scale
+    images = []
+    for cut in case.cuts:
+        top, left = cut.top * scale, cut.left * scale
+        if any(Fraction(one).denominator != 1 for one in (top, left, height, width)):
+            return None
+        clean = truth[cut.picture.stem][int(top) : int(top + height), int(left) : int(left + width)]
+        images.append(clean[:, ::-1] if cut.mirrored else clean)
+    return np.asarray(images)
+
+
+def truth_psnr(clean: np.ndarray, got: np.ndarray, values: ValueRange) -> float:
+    """PSNR in dB of the worst sample against ground truth, the output clipped to black and white as a viewer does.
+
+    Args:
+        clean: from `clean_of`.
+        got: N, C, H, W, the main output without padding.
+        values: of the model.
+
+    Raises:
+        InputError: the output is not as large as the clean picture.
+    """
+    wanted = as_channels(clean, got.shape[1])
+    if wanted.shape != got.shape:
+        raise InputError(
+            f"The output is {_size(got.shape[2:])} (height x width) where the ground truth is {_size(wanted.shape[2:])}: this model cuts a "
+            "border off, so its outputs cannot be compared with clean pictures."
+        )
+    return psnr(wanted, np.clip(values.to_unit(got), 0, 1), 1.0)
+
+
+def _size(shape: Sequence[int | Fraction]) -> str:
+    return f"{shape[0]}x{shape[1]}"
