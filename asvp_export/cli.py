@@ -169,6 +169,12 @@ def cli() -> None:
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--model-card", is_flag=True, help="Write a model card, README.md, beside the output.")
 @click.option("--keep-failed", is_flag=True, help="When a gate fails, keep the file as OUTPUT's <stem>.failed.onnx.")
+@click.option(
+    "--ground-truth",
+    type=_PATH,
+    metavar="DIR",
+    help="Folder with the clean picture of each image, under its name: the strip tests are scored against these too.",
+)
 @_output_options
 def export(
     model: Path, layers: Sequence[str], rank: int, gain: float, energy: float, axis: int | None, output: Path | None,
@@ -176,7 +182,7 @@ def export(
     inputs: Path | None, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
     junit: Path | None, opset: int | None, dtype: str, static: bool, external_data: bool, portable: str | None,
-    force: bool, model_card: bool, keep_failed: bool, as_json: bool, quiet: bool,
+    force: bool, model_card: bool, keep_failed: bool, ground_truth: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
     from asvp_export.files import check_output
@@ -204,7 +210,7 @@ def export(
         result = run_export(
             protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
             external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
-            provider=provider, evidence="page" in reports, progress=say,
+            provider=provider, evidence="page" in reports, ground_truth=ground_truth, progress=say,
         )  # fmt: skip
     return _finish(result, output, reports, as_json, quiet)
 
@@ -483,8 +489,9 @@ def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json:
         write_json(path, data)
     if path := reports.get("page"):
         from asvp_export.report.page import write_page
+        from asvp_export.report.strips import strip_table
 
-        write_page(result, path)
+        write_page(result, path, strips=[strip_table(result.strips)] if result.strips else [])
     if path := reports.get("JUnit file"):
         write_junit(path, file.name, result.gates)
     if "manifest" in reports:

@@ -27,7 +27,9 @@ from asvp_export.parity.latency import file_latency
 from asvp_export.parity.overflow import first_overflow
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider
+from asvp_export.parity.truth import read_truth
 from asvp_export.parity.verify import GateResult, check_threshold
+from asvp_export.plan.strips import Strip, smallest, strip_tests
 from asvp_export.progress import Say
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
@@ -54,6 +56,7 @@ def export(
     keep_failed: bool = False,
     provider: str = "cpu",
     evidence: bool = False,
+    ground_truth: str | Path | None = None,
     progress: Say = lambda line: None,
 ) -> ParityResult:
     """Export, verify, and only then give the file its name.
@@ -76,10 +79,14 @@ def export(
         keep_failed: when a gate fails, keep the file as `<stem>.failed.onnx`.
         provider: of onnxruntime, "cpu" or "cuda".
         evidence: keep what `asvp_export.write_page` shows beside the numbers: pictures, singular values.
+        ground_truth: folder of the clean pictures that the inputs were made from, under the inputs' names (suffixes may
+            differ), as large as these times the scale; the strip tests are scored against them too.
         progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
 
     Returns:
-        The verdict. When a gate failed, `passed` is False and no file stands at `output`.
+        The verdict. When a gate failed, `passed` is False and no file stands at `output`. Where the protected model was
+        planned, or ground truth is given, the strip tests are in it (`asvp_export.plan.strips`), with maps fitted on crops
+        of the verification images themselves, which is in the thief's favour; they never change the verdict.
 
     Raises:
         InputError: bad options, images or output; the exporter's refusals are AsvpError.
@@ -107,6 +114,7 @@ def export(
     with Staging(path, force=force, external_data=external_data, data_folder=folder) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
         cases = _cases(teacher, images, sizes, fixed)
+        truth = read_truth(ground_truth, inputs_in(images), teacher) if ground_truth is not None else None
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
         model, overflow = to_onnx(protected, opset=opset, static=frozen), None
         if dtype == "fp16":
@@ -129,6 +137,10 @@ def export(
         )
         timed = file_latency(staging.path, None, cases[0].inputs, provider)
         seen = gather(staging.path, protected, cases, expected, preservation, provider) if evidence else None
+        strips: tuple[Strip, ...] = ()
+        if protected.nodes and (protected.plan is not None or truth is not None):
+            progress("strip tests: the nodes deleted, and fitted maps in their place")
+            strips = strip_tests(protected, cases, smallest(cases, teacher.device), truth, progress, expected)
         passed = fidelity.passed and preservation.passed and overflow is None
         digest = sha256(staging.path)
         if passed:
@@ -149,6 +161,7 @@ def export(
         latency_ms=timed,
         notes=tuple(notes),
         evidence=seen,
+        strips=strips,
     )
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from asvp_export.environment import environment, tool_version
 from asvp_export.graph.strength import NodeEffect
 from asvp_export.operator import Perturbation, native
 from asvp_export.parity.evidence import Evidence
 from asvp_export.parity.verify import GateResult
+
+if TYPE_CHECKING:
+    from asvp_export.plan.strips import Strip
 
 FIDELITY_DB = {"fp32": 80.0, "fp16": 50.0}  # the export is right, up to the type's rounding
 PRESERVATION_DB = 48.0  # an RMSE of one 8-bit step
@@ -58,6 +62,9 @@ class ParityResult:
 
     evidence: Evidence | None = None
     """What can be looked at, for `write_page`; None when it was not asked for."""
+
+    strips: tuple[Strip, ...] = ()
+    """What the graph is worth with its nodes taken out; empty when that was not tested."""
 
     @property
     def gates(self) -> dict[str, GateResult]:
@@ -109,6 +116,7 @@ class ParityResult:
                 "way": self.ways[-1],
                 "unit": "milliseconds",
             },
+            **({"strips": [strip.as_dict() for strip in self.strips]} if self.strips else {}),
             "notes": list(self.notes),
             "environment": {**environment(), "native": native.kernels()},
         }

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from asvp_export.graph.protect import Map, Protected, observed, replaced
 from asvp_export.parity.cases import Case
@@ -77,8 +76,9 @@ def strip_tests(
     """Run the shipped graph as it is, with its nodes deleted, and with static maps fitted in their place.
 
     The maps are what a thief can fit who has the shipped graph and pictures, and nothing else. From one pass of the graph
-    with all nodes in place: for each node the scalar s = <F, F'> / <F, F>, and the 1x1 convolution with bias
-    M, b = argmin sum ||M F + b - F'||^2 / positions, in float64. A layer that is called several times gets one map.
+    with all nodes in place: for each node the scalar s = <F, F'> / <F, F>, and the 1x1 convolution
+    M = argmin sum ||M F - F'||^2 / positions, in float64 (a bias gained nothing). A layer that is called several times gets
+    one map.
     All run in PyTorch, in float32, on the weights that are shipped, the compensated ones among them.
 
     Args:
@@ -111,7 +111,7 @@ def strip_tests(
         shipped = list(torch_outputs(protected.module, cases, teacher.device))
     against = _Against(teacher, cases, originals, truth)
     rows = [against.score(SHIPPED, shipped)]
-    for name, kind in ((DELETED, _Fit.identity), (SCALAR, _Fit.scalar), (MAP, _Fit.affine)):
+    for name, kind in ((DELETED, _Fit.identity), (SCALAR, _Fit.scalar), (MAP, _Fit.matrix)):
         maps = {layer: kind(fit) for layer, fit in fits.items()}
         with replaced(protected, maps), report.track(cases, f"{name}, in PyTorch") as tracked:
             rows.append(against.score(name, torch_outputs(protected.module, tracked, teacher.device)))
@@ -179,11 +179,11 @@ class _Fit:
         channels = before.shape[self._axis]
         before, after = (x.movedim(self._axis, -1).reshape(len(x), -1, channels) for x in (before, after))
         if not self._gram.numel():
-            self._gram = before.new_zeros(channels + 1, channels + 1, dtype=torch.float64)
-            self._moments = before.new_zeros(channels + 1, channels, dtype=torch.float64)
+            self._gram = before.new_zeros(channels, channels, dtype=torch.float64)
+            self._moments = torch.zeros_like(self._gram)
         for sample, wanted in zip(before, after, strict=True):
             for rows, targets in zip(sample.split(_BLOCK), wanted.split(_BLOCK), strict=True):
-                rows = functional.pad(rows.double(), (0, 1), value=1.0)
+                rows = rows.double()
                 self._gram.addmm_(rows.T, rows, alpha=1 / len(sample))
                 self._moments.addmm_(rows.T, targets.double(), alpha=1 / len(sample))
 
@@ -196,21 +196,14 @@ class _Fit:
         factor = self._factor()
         return lambda x: x * factor
 
-    def affine(self) -> Map:
-        """The 1x1 convolution with bias whose values are nearest to what the node made."""
-        unit = torch.diag(self._gram).mean().clamp_min(torch.finfo(torch.float64).tiny)
-        start = torch.zeros_like(self._moments).fill_diagonal_(
-            self._factor()
-        )  # where nothing was seen, the scalar stays
-        ridge = _RIDGE * unit * torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
+    def matrix(self) -> Map:
+        """The 1x1 convolution whose values are nearest to what the node made."""
+        unit = torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
+        ridge = _RIDGE * torch.diag(self._gram).mean().clamp_min(torch.finfo(torch.float64).tiny) * unit
+        start = self._factor() * unit  # where nothing was seen, the scalar stays
         solved = start + torch.linalg.solve(self._gram + ridge, self._moments - self._gram @ start)
-
-        def apply(x: torch.Tensor) -> torch.Tensor:
-            weight, bias = solved[:-1].to(x.dtype), solved[-1].to(x.dtype)
-            return (x.movedim(self._axis, -1) @ weight + bias).movedim(-1, self._axis)
-
-        return apply
+        return lambda x: (x.movedim(self._axis, -1) @ solved.to(x.dtype)).movedim(-1, self._axis)
 
     def _factor(self) -> float:
-        power = float(torch.diag(self._gram)[:-1].sum())
-        return float(torch.diag(self._moments).sum()) / power if power > 0 else 1.0
+        power = float(self._gram.trace())
+        return float(self._moments.trace()) / power if power > 0 else 1.0

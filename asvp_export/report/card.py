@@ -175,7 +175,19 @@ def _defence(result: ParityResult) -> str:
         shares = [f"{share:.4f}" for share in (effect.relative_feature_change, effect.strength)] if effect else ["", ""]
         rows.append((_code(name), f"{node.rank}", f"{node.gain:g}", f"{node.energy:g}", f"{node.axis}", *shares))
     heads = ("layer", "rank", "gain", "energy", "axis", "feature change", "strength")
-    return "## The defence\n\n" + _table(heads, rows) + "\n\n" + _THREATS
+    return "## The defence\n\n" + _table(heads, rows) + "\n\n" + _THREATS.replace("DELETED", _deleted(result))
+
+
+def _deleted(result: ParityResult) -> str:
+    """What the output is worth without the nodes."""
+    if not result.strips:
+        return "Deleting it\n  moves the output by no more than what *preservation* above shows."
+    by_name = {strip.name: strip.as_dict()["min_psnr"] for strip in result.strips}
+    shown = {name: "nothing finite" if value is None else f"{value:.2f} dB" for name, value in by_name.items()}
+    return (
+        f"The outputs,\n  {shown['shipped']} from the original's in the worst case, are then at {shown['nodes deleted']}; with the scalar or "
+        f"the 1x1 map that\n  comes nearest to it in its place, at {shown['best scalar']} and {shown['best 1x1 map']}."
+    )
 
 
 # No claim in it is stronger than docs/threat-model.md.
@@ -189,8 +201,7 @@ It aims at one thing: training another model (a student) on the feature maps tha
 that costs a student was not measured for this file, so do not count on it. Nothing here is cryptography: the file is open, and
 whoever has it can read and change it.
 
-- Who deletes the node, or undoes it (rank and gain stand in the file), has the clean feature maps. Deleting it
-  moves the output by no more than what *preservation* above shows.
+- Who deletes the node, or undoes it (rank and gain stand in the file), has the clean feature maps. DELETED
 - Who normalises the feature maps removes what a rescaling can; the *strength* above is the rest.
 - Who distils from the outputs alone is not hindered: the outputs are preserved, by design.
 - Who takes the file and uses it is not hindered: it is there to be used."""

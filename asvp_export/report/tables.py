@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +16,9 @@ from rich.table import Table
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult
 from asvp_export.teacher.layers import Layer
+
+if TYPE_CHECKING:
+    from asvp_export.plan.strips import Strip
 
 
 def layers_as_dict(found: Sequence[Layer], refused: Mapping[str, str]) -> dict[str, object]:
@@ -74,6 +77,8 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
         f"latency in onnxruntime, by the {result.ways[-1]}: {protected:.1f} ms, unprotected {original:.1f} ms "
         f"(x {protected / original:.2f})"
     )
+    if result.strips:
+        console.print(_strips(result.strips))
     for note in result.notes:
         console.print(escape(note))
     shown = escape(str(file))
@@ -85,6 +90,17 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
         console.print(f"[bold red]failed[/]  nothing was written to {shown}", soft_wrap=True)
     for what, path in written.items():
         console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
+
+
+def _strips(strips: Sequence[Strip]) -> Table:
+    """What is left when the nodes are taken out, in dB."""
+    with_truth = strips[0].truth_min_psnr is not None
+    table = _table("strip test", "worst", "mean", *(("worst, truth", "mean, truth", "lost") if with_truth else ()))
+    for one in strips:
+        values = [one.min_psnr, one.mean_psnr]
+        values += [one.truth_min_psnr, one.truth_mean_psnr, one.loss] if with_truth else []
+        table.add_row(one.name, *(f"{value:.2f} dB" for value in values))
+    return table
 
 
 def description_table(found: Mapping[str, Any]) -> None:
