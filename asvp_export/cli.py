@@ -186,9 +186,9 @@ def export(
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
     from asvp_export.files import check_output
-    from asvp_export.graph.protect import protect
     from asvp_export.operator.schema import Perturbation
     from asvp_export.pipeline import export as run_export
+    from asvp_export.protection import protect
     from asvp_export.report.card import card_path
     from asvp_export.report.manifest import manifest_path
 
