@@ -26,7 +26,9 @@ def strip_table(strips: Sequence[Strip]) -> Table:
     rows = [[one.name, one.min_psnr, one.mean_psnr] for one in strips]
     if strips[0].loss is None:
         return Table(columns, rows, _INTRO, _OUTRO)
-    columns += [_decibels(f"{which}, against ground truth") for which in ("worst", "mean")] + [_decibels("lost in the mean")]
+    columns += [_decibels(f"{which}, against ground truth") for which in ("worst", "mean")] + [
+        _decibels("lost in the mean")
+    ]
     rows = [[*row, one.truth_min_psnr, one.truth_mean_psnr, one.loss] for row, one in zip(rows, strips, strict=True)]
     own = strips[0].original_truth_min_psnr, strips[0].original_truth_mean_psnr
     return Table(columns, [["the original", None, None, *own, None], *rows], _INTRO, _OUTRO)
