@@ -49,6 +49,22 @@ class _Size(click.ParamType):
         return int(found[1]), int(found[2])
 
 
+class _Auto(click.ParamType):
+    """A number, or auto."""
+
+    def __init__(self, number: type[int] | type[float]) -> None:
+        self.number = number
+        self.name = "auto|INTEGER" if number is int else "auto|FLOAT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | str:
+        if value == "auto":
+            return value
+        try:
+            return self.number(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor a number.", param, ctx)
+
+
 class _Json(click.ParamType):
     name = "JSON"
 
@@ -128,13 +144,33 @@ def cli() -> None:
 @click.option(
     "--layers",
     multiple=True,
-    required=True,
     metavar="SPEC",
     help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays inside one "
-    "part of a name, ** crosses parts.",
+    "part of a name, ** crosses parts. auto or auto:N: the N (3) that take the largest strength. none: no node.",
 )
-@click.option("--rank", type=int, default=1, show_default=True, help="How many leading singular values are amplified.")
-@click.option("--gain", type=float, default=1.1, show_default=True, help="The factor on them.")
+@click.option(
+    "--rank",
+    type=_Auto(int),
+    default="auto",
+    show_default=True,
+    help="How many leading singular values are amplified. auto: what is best with the gain; 1 beside a gain that is given.",
+)
+@click.option(
+    "--gain",
+    type=_Auto(float),
+    default="auto",
+    show_default=True,
+    help="The factor on them. auto: the largest that leaves --min-psnr and 1 dB on the verification images.",
+)
+@click.option("--max-gain", type=float, default=10.0, show_default=True, help="No gain that is chosen is larger.")
+@click.option(
+    "--compensate",
+    type=click.Choice(["none", "solve", "refine"]),
+    default="none",
+    show_default=True,
+    help="Re-solve the layers that read a protected tensor, so that outputs stay (solve); then train all behind it (refine).",
+)
+@click.option("--plan", type=_PATH, help="Apply the plan of an earlier export, instead of calibrating.")
 @click.option(
     "--energy",
     type=float,
@@ -148,6 +184,12 @@ def cli() -> None:
 )
 @_teacher_options
 @_gate_options
+@click.option(
+    "--verify-images",
+    type=_PATH,
+    help="Folder with the inputs to verify on; --images is then what gains and weights are fitted to. Default: two fifths of "
+    "--images.",
+)
 @click.option(
     "--opset", type=int, help="Of the default ONNX domain, 18 to 26. Default: 18; an ONNX file keeps its own."
 )
@@ -177,36 +219,52 @@ def cli() -> None:
 )
 @_output_options
 def export(
-    model: Path, layers: Sequence[str], rank: int, gain: float, energy: float, axis: int | None, output: Path | None,
+    model: Path, layers: Sequence[str], rank: int | str, gain: float | str, max_gain: float, compensate: str, plan: Path | None,
+    energy: float, axis: int | None, output: Path | None,
     arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
     inputs: Path | None, device: str,
     images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
-    junit: Path | None, opset: int | None, dtype: str, static: bool, external_data: bool, portable: str | None,
+    junit: Path | None, verify_images: Path | None, opset: int | None, dtype: str, static: bool, external_data: bool, portable: str | None,
     force: bool, model_card: bool, keep_failed: bool, ground_truth: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
     from asvp_export.files import check_output
-    from asvp_export.operator.schema import Perturbation
     from asvp_export.pipeline import export as run_export
-    from asvp_export.protection import protect
+    from asvp_export.plan.record import Plan, apply, plan_path
+    from asvp_export.protection import check_wishes, protect
     from asvp_export.report.card import card_path
     from asvp_export.report.manifest import manifest_path
 
-    Perturbation(rank, gain, energy)  # what is wrong with the words is told before a large model is loaded
+    if not layers and plan is None:
+        raise click.UsageError("No layers were named: --layers NAMES, --layers auto, or --plan FILE was expected.")
+    chosen = Plan.load(plan) if plan else None  # what is wrong with the words is told before a large model is loaded
+    check_wishes(rank, gain, max_gain, compensate, energy)
     output = output or Path(f"{model.stem}.protected.onnx")
     check_output(output, force=force)
     shipped = {"manifest": manifest_path(output), **({"model card": card_path(output)} if model_card else {})}
     reports = _report_files(output, report or output.parent, junit, shipped, page=report is not None)
     if model_card:
         check_output(card_path(output), force=force, what="model card")
+    if chosen is None and (gain == "auto" or compensate != "none"):
+        reports["plan"] = plan_path(output)
     code = {"architecture": Path(arch.rpartition(":")[0])} if arch else {}
-    _keep({"model": model, **code}, {"output": output, **reports})
+    _keep({"model": model, **code, **({"plan": plan} if plan else {})}, {"output": output, **reports})
     say = _progress(quiet or as_json)
     _warn_of_two_runtimes()
     with _stdout_for_results():
         say(f"loading {model.name}")
         teacher = _load(model, arch, arch_args, trust_pickle, data_range, inputs, device)
-        protected = protect(teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis)
+        if chosen:
+            protected = apply(teacher, chosen)
+        else:
+            protected = protect(
+                teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis, min_psnr=min_psnr, max_gain=max_gain,
+                compensate=compensate, images=images, verify_images=verify_images, progress=say,
+            )  # fmt: skip
+        if images is None or verify_images is not None:
+            images = verify_images
+        elif protected.verify_images:
+            images = None  # those of the plan
         result = run_export(
             protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
             external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
@@ -221,15 +279,17 @@ def export(
 @_teacher_options
 @_gate_options
 @_tile_options
+@click.option("--plan", type=_PATH, help="The plan of a compensated file: fidelity is then measured too.")
 @_output_options
 def check(
     original: Path, protected: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
     data_range: str | None, inputs: Path | None, device: str, images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float,
     provider: str, report: Path | None, junit: Path | None, tile: int | None,
-    overlap: int, as_json: bool, quiet: bool,
+    overlap: int, plan: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
     from asvp_export.gate import check as run_check
+    from asvp_export.plan.record import Plan
     from asvp_export.teacher.formats import is_onnx
 
     tiling = _tiling(tile, overlap)
@@ -248,6 +308,7 @@ def check(
             sizes=sizes,
             min_psnr=min_psnr,
             tiling=tiling,
+            plan=Plan.load(plan) if plan else None,
             provider=provider,
             evidence="page" in reports,
             progress=say,
@@ -483,15 +544,25 @@ def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json:
     from asvp_export.report.tables import result_table
 
     data = result.as_dict()
+    if result.plan and "plan" in reports:
+        result.plan.save(reports["plan"])
+    else:
+        reports = {what: path for what, path in reports.items() if what != "plan"}
     if path := reports.get("report"):
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir()
         write_json(path, data)
     if path := reports.get("page"):
         from asvp_export.report.page import write_page
+        from asvp_export.report.plan import plan_tables
         from asvp_export.report.strips import strip_table
 
-        write_page(result, path, strips=[strip_table(result.strips)] if result.strips else [])
+        write_page(
+            result,
+            path,
+            plan=plan_tables(result.plan) if result.plan else [],
+            strips=[strip_table(result.strips)] if result.strips else [],
+        )
     if path := reports.get("JUnit file"):
         write_junit(path, file.name, result.gates)
     if "manifest" in reports:

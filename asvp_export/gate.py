@@ -26,6 +26,7 @@ from asvp_export.parity.latency import file_latency
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider, fits, inputs_of, session
 from asvp_export.parity.verify import check_threshold
+from asvp_export.plan.record import Plan, apply
 from asvp_export.progress import Say
 from asvp_export.signature import Signature
 from asvp_export.teacher.formats import is_onnx
@@ -44,6 +45,7 @@ def check(
     sizes: Sequence[tuple[int, int]] = (),
     min_psnr: float = PRESERVATION_DB,
     tiling: Tiling | None = None,
+    plan: Plan | None = None,
     provider: str = "cpu",
     evidence: bool = False,
     progress: Say = lambda line: None,
@@ -91,7 +93,7 @@ def check(
     progress(f"comparing on {len(cases)} inputs")
     half = is_half(onnx.load(path, load_external_data=False))
     thresholds = (FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
-    expected, more = _expected(against, provenance, cases, progress)
+    expected, more = _expected(against, provenance, cases, plan, progress)
     fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider, portable, progress)
     tiled = None
     if tiling:
@@ -177,7 +179,7 @@ def _same(found: Perturbation | None, named: Perturbation) -> bool:
 
 
 def _expected(
-    original: Teacher, provenance: Provenance | None, cases: Sequence[Case], progress: Say
+    original: Teacher, provenance: Provenance | None, cases: Sequence[Case], plan: Plan | None, progress: Say
 ) -> tuple[Expected, list[str]]:
     """What the file's outputs are held against, and what the reader of the verdict has to know of it."""
     nodes = provenance.layers if provenance else {}
@@ -187,7 +189,8 @@ def _expected(
             f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); "
             "hand in the teacher that it was exported from."
         )
-    expected = expected_of_teacher(insert(original, {} if missing else nodes), cases, progress)
+    protected = apply(original, plan) if plan else insert(original, {} if missing else nodes)
+    expected = expected_of_teacher(protected, cases, progress)
     if provenance is None:  # which layers carry a node is not known
         note = "Fidelity was not measured: the file has no asvp metadata, which would name the protected layers."
         return replace(expected, protected=[]), [note]
@@ -195,6 +198,9 @@ def _expected(
         note = (
             f"Fidelity was not measured: {original.source} has no layer {missing[0]}, which the file says is protected."
         )
+        return replace(expected, protected=[]), [note]
+    if provenance.compensated and plan is None:
+        note = "Fidelity was not measured: the weights behind the nodes are compensated, and no plan (--plan) says how."
         return replace(expected, protected=[]), [note]
     if provenance.source_sha256 != original.sha256:
         return expected, [f"The protected file was made from another file than {original.source} (its sha256 differs)."]

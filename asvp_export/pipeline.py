@@ -64,8 +64,8 @@ def export(
     Args:
         protected: from `protect`.
         output: the ONNX file to write.
-        images: folder of inputs of the teacher (degraded pictures where the task is restoration); by default the
-            project's own photographs.
+        images: folder of inputs of the teacher (degraded pictures where the task is restoration) to verify on; by default
+            those that the plan was verified on, else the project's own photographs.
         sizes: (height, width) of the crops to verify on; with `static` exactly one, which is frozen.
         min_psnr: dB that the worst image has to reach against the original teacher.
         opset: of the default ONNX domain, 18 to 26; None: that of an ONNX original, else 18.
@@ -113,8 +113,9 @@ def export(
     version = opset_of(graph.model) if graph else opset or DEFAULT_OPSET
     with Staging(path, force=force, external_data=external_data, data_folder=folder) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
-        cases = _cases(teacher, images, sizes, fixed)
-        truth = read_truth(ground_truth, inputs_in(images), teacher) if ground_truth is not None else None
+        pictures = list(protected.verify_images) if images is None and protected.verify_images else inputs_in(images)
+        cases = _cases(teacher, pictures, sizes, fixed)
+        truth = read_truth(ground_truth, pictures, teacher) if ground_truth is not None else None
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
         model, overflow = to_onnx(protected, opset=opset, static=frozen), None
         if dtype == "fp16":
@@ -162,6 +163,7 @@ def export(
         notes=tuple(notes),
         evidence=seen,
         strips=strips,
+        plan=protected.plan,
     )
 
 
@@ -224,6 +226,7 @@ def _provenance(protected: Protected, gates: Stamps, portable: str) -> Provenanc
         gates=gates,
         portable=portable,
         tiling=teacher.architecture.tiling if teacher.architecture else "",
+        compensated=protected.plan.compensate if protected.plan and protected.weights else "",
     )
 
 
@@ -235,10 +238,10 @@ def _half_notes(teacher: Teacher, dtype: str) -> list[str]:
 
 
 def _cases(
-    teacher: Teacher, images: str | Path | None, sizes: Sequence[tuple[int, int]], fixed: Sequence[int | None]
+    teacher: Teacher, images: Sequence[Path], sizes: Sequence[tuple[int, int]], fixed: Sequence[int | None]
 ) -> list[Case]:
     return build_cases(
-        inputs_in(images),
+        images,
         size=teacher.size,
         data_range=teacher.data_range,
         signature=teacher.signature,

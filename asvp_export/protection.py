@@ -67,14 +67,19 @@ def protect(
         InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that no gain
             meets, too few images, or compensation where no reader is linear.
     """
-    _check(rank, gain, max_gain, compensate)
-    automatic = AUTO in (rank, gain) and gain == AUTO
+    check_wishes(rank, gain, max_gain, compensate, energy)
+    automatic = gain == AUTO
     if isinstance(layers, str):
         layers = [layers]
     asked = [word for word in layers if word == AUTO or word.startswith(f"{AUTO}:")]
     if asked and len(layers) > 1:
         raise InputError(f"The layers {', '.join(layers)} were asked for; auto stands alone.")
-    known = Perturbation(1 if rank == AUTO else int(rank), DEFAULT_GAIN if gain == AUTO else float(gain), energy, 1 if axis is None else axis)
+    known = Perturbation(
+        1 if rank == AUTO else int(rank),
+        DEFAULT_GAIN if gain == AUTO else float(gain),
+        energy,
+        1 if axis is None else axis,
+    )
     if not asked and not automatic and compensate == "none":
         return fixed(teacher, layers, known, axis)
     count = _count(asked[0]) if asked else 0
@@ -118,7 +123,12 @@ def _count(word: str) -> int:
     return int(number)
 
 
-def _check(rank: int | str, gain: float | str, max_gain: float, compensate: str) -> None:
+def check_wishes(rank: int | str, gain: float | str, max_gain: float, compensate: str, energy: float) -> None:
+    """What is wrong with the numbers and words alone.
+
+    Raises:
+        InputError: an attribute out of range, or a word that is not known.
+    """
     if compensate not in COMPENSATIONS:
         raise InputError(f"The compensation {compensate!r} was asked for; {', '.join(COMPENSATIONS)} are known.")
     for what, value in (("rank", rank), ("gain", gain)):
@@ -126,5 +136,4 @@ def _check(rank: int | str, gain: float | str, max_gain: float, compensate: str)
             raise InputError(f"The {what} {value!r} was asked for; a number or auto was expected.")
     if not (math.isfinite(max_gain) and max_gain > 1):
         raise InputError(f"The largest gain {max_gain:g} was asked for; a number over 1 was expected.")
-    if gain != AUTO and rank != AUTO:
-        Perturbation(int(rank), float(gain))
+    Perturbation(1 if rank == AUTO else int(rank), DEFAULT_GAIN if gain == AUTO else float(gain), energy)

@@ -61,6 +61,9 @@ class Provenance:
     tiling: str = ""
     """What the architecture says of tiles: "supported", "discouraged" or "internal"; "" where it is not known."""
 
+    compensated: str = ""
+    """How the weights behind the nodes were changed, "solve" or "refine"; "" where they are the teacher's."""
+
 
 def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
     """Replace the model's `asvp.` entries; others stay. Keys come in one order, so that bytes repeat."""
@@ -77,6 +80,7 @@ def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
         "scope": provenance.scope,
         **({"portable": provenance.portable} if provenance.portable else {}),
         **({"tiling": provenance.tiling} if provenance.tiling else {}),
+        **({"compensated": provenance.compensated} if provenance.compensated else {}),
     }
     others = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
     onnx.helper.set_model_props(model, others | {PREFIX + key: value for key, value in entries.items()})
@@ -112,6 +116,7 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             scope=ours["scope"],
             portable=ours.get("portable", ""),
             tiling=ours.get("tiling", ""),
+            compensated=ours.get("compensated", ""),
         )
         _check_ranges(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:

@@ -14,6 +14,7 @@ from asvp_export.parity.evidence import Evidence
 from asvp_export.parity.verify import GateResult
 
 if TYPE_CHECKING:
+    from asvp_export.plan.record import Plan
     from asvp_export.plan.strips import Strip
 
 FIDELITY_DB = {"fp32": 80.0, "fp16": 50.0}  # the export is right, up to the type's rounding
@@ -66,6 +67,9 @@ class ParityResult:
     strips: tuple[Strip, ...] = ()
     """What the graph is worth with its nodes taken out; empty when that was not tested."""
 
+    plan: Plan | None = None
+    """How the nodes and the weights behind them were chosen; None where they were given."""
+
     @property
     def gates(self) -> dict[str, GateResult]:
         """The gates that were measured, by name."""
@@ -106,6 +110,7 @@ class ParityResult:
                 {"name": name, **node.attributes(), **(asdict(self.effects[name]) if name in self.effects else {})}
                 for name, node in self.nodes.items()
             ],
+            **({"plan": self.plan.as_dict()} if self.plan else {}),
             "fidelity": self.fidelity.as_dict() if self.fidelity else None,
             "preservation": self.preservation.as_dict(),
             **({"tiled": self.tiled.as_dict()} if self.tiled else {}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -76,13 +76,16 @@ class TorchBench:
             site.register_forward_hook(self._node(layer))
 
     def value(self, name: str) -> torch.Tensor:
+        """See `Bench`."""
         return self._module.get_parameter(name).detach()
 
     def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
+        """See `Bench`."""
         found = named_outputs(self._run(i, nodes or {}, weights or {}))
         return [one for one in found.values() if one.is_floating_point()]
 
     def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
+        """See `Bench`."""
         self._seen = {layer: [] for layer in self._sites}
         try:
             self._run(i, {}, {})
@@ -93,11 +96,12 @@ class TorchBench:
     def inputs_of(
         self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
     ) -> dict[str, list[torch.Tensor]]:
+        """See `Bench`."""
         changed = weights or {}
         names = {id(changed.get(one.weight, self._module.get_parameter(one.weight))): one.weight for one in consumers}
         found = {consumer.weight: [] for consumer in consumers}
         self._recorded(i)  # not among what is caught
-        with _Catch(names, found):
+        with suppress(_Enough), _Catch(names, found, sum(consumer.calls for consumer in consumers)):
             self._run(i, nodes or {}, changed)
         return found
 
@@ -114,11 +118,10 @@ class TorchBench:
         self.passes += 1
         self._nodes = nodes
         try:
-            with torch.inference_mode(False), torch.no_grad():
-                with self._recorded(i).replayed():
-                    if not weights:
-                        return self._module(*self._inputs[i])
-                    return torch.func.functional_call(self._module, dict(weights), self._inputs[i], tie_weights=False)
+            with torch.inference_mode(False), torch.no_grad(), self._recorded(i).replayed():
+                if not weights:
+                    return self._module(*self._inputs[i])
+                return torch.func.functional_call(self._module, dict(weights), self._inputs[i], tie_weights=False)
         finally:
             self._nodes = {}
 
@@ -204,12 +207,16 @@ def _cloned(output: Any) -> Any:
     return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, output)
 
 
-class _Catch(TorchFunctionMode):
-    """Keeps what is read by the calls that take certain weights."""
+class _Enough(Exception):
+    """All that was to be caught is."""
 
-    def __init__(self, names: Mapping[int, str], found: dict[str, list[torch.Tensor]]) -> None:
+
+class _Catch(TorchFunctionMode):
+    """Keeps what is read by the calls that take certain weights, and ends the forward with the last of them."""
+
+    def __init__(self, names: Mapping[int, str], found: dict[str, list[torch.Tensor]], calls: int) -> None:
         super().__init__()
-        self._names, self._found = names, found
+        self._names, self._found, self._left = names, found, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -219,4 +226,7 @@ class _Catch(TorchFunctionMode):
             base = weight if weight._base is None else weight._base
             if (known := self._names.get(id(weight), self._names.get(id(base)))) is not None:
                 self._found[known].append(data.clone())
+                self._left -= 1
+                if not self._left:
+                    raise _Enough
         return func(*args, **kwargs)

@@ -36,6 +36,9 @@ class Consumer:
     level: int = 0
     """How many consumers lie before it on one path; those of one level do not see each other's outputs."""
 
+    calls: int = 1
+    """How often one forward calls it."""
+
     @property
     def outputs(self) -> int:
         """How many channels come out."""

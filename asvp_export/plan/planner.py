@@ -13,18 +13,19 @@ from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import build_cases
-from asvp_export.progress import Say
 from asvp_export.plan.bench import Bench, TorchBench
 from asvp_export.plan.calibration import Calibration, Inputs, draw
 from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
 from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Search, Single, Trial, scaled
 from asvp_export.plan.solve import Weights
+from asvp_export.progress import Say, reporter
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
 
 _POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, not a map to learn from
 _CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
-_FEW = 24, 4  # crops and held-out inputs on which candidates are ranked
+_FEW = 16, 3  # crops and held-out inputs on which candidates are ranked first
+_CLOSER = 3  # candidates beyond N that are looked at more closely
 _SCALES_BACK = 4
 
 
@@ -145,29 +146,46 @@ def bench_for(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs])
 
 
 def _chosen(
-    teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration,
-    progress: Say,
-) -> tuple[tuple[RankedLayer, ...], dict[str, Perturbation]]:  # fmt: skip
-    """The ranking of the candidates by the strength that one share of the allowance buys, and the best of them."""
+    teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration, progress: Say
+) -> tuple[tuple[RankedLayer, ...], dict[str, Perturbation]]:
+    """The ranking of the candidates by the strength that a share of the allowance buys, and the best of them.
+
+    First all on a few crops, then the best on many. Of 1 to N layers as many are taken as have the largest strength in
+    sum, when n of them share the allowance.
+    """
     few = replace(images, crops=images.crops[: _FEW[0]], held_out=images.held_out[: _FEW[1]])
-    sharing = wishes.target + 10 * math.log10(wishes.count)
+    shared = wishes.target + 10 * math.log10(wishes.count)
+    found: dict[str, tuple[Search, Single]] = {}
+
+    def rank(layers: Sequence[str], seen: Calibration, description: str) -> list[str]:
+        with reporter(progress).track(layers, description) as tracked:
+            for layer in tracked:
+                search = _search(teacher, {layer: nodes[layer]}, wishes, seen)
+                if search.channels[layer] >= _CHANNELS and search.positions[layer] >= _POSITIONS:
+                    found[layer] = (search, search.single(layer, shared, share=1, quick=True))
+        return sorted(found, key=lambda layer: -found[layer][1].strength)
+
     progress(f"ranking {len(nodes)} candidate layers")
-    found: dict[str, tuple[Single, bool]] = {}
-    for layer, node in nodes.items():
-        search = _search(teacher, {layer: node}, wishes, few)
-        if search.channels[layer] < _CHANNELS or search.positions[layer] < _POSITIONS:
-            continue
-        if wishes.compensate != "none" and not search.compensable(layer):
-            search.crops = ()
-        found[layer] = (search.single(layer, sharing, share=1), search.compensable(layer))
-    order = sorted(found, key=lambda layer: -found[layer][0].strength)
+    order = rank(list(nodes), few, "ranking candidates")
     if not order:
         raise InputError(f"No layer of {teacher.source} has a map to protect; name one with --layers.")
-    taken = order[: wishes.count]
+    close = [layer for layer in order if found[layer][0].compensable(layer)][: wishes.count + _CLOSER]
+    order = rank(close, replace(images, crops=images.crops[::2]), "ranking the best on more crops")
+
+    def at(layer: str, count: int) -> Single:
+        search, single = found[layer]
+        return search.at(single, wishes.target + 10 * math.log10(count))
+
+    def together(count: int) -> list[str]:
+        return sorted(order, key=lambda layer: -at(layer, count).strength)[:count]
+
+    counts = range(1, min(wishes.count, len(order)) + 1)
+    count = max(counts, key=lambda n: sum(at(layer, n).strength for layer in together(n)))
+    taken = together(count)
     ranking = tuple(
-        RankedLayer(layer, one.node.rank, one.node.gain, round(one.strength, 4), round(one.psnr, 2), solved, layer in taken)
-        for layer in order
-        for one, solved in [found[layer]]
+        RankedLayer(layer, one.node.rank, one.node.gain, round(one.strength, 4), solved, layer in taken)
+        for layer in sorted(order, key=lambda layer: -at(layer, count).strength)
+        for one, solved in [(at(layer, count), found[layer][0].compensable(layer))]
     )
     return ranking, {layer: node for layer, node in nodes.items() if layer in taken}
 

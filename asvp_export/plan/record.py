@@ -52,14 +52,12 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class RankedLayer:
-    """A candidate of `--layers auto`: what it can carry alone."""
+    """A candidate of `--layers auto`: what it can carry for its share of the allowance."""
 
     name: str
     rank: int
     gain: float
     strength: float
-    psnr: float
-    """dB at the largest gain that was tried."""
     compensated: bool
     chosen: bool = False
 
@@ -126,7 +124,7 @@ class Plan:
         path, written = Path(path), []
         data = {"format": _FORMAT, "tool_version": tool_version(), **self.as_dict()}
         if self.weights:
-            weights = path.with_suffix(".safetensors")
+            weights = path.with_suffix(".safetensors")  # x.plan.json, x.plan.safetensors
             blob = save_tensors({name: one.contiguous() for name, one in sorted(self.weights.items())})
             data["weights"] = {"file": weights.name, "sha256": hashlib.sha256(blob).hexdigest()}
             atomic_write(weights, blob)
@@ -146,7 +144,9 @@ class Plan:
             data = json.loads(path.read_text())
             made = data.pop("format"), data.pop("tool_version")
             if made[0] != _FORMAT:
-                raise InputError(f"{path} is a plan of format {made[0]}; this version reads format {_FORMAT}. Make the plan anew.")
+                raise InputError(
+                    f"{path} is a plan of format {made[0]}; this version reads format {_FORMAT}. Make the plan anew."
+                )
             stored = data.pop("weights", None)
             data["layers"] = tuple(
                 PlannedLayer(**{**layer, "node": Perturbation(**layer["node"]), "consumers": tuple(layer["consumers"])})
@@ -159,7 +159,9 @@ class Plan:
         except OSError as error:
             raise InputError(f"The plan {path} cannot be read ({error.strerror}).") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not a plan of asvp-export, or damaged; name the .plan.json of an export.") from error
+            raise InputError(
+                f"{path} is not a plan of asvp-export, or damaged; name the .plan.json of an export."
+            ) from error
 
 
 def _weights(plan: Path, stored: Mapping[str, str]) -> dict[str, torch.Tensor]:
@@ -171,6 +173,11 @@ def _weights(plan: Path, stored: Mapping[str, str]) -> dict[str, torch.Tensor]:
     if hashlib.sha256(blob).hexdigest() != stored["sha256"]:
         raise InputError(f"{path} is not the file that {plan.name} names (its sha256 differs); make the plan anew.")
     return load_tensors(blob)
+
+
+def plan_path(output: Path) -> Path:
+    """Where the plan of an export lies, beside its file."""
+    return output.with_name(f"{output.stem}.plan.json")
 
 
 def apply(teacher: Teacher, plan: Plan) -> Protected:

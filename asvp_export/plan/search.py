@@ -24,7 +24,7 @@ PASSES = 20
 RANKS = (1, 2, 4, 8)
 
 _NEAR_DB = 0.3  # a scale this close above the target is good enough
-_STEPS = 8
+_STEPS = 6
 _FINEST = 0.001  # of a gain
 
 
@@ -46,8 +46,10 @@ class Single:
     layer: str
     node: Perturbation
     strength: float
+    tried: float
+    """The gain that was tried last,"""
     psnr: float
-    """dB with this layer alone, at the largest gain that was tried."""
+    """and the dB with this layer alone and that gain."""
 
 
 class Search:
@@ -91,7 +93,9 @@ class Search:
     def strength(self, layer: str, node: Perturbation) -> tuple[float, float]:
         """Strength and relative feature change of a node, means over the inputs that are held out."""
         found = [strength_of(one, node) for one in self._energies[layer]]
-        return tuple(float(np.mean(values)) for values in zip(*found, strict=True)) if found else (0.0, 0.0)
+        if not found:
+            return 0.0, 0.0
+        return float(np.mean([strength for strength, _ in found])), float(np.mean([change for _, change in found]))
 
     def compensable(self, layer: str) -> bool:
         """Whether the layer's readers are re-solved."""
@@ -105,11 +109,13 @@ class Search:
             share: take every share-th crop.
         """
         consumers = self.bench.readers.of([layer for layer in nodes if self.compensable(layer)])
-        weights, ridges = solve(self.bench, nodes, consumers, self.crops[::share], self.held_out[::share]) if consumers else ({}, {})
+        weights, ridges = (
+            solve(self.bench, nodes, consumers, self.crops[::share], self.held_out[::share]) if consumers else ({}, {})
+        )
         return Trial(nodes, self.worst(self.held_out[::share], nodes, weights), weights, ridges)
 
     def worst(self, inputs: Sequence[int], nodes: Mapping[str, Perturbation], weights: Weights) -> float:
-        """dB of the worst of these inputs and their outputs, against the original."""
+        """DB of the worst of these inputs and their outputs, against the original."""
         return min(self._psnr(i, self.bench.outputs(i, nodes, weights)) for i in inputs)
 
     def _psnr(self, i: int, outputs: list[torch.Tensor]) -> float:
@@ -121,37 +127,53 @@ class Search:
         ]
         return -math.inf if any(map(math.isnan, found)) else min(found)
 
-    def single(self, layer: str, target: float, share: int = 4) -> Single:
-        """The rank and about the gain that buy one layer the most strength, alone, at a target."""
+    def single(self, layer: str, target: float, share: int = 4, *, quick: bool = False) -> Single:
+        """The rank and about the gain that buy one layer the most strength, alone, at a target.
+
+        Args:
+            layer: its name.
+            target: dB.
+            share: try on every share-th input.
+            quick: only the rank that has the most strength at the largest gain, where the layer is compensated.
+        """
         best: Single | None = None
         ranks = [rank for rank in self.ranks if rank <= self.channels[layer]] or [self.channels[layer]]
         at_most = {rank: replace(self.nodes[layer], rank=rank, gain=self.max_gain) for rank in ranks}
         for rank in sorted(ranks, key=lambda rank: -self.strength(layer, at_most[rank])[0]):
             if best and best.strength >= self.strength(layer, at_most[rank])[0]:
                 break  # the others could not do better at the largest gain
-            gain, found = self._fitting(layer, at_most[rank], target, share)
-            node = replace(at_most[rank], gain=gain)
-            strength = self.strength(layer, node)[0]
-            if best is None or strength > best.strength:
-                best = Single(layer, node, strength, found)
+            if best and quick and self.compensable(layer):
+                break
+            tried = self._tried(layer, at_most[rank], target, share)
+            if best is None or tried.strength > best.strength:
+                best = tried
         assert best is not None
         return best
 
-    def _fitting(self, layer: str, node: Perturbation, target: float, share: int) -> tuple[float, float]:
-        """About the gain with which a layer alone reaches the target, from one or two trials."""
+    def _tried(self, layer: str, node: Perturbation, target: float, share: int) -> Single:
+        """One or two trials of a layer alone, and the gain that follows from them."""
         if self.compensable(layer):
-            found = self.trial({layer: node}, share).psnr
-            if found >= target:
-                return self.max_gain, found
-            # What compensation leaves grows like 1 - 1/gain: it is bounded, since it could take the component out.
-            left = (1 - 1 / self.max_gain) * 10 ** ((found - target) / 20) if math.isfinite(found) else 0.0
-            return _rounded(min(1 / (1 - left), self.max_gain)), found
-        gain, found = min(1.05, self.max_gain), 0.0
-        for _ in range(2):  # nearly linear in gain - 1; the second time from close by
-            found = self.trial({layer: replace(node, gain=gain)}, share).psnr
-            step = 10 ** ((found - target) / 20) if math.isfinite(found) else 0.01
-            gain = min(1 + (gain - 1) * step, self.max_gain)
-        return _rounded(gain), found
+            return self.at(Single(layer, node, 0.0, node.gain, self.trial({layer: node}, share).psnr), target)
+        found = Single(layer, replace(node, gain=min(1.05, self.max_gain)), 0.0, 0.0, 0.0)
+        for _ in range(2):  # the second time from close by
+            worst = self.trial({layer: found.node}, share).psnr
+            found = self.at(replace(found, tried=found.node.gain, psnr=worst), target)
+        return found
+
+    def at(self, single: Single, target: float) -> Single:
+        """The same layer at another target, reckoned from what was tried.
+
+        Without compensation the error is nearly linear in gain - 1. With it, it grows like 1 - 1/gain and is bounded: the
+        readers could do without the component altogether.
+        """
+        room = 10 ** ((single.psnr - target) / 20) if math.isfinite(single.psnr) else 0.01
+        if not self.compensable(single.layer):
+            gain = 1 + (single.tried - 1) * room
+        else:
+            left = (1 - 1 / single.tried) * room
+            gain = 1 / (1 - left) if left < 1 else math.inf
+        node = replace(single.node, gain=_rounded(min(gain, self.max_gain)))
+        return replace(single, node=node, strength=self.strength(single.layer, node)[0])
 
     def joint(self, nodes: dict[str, Perturbation], budget: float = math.inf) -> Trial:
         """The largest common scale of gain - 1 with which the nodes together reach the target.

@@ -231,7 +231,8 @@ class _Tracer(TorchFunctionMode):
         if carried and consumer is not None:
             before = self.readers.get(consumer.weight)
             if before:  # called again
-                consumer, carried = replace(consumer, level=max(level, before[0].level)), carried | before[1]
+                consumer = replace(consumer, level=max(level, before[0].level), calls=before[0].calls + 1)
+                carried |= before[1]
             self.readers[consumer.weight] = (consumer, carried)
             level = consumer.level + 1
         elif carried and self._passes(name, given, args, kwargs):

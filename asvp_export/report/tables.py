@@ -18,7 +18,10 @@ from asvp_export.parity.verify import GateResult
 from asvp_export.teacher.layers import Layer
 
 if TYPE_CHECKING:
-    from asvp_export.plan.strips import Strip
+    from asvp_export.plan.record import Plan
+from asvp_export.plan.strips import Strip
+
+_CANDIDATES = 8  # of the ranking, in the terminal
 
 
 def layers_as_dict(found: Sequence[Layer], refused: Mapping[str, str]) -> dict[str, object]:
@@ -77,6 +80,8 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
         f"latency in onnxruntime, by the {result.ways[-1]}: {protected:.1f} ms, unprotected {original:.1f} ms "
         f"(x {protected / original:.2f})"
     )
+    if result.plan:
+        _print_plan(console, result.plan)
     if result.strips:
         console.print(_strips(result.strips))
     for note in result.notes:
@@ -90,6 +95,26 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
         console.print(f"[bold red]failed[/]  nothing was written to {shown}", soft_wrap=True)
     for what, path in written.items():
         console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
+
+
+def _print_plan(console: Console, plan: Plan) -> None:
+    """What stopped each layer, and what compensation brought; the ranking, where there was one."""
+    for layer in plan.layers:
+        why = f"; not compensated: {layer.uncompensated}" if layer.uncompensated else ""
+        console.print(f"{escape(layer.name)}: stopped by {layer.stopped_by}{escape(why)}")
+    if plan.weights:
+        console.print(
+            f"compensated ({plan.compensate}): {plan.verified_psnr:.1f} dB on the worst verification image, "
+            f"{plan.uncompensated_psnr:.1f} dB with the original weights"
+        )
+    if plan.ranking:
+        table = _table("candidate", "rank", "gain", "strength", "compensated", "chosen")
+        for one in plan.ranking[:_CANDIDATES]:
+            row = [escape(one.name), str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}"]
+            table.add_row(*row, "yes" if one.compensated else "no", "yes" if one.chosen else "")
+        console.print(table)
+        if len(plan.ranking) > _CANDIDATES:
+            console.print(f"and {len(plan.ranking) - _CANDIDATES} more in the plan", style="dim")
 
 
 def _strips(strips: Sequence[Strip]) -> Table:

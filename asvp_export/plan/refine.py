@@ -1,0 +1,74 @@
+"""Refinement: training all weights behind the first node against the original's outputs; no labels, no new pictures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from asvp_export.graph.protect import insert
+from asvp_export.plan.calibration import Calibration
+from asvp_export.plan.search import Search, Trial
+from asvp_export.plan.solve import Weights
+from asvp_export.progress import Say, reporter
+from asvp_export.teacher.model import Teacher, named_outputs
+
+STEPS = 400
+_BATCH = 4  # crops a step
+_RATE = 3e-4  # of Adam, down to 0 along half a cosine
+_LOOK = 100  # steps from one look at the held-out images to the next
+_FLOOR = 1e-12  # of a squared error, relative to the squared peak: 120 dB
+_SEED = 2510
+
+
+def refine(
+    teacher: Teacher, search: Search, trial: Trial, images: Calibration, progress: Say, steps: int = STEPS
+) -> Weights:
+    """Train what lies behind the first node so that the outputs come closer to the original's.
+
+    The loss is the mean logarithm of the crops' squared errors, since the worst image counts in dB and not the loudest.
+
+    Args:
+        teacher: a PyTorch module.
+        search: measures on the held-out images.
+        trial: the nodes, and the weights to start from.
+        images: whose crops it trains on.
+        progress: called with a line at each step.
+        steps: of Adam, four crops each.
+
+    Returns:
+        The weights that the held-out images liked best; those of the trial where training did not help.
+    """
+    behind = {name: search.bench.value(name).clone() for name in search.bench.readers.behind} | dict(trial.weights)
+    module = insert(teacher, trial.nodes, behind).module
+    trained = {name: module.get_parameter(name).requires_grad_(True) for name in behind}
+    optimizer = torch.optim.Adam(trained.values(), lr=_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rng = np.random.default_rng(_SEED)
+    originals = [search.bench.outputs(i) for i in range(len(images.crops))]
+    best, weights = trial.psnr, dict(trial.weights)
+    progress(f"refining {len(trained)} weights, {steps} steps")
+    with reporter(progress).track(range(steps), "refining") as tracked:
+        for step in tracked:
+            optimizer.zero_grad()
+            for i in rng.integers(len(images.crops), size=_BATCH):
+                _loss(module, originals[i], images.crops[i], search.peak).backward()
+            torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if (step + 1) % _LOOK == 0 or step + 1 == steps:
+                now = {name: one.detach().clone() for name, one in trained.items()}
+                found = search.worst(search.held_out, trial.nodes, now)
+                if math.isfinite(found) and found > best:
+                    best, weights = found, now
+    return weights
+
+
+def _loss(
+    module: torch.nn.Module, originals: list[torch.Tensor], inputs: tuple[torch.Tensor, ...], peak: float
+) -> torch.Tensor:
+    with torch.enable_grad():
+        found = [one for one in named_outputs(module(*inputs)).values() if one.is_floating_point()]
+        errors = [(one - original).square().mean() / peak**2 for one, original in zip(found, originals, strict=True)]
+        return torch.stack([(error + _FLOOR).log() for error in errors]).mean() / _BATCH
