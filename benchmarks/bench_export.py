@@ -25,7 +25,7 @@ def bare(model: asvp_export.Teacher, path: Path) -> None:
 
 def ours(model: asvp_export.Teacher, path: Path) -> None:
     """Insertion, export, function body, metadata, checker and the write; the layers were looked up before."""
-    protected = asvp_export.protect(model, LAYER)
+    protected = asvp_export.protect(model, LAYER, gain=1.1)
     with Staging(path, force=True) as staging:
         staging.write(to_onnx(protected))
         staging.publish()

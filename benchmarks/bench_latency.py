@@ -86,7 +86,7 @@ def row(task: str, rank: int, repeats: int, folder: Path) -> str:
     layer = LAYERS.get(task, LAYER)
     x = model.example(256, 256).numpy().astype(np.float32)
     static = (256, 256) if task == "dat_light" else None  # its windows follow the size it was traced with
-    written = to_onnx(asvp_export.protect(model, layer, rank=rank), static=static)
+    written = to_onnx(asvp_export.protect(model, layer, rank=rank, gain=1.1), static=static)
     files = [folder / f"{task}.{kind}.onnx" for kind in ("plain", "protected")]
     onnx.save(without_nodes(written), files[0])
     onnx.save(written, files[1])

@@ -247,7 +247,7 @@ BAD_EXPORT = {
     "two frozen sizes": ([*even(size="48x64"), "--size=32x32", "--static"], "exactly one --size"),
     "a frozen size that does not fit": ([*even(size="49x64"), "--static"], "multiple of 2"),
     "an unknown option": ([*even(), "--layer=head"], "No such option .*--layer.*--layers"),
-    "no layers": (even(layers=None), "Missing option '--layers'"),
+    "no layers": (even(layers=None), "No layers were named"),
     "one argument too many": ([*even(), "more"], "unexpected extra argument"),
     "a command that there is not": (["inspekt", "even.onnx"], "inspekt.*did you mean inspect"),
     "a report folder that is not there": (even(report="nothing/below"), "nothing/below, does not exist"),

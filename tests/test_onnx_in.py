@@ -194,7 +194,7 @@ def theirs(tmp_path_factory) -> Path:
 
 def test_nothing_else_in_the_file_changes(theirs):
     teacher = asvp_export.load(theirs)
-    made = to_onnx(asvp_export.protect(teacher, "features,few"))
+    made = to_onnx(asvp_export.protect(teacher, "features,few", gain=1.1))
     onnx.checker.check_model(made, full_check=True)
     expected = onnx.load(theirs)
     strip_author(expected)
@@ -262,13 +262,13 @@ BAD_LAYERS = {
 @pytest.mark.parametrize("name", BAD_LAYERS)
 def test_what_cannot_carry_the_node_is_refused(name, theirs):
     with pytest.raises(asvp_export.InputError, match=BAD_LAYERS[name]):
-        asvp_export.protect(asvp_export.load(theirs), name)
+        asvp_export.protect(asvp_export.load(theirs), name, gain=1.1)
 
 
 def test_names_of_nodes_and_tensors_and_globs_select(files):
     teacher = asvp_export.load(files / "plain.onnx")
     relus = [f"/body/body.{i}/branch/branch.1/Relu" for i in range(8)]
-    chosen = lambda *names: list(asvp_export.protect(teacher, names).nodes)  # noqa: E731
+    chosen = lambda *names: list(asvp_export.protect(teacher, names, gain=1.1).nodes)  # noqa: E731
     assert chosen("/body/**/Relu") == chosen("/body/body.*/branch/branch.?/Relu") == relus
     assert chosen(f"{relus[3]}_output_0,{relus[1]}") == [relus[1], relus[3]]
     assert chosen("y") == ["/Add_1"] or chosen("y") == ["/Add"]
@@ -290,7 +290,7 @@ def changed(source: Path, target: Path, change) -> Path:
 def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_path):
     def refused(match: str, path: Path, layers: str = "**", **options) -> None:
         with pytest.raises(asvp_export.InputError, match=match):
-            asvp_export.export(asvp_export.protect(asvp_export.load(path), layers), tmp_path / "p.onnx", **options)
+            asvp_export.export(asvp_export.protect(asvp_export.load(path), layers, gain=1.1), tmp_path / "p.onnx", **options)
 
     (tmp_path / "outside.onnx").write_bytes((files / "outside.onnx").read_bytes())
     refused("are kept in t.data, which is not beside it; put it there", tmp_path / "outside.onnx")
@@ -316,10 +316,10 @@ def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_
 
 def test_a_file_that_carries_nodes_is_not_protected_again(files, pictures, tmp_path):
     onnx.save(
-        to_onnx(asvp_export.protect(asvp_export.load(files / "plain.onnx"), "/body/body.3/Add")), tmp_path / "p.onnx"
+        to_onnx(asvp_export.protect(asvp_export.load(files / "plain.onnx"), "/body/body.3/Add", gain=1.1)), tmp_path / "p.onnx"
     )
     with pytest.raises(asvp_export.InputError, match=r"carries 1 ASVP node.* already; give the unprotected original"):
-        asvp_export.protect(asvp_export.load(tmp_path / "p.onnx"), "/body/body.4/Add")
+        asvp_export.protect(asvp_export.load(tmp_path / "p.onnx"), "/body/body.4/Add", gain=1.1)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -400,7 +400,7 @@ class Guided(nn.Module):
 def test_torchscript_that_has_no_graph_is_refused(tmp_path):
     torch.jit.script(Unusual()).save(tmp_path / "m.pt")
     with pytest.raises(asvp_export.AsvpError, match=r"exporter does not take this TorchScript module \(.*bessel_j0"):
-        asvp_export.protect(asvp_export.load(tmp_path / "m.pt"), "/conv/Conv")
+        asvp_export.protect(asvp_export.load(tmp_path / "m.pt"), "/conv/Conv", gain=1.1)
 
 
 def test_a_graph_is_run_in_the_types_that_it_wants(files):

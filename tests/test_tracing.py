@@ -67,16 +67,16 @@ def test_padding_to_windows_that_one_size_needs_and_another_does_not_is_exported
     result = asvp_export.export(protected, tmp_path / "windows.onnx", images=pictures)  # 48x56, and an odd crop of it
     assert result.passed
     with pytest.raises(InputError, match=r"mix cannot carry the node: it returns .* windows or patches of each image"):
-        asvp_export.protect(protected.teacher, "mix")
+        asvp_export.protect(protected.teacher, "mix", gain=1.1)
 
 
 def test_a_forward_that_fixes_the_batch_is_told_with_the_way_out():
-    protected = asvp_export.protect(asvp_export.load(OneByOne()), "head")
+    protected = asvp_export.protect(asvp_export.load(OneByOne()), "head", gain=1.1)
     with pytest.raises(InputError, match=r"forward fixes batch \(2\) while it is traced.*--static --size HxW"):
         to_onnx(protected)
 
 
 def test_a_forward_that_computes_its_weights_anew_is_refused():
-    protected = asvp_export.protect(asvp_export.load(Merging()), "head")
+    protected = asvp_export.protect(asvp_export.load(Merging()), "head", gain=1.1)
     with pytest.raises(InputError, match=r"computes 1 of its weights anew at each run \(mix\.weight\)"):
         to_onnx(protected)

@@ -101,7 +101,7 @@ class TorchBench:
         names = {id(changed.get(one.weight, self._module.get_parameter(one.weight))): one.weight for one in consumers}
         found = {consumer.weight: [] for consumer in consumers}
         self._recorded(i)  # not among what is caught
-        with suppress(_Enough), _Catch(names, found, sum(consumer.calls for consumer in consumers)):
+        with suppress(_EnoughError), _Catch(names, found, sum(consumer.calls for consumer in consumers)):
             self._run(i, nodes or {}, changed)
         return found
 
@@ -207,7 +207,7 @@ def _cloned(output: Any) -> Any:
     return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, output)
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """All that was to be caught is."""
 
 
@@ -228,5 +228,5 @@ class _Catch(TorchFunctionMode):
                 self._found[known].append(data.clone())
                 self._left -= 1
                 if not self._left:
-                    raise _Enough
+                    raise _EnoughError
         return func(*args, **kwargs)

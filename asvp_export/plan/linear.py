@@ -65,10 +65,7 @@ class Consumer:
 
         A transposed convolution is a convolution of the input with zeros between its values, by the turned kernel.
         """
-        if self.kind == "linear":
-            columns = x.reshape(1, -1, x.shape[-1]).double()
-        else:
-            columns = self._patches(x)
+        columns = x.reshape(1, -1, x.shape[-1]).double() if self.kind == "linear" else self._patches(x)
         if self.bias is None:
             return columns
         return torch.cat([columns, columns.new_ones(*columns.shape[:2], 1)], dim=2)

@@ -25,6 +25,7 @@ from asvp_export.teacher.model import Teacher
 _POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, not a map to learn from
 _CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
 _FEW = 16, 3  # crops and held-out inputs on which candidates are ranked first
+_CHAIN = 3  # layers re-solved one after the other: longer chains are ranked as if they were not re-solved
 _CLOSER = 3  # candidates beyond N that are looked at more closely
 _SCALES_BACK = 4
 
@@ -161,6 +162,8 @@ def _chosen(
         with reporter(progress).track(layers, description) as tracked:
             for layer in tracked:
                 search = _search(teacher, {layer: nodes[layer]}, wishes, seen)
+                if len(search.bench.readers.of([layer])) > _CHAIN:
+                    search.crops = ()
                 if search.channels[layer] >= _CHANNELS and search.positions[layer] >= _POSITIONS:
                     found[layer] = (search, search.single(layer, shared, share=1, quick=True))
         return sorted(found, key=lambda layer: -found[layer][1].strength)

@@ -310,7 +310,7 @@ class _Tracer(TorchFunctionMode):
 
 
 def plain_name(func: Any) -> str:
-    """ "add" for add, add_, __add__, Tensor.add and aten.add.Tensor."""
+    """One name for one function: add, add_, __add__, Tensor.add and aten.add.Tensor are all "add"."""
     packet = getattr(func, "_overloadpacket", None)
     return str(getattr(packet or func, "__name__", func)).strip("_").removesuffix("_copy")
 

@@ -1,0 +1,224 @@
+"""What fits a tolerance: the five example teachers, plain, solved and refined; each row is kept, so a run can go on.
+
+    python benchmarks/bench_strength.py bars TASK ...        rank 1, gain 10, at named layers
+    python benchmarks/bench_strength.py tolerances TASK ...  auto gain, rank and layers at 40, 45, 48 and 55 dB
+    python benchmarks/bench_strength.py crops TASK ...       how many crops calibration needs
+    python benchmarks/bench_strength.py tables               docs/strength.md's tables and plot from docs/strength.json
+
+Fitted on the degraded calibrate and train photographs, the gains held on the verify photographs, and every figure is of
+the audit photographs, of which neither saw a scene. In PyTorch, without an export.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _teachers import ROOT, teacher
+
+import asvp_export
+from asvp_export.graph.protect import Protected, insert
+from asvp_export.images import list_images, photographs
+from asvp_export.operator import Perturbation
+from asvp_export.parity.cases import build_cases
+from asvp_export.parity.metrics import peak_of, psnr
+from asvp_export.parity.truth import read_truth
+from asvp_export.plan import calibration
+from asvp_export.plan.bench import TorchBench
+from asvp_export.plan.search import Search
+from asvp_export.plan.strips import smallest, strip_tests
+
+RESULTS = ROOT / "docs" / "strength.json"
+TASKS = ("sr_x2", "lowlight", "underwater", "dehaze", "derain")
+TOLERANCES = (40.0, 45.0, 48.0, 55.0)
+
+# After ReLUs, whose maps have a leading component that changes little from image to image; found by ranking all layers.
+ONE = {"sr_x2": 7, "lowlight": 7, "underwater": 3, "dehaze": 1, "derain": 7}
+THREE = {"sr_x2": (5, 6, 7), "lowlight": (2, 3, 7), "underwater": (3, 4, 5), "dehaze": (0, 1, 2), "derain": (0, 2, 7)}
+
+
+def degraded(task: str, folder: Path) -> dict[str, Path]:
+    """Folders of inputs: "fit", "verify" and "audit"."""
+    made = {}
+    for split, parts in (("fit", ("calibrate", "train")), ("verify", ("verify",)), ("audit", ("audit",))):
+        made[split] = folder / split
+        for part in parts:
+            command = [sys.executable, ROOT / "examples" / "degrade.py", task, photographs(part), made[split]]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return made
+
+
+def judged(protected: Protected, inputs: Path, task: str) -> dict[str, Any]:
+    """Preservation on images that nothing was fitted to, and the strip tests against ground truth."""
+    one = protected.teacher
+    pictures = list_images(inputs)
+    cases = build_cases(pictures, size=one.size, data_range=one.data_range, signature=one.signature)
+    truth = read_truth(photographs("audit"), pictures, one)
+    strips = strip_tests(protected, cases, smallest(cases, one.device), truth)
+    plain = insert(one, protected.nodes)
+    worst = min(
+        psnr(wanted := one.module(x).numpy(), plain(x).numpy(), peak_of(wanted, one.data_range.peak))
+        for x in (torch.from_numpy(case.input) for case in cases)
+    )
+    return {
+        "plain_psnr": round(worst, 2),
+        "psnr": round(strips[0].min_psnr, 2),
+        "mean_psnr": round(strips[0].mean_psnr, 2),
+        "own_loss": round(strips[0].loss or 0.0, 3),
+        "strips": {strip.name: [round(strip.min_psnr, 2), round(strip.loss or 0.0, 2)] for strip in strips[1:]},
+    }
+
+
+def kept(key: str, make: Any) -> None:
+    """Run a row unless it is there; several processes may fill the file together."""
+    RESULTS.touch()
+    if key in json.loads(RESULTS.read_text() or "{}"):
+        return
+    start = time.perf_counter()
+    row = make() | {"seconds": round(time.perf_counter() - start)}
+    with RESULTS.open("r+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        rows = json.loads(stream.read() or "{}") | {key: row}
+        stream.seek(0)
+        stream.truncate()
+        stream.write(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+    print(key, json.dumps(row), flush=True)
+
+
+def bars(task: str, folders: dict[str, Path]) -> None:
+    """Rank 1, gain 10: behind the convolution after the body, behind one ReLU, and behind three."""
+    sets = {
+        "after_body": ["after_body"],
+        "one": [f"body.{ONE[task]}.branch.1"],
+        "three": [f"body.{i}.branch.1" for i in THREE[task]],
+    }
+    for name, layers in sets.items():
+        for mode in ("solve", "refine"):
+
+            def make(layers: list[str] = layers, mode: str = mode) -> dict[str, Any]:
+                protected = asvp_export.protect(
+                    teacher(task), layers, rank=1, gain=10.0, compensate=mode, images=folders["fit"],
+                    verify_images=folders["verify"],
+                )  # fmt: skip
+                assert protected.plan
+                return {"layers": layers, "strength": strengths(protected)} | judged(protected, folders["audit"], task)
+
+            kept(f"bars/{task}/{name}/{mode}", make)
+        kept(f"bars/{task}/{name}/mix", lambda layers=layers: mixed(task, layers, folders))
+
+
+def mixed(task: str, layers: list[str], folders: dict[str, Path]) -> dict[str, Any]:
+    """The lesser compensation, for comparison: a channel mix in front of the readers, the best 1x1 map back to the clean map."""
+    one = teacher(task)
+    protected = insert(one, {layer: Perturbation(1, 10.0) for layer in layers})
+    images = calibration.draw(one, list_images(folders["fit"]))
+    bench = TorchBench(one, layers, images.crops)
+    gram = {layer: 0.0 for layer in layers}
+    moments = dict(gram)
+    for i in range(len(images.crops)):
+        for layer, (clean, *_) in bench.maps(i).items():
+            exposed = torch.ops.asvp.perturb(clean, 1, 10.0, 1.0, 1)
+            rows, wanted = (x[0].flatten(1).double() for x in (exposed, clean))
+            gram[layer] = gram[layer] + rows @ rows.T / rows.shape[1]
+            moments[layer] = moments[layer] + wanted @ rows.T / rows.shape[1]
+    for layer in layers:
+        unit = gram[layer].diagonal().mean() * 1e-9 * torch.eye(len(gram[layer]), dtype=torch.float64)
+        mix = torch.linalg.solve(gram[layer] + unit, moments[layer].T).T.float()
+        site = protected.module.get_submodule(layer)
+        site.register_forward_hook(lambda m, i, x, mix=mix: torch.einsum("dc,nchw->ndhw", mix, x))
+    cases = build_cases(
+        list_images(folders["audit"]), size=one.size, data_range=one.data_range, signature=one.signature
+    )
+    with torch.inference_mode():
+        found = [
+            psnr(wanted := one.module(x).numpy(), protected.module(x).numpy(), peak_of(wanted, one.data_range.peak))
+            for x in (torch.from_numpy(case.input) for case in cases)
+        ]
+    return {"layers": layers, "psnr": round(min(found), 2), "mean_psnr": round(float(np.mean(found)), 2)}
+
+
+def strengths(protected: Protected) -> dict[str, float]:
+    assert protected.plan
+    return {layer.name: layer.strength for layer in protected.plan.layers}
+
+
+def tolerances(task: str, folders: dict[str, Path]) -> None:
+    """Auto gain and rank at the layers that are chosen at 48 dB."""
+    for mode in ("none", "solve", "refine"):
+        ranked = "none" if mode == "none" else "solve"
+        for tolerance in sorted(TOLERANCES, key=lambda dB: dB != 48.0):
+
+            def make(mode: str = mode, tolerance: float = tolerance, ranked: str = ranked) -> dict[str, Any]:
+                known = json.loads(RESULTS.read_text() or "{}").get(f"tolerances/{task}/{ranked}/48")
+                layers = list(known["nodes"]) if known else "auto:3"
+                protected = asvp_export.protect(
+                    teacher(task), layers, compensate=mode, min_psnr=tolerance, images=folders["fit"],
+                    verify_images=folders["verify"],
+                )  # fmt: skip
+                assert protected.plan
+                plan = protected.plan
+                nodes = {
+                    layer.name: [
+                        layer.node.rank,
+                        layer.node.gain,
+                        layer.strength,
+                        layer.relative_feature_change,
+                        layer.stopped_by,
+                    ]
+                    for layer in plan.layers
+                }
+                return {"nodes": nodes, "verified": plan.verified_psnr} | judged(protected, folders["audit"], task)
+
+            kept(f"tolerances/{task}/{mode}/{tolerance:g}", make)
+
+
+def crops(task: str, folders: dict[str, Path]) -> None:
+    """The worst unseen photograph after solving on more and more crops."""
+    one = teacher(task)
+    layer = f"body.{ONE[task]}.branch.1"
+    images = calibration.draw(one, list_images(folders["fit"]))
+    cases = build_cases(
+        list_images(folders["audit"]), size=one.size, data_range=one.data_range, signature=one.signature
+    )
+    for count in (8, 16, 32, 64, 128):
+
+        def make(count: int = count) -> dict[str, Any]:
+            some = replace(images, crops=images.crops[:count])
+            unseen = [tuple(torch.from_numpy(x) for x in case.inputs) for case in cases]
+            inputs = [*some.crops, *some.held_out, *unseen]
+            bench = TorchBench(one, [layer], inputs)
+            seen, held = range(count), range(count, count + len(some.held_out))
+            search = Search(bench, {layer: Perturbation()}, seen, held, 1.0, 49.0, 10.0)
+            trial = search.trial({layer: Perturbation(1, 10.0)})
+            last = range(len(inputs) - len(unseen), len(inputs))
+            return {
+                "crops": search.worst(seen, trial.nodes, trial.weights),
+                "unseen": search.worst(last, trial.nodes, trial.weights),
+            }
+
+        kept(f"crops/{task}/{count:03d}", make)
+
+
+def main() -> None:
+    what, *tasks = sys.argv[1:]
+    if what == "tables":
+        from _strength_tables import write
+
+        write(json.loads(RESULTS.read_text()))
+        return
+    for task in tasks or TASKS:
+        with tempfile.TemporaryDirectory() as folder:
+            {"bars": bars, "tolerances": tolerances, "crops": crops}[what](task, degraded(task, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
