@@ -122,7 +122,7 @@ def mixed(task: str, layers: list[str], folders: dict[str, Path]) -> dict[str, A
     protected = insert(one, {layer: Perturbation(1, 10.0) for layer in layers})
     images = calibration.draw(one, list_images(folders["fit"]))
     bench = TorchBench(one, layers, images.crops)
-    gram = {layer: 0.0 for layer in layers}
+    gram = dict.fromkeys(layers, 0.0)
     moments = dict(gram)
     for i in range(len(images.crops)):
         for layer, (clean, *_) in bench.maps(i).items():
@@ -155,7 +155,7 @@ def tolerances(task: str, folders: dict[str, Path]) -> None:
     """Auto gain and rank at the layers that are chosen at 48 dB."""
     for mode in ("none", "solve", "refine"):
         ranked = "none" if mode == "none" else "solve"
-        for tolerance in sorted(TOLERANCES, key=lambda dB: dB != 48.0):
+        for tolerance in sorted(TOLERANCES, key=lambda asked: asked != 48.0):
 
             def make(mode: str = mode, tolerance: float = tolerance, ranked: str = ranked) -> dict[str, Any]:
                 known = json.loads(RESULTS.read_text() or "{}").get(f"tolerances/{task}/{ranked}/48")

@@ -146,7 +146,9 @@ def test_every_opset_is_written_as_asked(opset, small, tmp_path, pictures):
 @pytest.mark.parametrize("opset", [0, 17, 27, 30])
 def test_an_opset_that_is_not_written_is_refused(opset, small, tmp_path, pictures):
     with pytest.raises(asvp_export.InputError, match="18 to 26"):
-        asvp_export.export(asvp_export.protect(small, "block", gain=1.1), tmp_path / "p.onnx", images=pictures, opset=opset)
+        asvp_export.export(
+            asvp_export.protect(small, "block", gain=1.1), tmp_path / "p.onnx", images=pictures, opset=opset
+        )
     assert not list(tmp_path.iterdir())
 
 

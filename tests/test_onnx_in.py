@@ -290,7 +290,9 @@ def changed(source: Path, target: Path, change) -> Path:
 def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_path):
     def refused(match: str, path: Path, layers: str = "**", **options) -> None:
         with pytest.raises(asvp_export.InputError, match=match):
-            asvp_export.export(asvp_export.protect(asvp_export.load(path), layers, gain=1.1), tmp_path / "p.onnx", **options)
+            asvp_export.export(
+                asvp_export.protect(asvp_export.load(path), layers, gain=1.1), tmp_path / "p.onnx", **options
+            )
 
     (tmp_path / "outside.onnx").write_bytes((files / "outside.onnx").read_bytes())
     refused("are kept in t.data, which is not beside it; put it there", tmp_path / "outside.onnx")
@@ -316,7 +318,8 @@ def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_
 
 def test_a_file_that_carries_nodes_is_not_protected_again(files, pictures, tmp_path):
     onnx.save(
-        to_onnx(asvp_export.protect(asvp_export.load(files / "plain.onnx"), "/body/body.3/Add", gain=1.1)), tmp_path / "p.onnx"
+        to_onnx(asvp_export.protect(asvp_export.load(files / "plain.onnx"), "/body/body.3/Add", gain=1.1)),
+        tmp_path / "p.onnx",
     )
     with pytest.raises(asvp_export.InputError, match=r"carries 1 ASVP node.* already; give the unprotected original"):
         asvp_export.protect(asvp_export.load(tmp_path / "p.onnx"), "/body/body.4/Add", gain=1.1)

@@ -12,7 +12,7 @@ import torch
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
-from asvp_export.parity.cases import build_cases
+from asvp_export.parity.cases import Case, build_cases
 from asvp_export.plan.bench import Bench, TorchBench
 from asvp_export.plan.calibration import Calibration, Inputs, draw
 from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
@@ -79,15 +79,16 @@ def plan(
     ranking: tuple[RankedLayer, ...] = ()
     if wishes.count:
         ranking, nodes = _chosen(teacher, nodes, wishes, images, progress)
-    checked = [tuple(torch.from_numpy(x).to(teacher.device) for x in case.inputs) for case in _cases(teacher, verify)]
-    search = _search(teacher, nodes, wishes, images, checked)
+    cases = _cases(teacher, verify)
+    search = _search(teacher, nodes, wishes, images, cases)
     bench = search.bench
-    unseen = range(len(images.crops) + len(images.held_out), len(images.crops) + len(images.held_out) + len(checked))
+    fitted = len(images.crops) + len(images.held_out)
+    unseen = range(fitted, fitted + len(cases))
     if wishes.compensate != "none" and not any(map(search.compensable, nodes)):
         raise InputError(_nothing_linear(search, nodes))
-    progress(f"calibrating {len(nodes)} node(s) on {len(images.crops) + len(images.held_out)} inputs")
+    progress(f"calibrating {len(nodes)} node(s) on {fitted} inputs")
     before = bench.passes
-    budget = PASSES * len(nodes) * (len(images.crops) + len(images.held_out))
+    budget = PASSES * len(nodes) * fitted
     if wishes.gain is None:
         shared = wishes.target + 10 * math.log10(len(nodes))
         singles = {layer: search.single(layer, shared) for layer in nodes}
@@ -129,15 +130,14 @@ def _cases(teacher: Teacher, verify: Sequence[Path]):
 
 
 def _search(
-    teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration,
-    more: Sequence[Inputs] = (),
-) -> Search:  # fmt: skip
+    teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration, cases: Sequence[Case] = ()
+) -> Search:
+    more = [tuple(torch.from_numpy(x).to(teacher.device) for x in case.inputs) for case in cases]
     bench = bench_for(teacher, list(nodes), [*images.crops, *images.held_out, *more])
-    count = len(images.crops)
-    held_out = range(count, count + len(images.held_out))
+    count, fitted = len(images.crops), len(images.crops) + len(images.held_out)
     return Search(
-        bench, nodes, range(count), held_out, teacher.data_range.peak, wishes.target, wishes.max_gain,
-        wishes.ranks or RANKS,
+        bench, nodes, range(count), range(count, fitted), teacher.data_range.peak, wishes.target, wishes.max_gain,
+        wishes.ranks or RANKS, dict(enumerate(cases, start=fitted)),
     )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from asvp_export.teacher.model import Teacher, named_outputs
 
 STEPS = 400
 _BATCH = 4  # crops a step
-_RATE = 3e-4  # of Adam, down to 0 along half a cosine
+_RATE = 0.04  # of Adam, times the error to start from (a step disturbs by its rate); down to 0 along half a cosine
+_MOST = 5e-4
 _LOOK = 100  # steps from one look at the held-out images to the next
 _FLOOR = 1e-12  # of a squared error, relative to the squared peak: 120 dB
 _SEED = 2510
@@ -40,10 +41,11 @@ def refine(
     Returns:
         The weights that the held-out images liked best; those of the trial where training did not help.
     """
-    behind = {name: search.bench.value(name).clone() for name in search.bench.readers.behind} | dict(trial.weights)
-    module = insert(teacher, trial.nodes, behind).module
+    behind = {name: search.bench.value(name) for name in search.bench.readers.behind} | dict(trial.weights)
+    module = insert(teacher, trial.nodes, {name: one.clone() for name, one in behind.items()}).module
     trained = {name: module.get_parameter(name).requires_grad_(True) for name in behind}
-    optimizer = torch.optim.Adam(trained.values(), lr=_RATE)
+    rate = min(_RATE * 10 ** (-trial.psnr / 20), _MOST)
+    optimizer = torch.optim.Adam(trained.values(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = np.random.default_rng(_SEED)
     originals = [search.bench.outputs(i) for i in range(len(images.crops))]

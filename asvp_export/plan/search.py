@@ -11,7 +11,9 @@ import torch
 
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
+from asvp_export.parity.cases import Case
 from asvp_export.parity.metrics import as_images, peak_of, psnr
+from asvp_export.parity.verify import compared
 from asvp_export.plan.bench import Bench
 from asvp_export.plan.solve import Weights, solve
 
@@ -64,15 +66,18 @@ class Search:
         target: dB that the worst of these has to reach.
         max_gain: no gain is larger.
         ranks: those that are tried.
+        cases: what is known of the inputs beyond these: their padding does not count.
     """
 
     def __init__(
         self, bench: Bench, nodes: Mapping[str, Perturbation], crops: Sequence[int],
         held_out: Sequence[int], peak: float, target: float, max_gain: float, ranks: Sequence[int] = RANKS,
+        cases: Mapping[int, Case] | None = None,
     ) -> None:  # fmt: skip
         self.bench, self.nodes = bench, dict(nodes)
         self.crops, self.held_out, self.peak = crops, held_out, peak
         self.target, self.max_gain, self.ranks = target, max_gain, ranks
+        self._cases = cases or {}
         self._originals: dict[int, list[np.ndarray]] = {}
         self._energies: dict[str, list[torch.Tensor]] = {layer: [] for layer in nodes}
         self.channels: dict[str, int] = {}
@@ -120,11 +125,12 @@ class Search:
 
     def _psnr(self, i: int, outputs: list[torch.Tensor]) -> float:
         if i not in self._originals:
-            self._originals[i] = [as_images(one.cpu().float().numpy()) for one in self.bench.outputs(i)]
-        found = [
-            psnr(original, as_images(one.cpu().float().numpy()), peak_of(original, self.peak))
-            for original, one in zip(self._originals[i], outputs, strict=True)
-        ]
+            self._originals[i] = [one.cpu().float().numpy() for one in self.bench.outputs(i)]
+        found = []
+        for original, one in zip(self._originals[i], outputs, strict=True):
+            wanted, got = original, one.cpu().float().numpy()
+            wanted, got = compared(self._cases[i], wanted, got) if i in self._cases else map(as_images, (wanted, got))
+            found.append(psnr(wanted, got, peak_of(original, self.peak)))
         return -math.inf if any(map(math.isnan, found)) else min(found)
 
     def single(self, layer: str, target: float, share: int = 4, *, quick: bool = False) -> Single:

@@ -1,0 +1,287 @@
+"""Plans: gains, ranks and layers within a tolerance, compensation, and plans that are kept and applied again."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from teachers import arch, example, weights
+from test_cli import call
+from torch import nn
+
+import asvp_export
+from asvp_export.errors import InputError
+from asvp_export.graph.protect import insert
+from asvp_export.images import list_images, photographs, read_image
+from asvp_export.operator import Perturbation
+from asvp_export.plan import calibration
+from asvp_export.plan.bench import TorchBench
+from asvp_export.plan.refine import refine
+from asvp_export.plan.search import PASSES, Search, energies, strength_of
+from asvp_export.plan.trace import readers
+
+LAYER = "after_body"
+SIDE = 72
+
+
+def save(path, pixels):
+    Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Small photographs: some to fit on, and others to verify on."""
+    root = tmp_path_factory.mktemp("plan")
+    for split, count in (("calibrate", 8), ("verify", 4)):
+        (root / split).mkdir()
+        for source in list_images(photographs(split))[:count]:
+            save(root / split / f"{source.stem}.png", read_image(source)[40 : 40 + SIDE, 40 : 40 + SIDE + 24])
+    return root
+
+
+def protect(teacher, layers, folders, **wishes):
+    return asvp_export.protect(
+        teacher, layers, images=folders / "calibrate", verify_images=folders / "verify", **wishes
+    )
+
+
+@pytest.fixture(scope="module")
+def solved(folders):
+    return protect(example("derain"), [LAYER], folders, rank=1, gain=10.0, compensate="solve")
+
+
+@pytest.fixture(scope="module")
+def automatic(folders):
+    return protect(example("derain"), [LAYER], folders, min_psnr=45.0, compensate="solve")
+
+
+class Small(nn.Module):
+    """Two blocks, the second of which reads the first through a ReLU and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.head, self.first = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.second, self.tail = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 3, 3, padding=1)
+
+    def forward(self, x):
+        h = self.head(x)
+        h = h + torch.relu(self.first(h))
+        return x + 0.2 * self.tail(h + self.second(h))
+
+
+def worst(protected, original, images):
+    """dB of the worst image, by numpy alone."""
+    found = []
+    for path in list_images(images):
+        x = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None]
+        wanted, got = (y.double().numpy() for y in (original(x), protected(x)))
+        peak = max(1.0, float(np.ptp(wanted)))
+        found.append(20 * math.log10(peak) - 10 * math.log10(np.square(wanted - got).mean()))
+    return min(found)
+
+
+def test_an_automatic_gain_keeps_the_tolerance_and_a_decibel_and_takes_nearly_all_of_it(automatic, folders):
+    plan = automatic.plan
+    (layer,) = plan.layers
+    assert plan.verified_psnr >= 46.0 and worst(automatic, automatic.teacher.module, folders / "verify") >= 46.0
+    assert 46.0 <= plan.held_out_psnr < 48.0 or "verification" in layer.stopped_by
+    assert 1.001 < layer.node.gain < 10 and "tolerance" in layer.stopped_by and layer.strength > 0.03
+    assert round(layer.node.gain, 3) == layer.node.gain
+
+
+def test_without_compensation_the_gain_that_fits_is_smaller(automatic, folders):
+    plain = protect(example("derain"), [LAYER], folders, min_psnr=45.0, rank=1)
+    assert not plain.plan.weights and 46.0 <= plain.plan.verified_psnr < 49.0
+    assert plain.plan.nodes[LAYER].gain < automatic.plan.nodes[LAYER].gain
+    assert plain.plan.layers[0].strength < automatic.plan.layers[0].strength
+
+
+def test_the_closed_form_brings_the_output_back_by_15_decibels(solved, folders):
+    """Measured 17 dB, on photographs that calibration did not see; the bound leaves room for other machines' rounding."""
+    plan = solved.plan
+    assert set(plan.weights) == {"tail.0.weight", "tail.0.bias"} and plan.layers[0].consumers == ("tail.0.weight",)
+    original = solved.teacher.module
+    plain = insert(solved.teacher, solved.nodes)
+    found = worst(solved, original, folders / "verify")
+    assert found > worst(plain, original, folders / "verify") + 15
+    assert plan.verified_psnr <= found + 0.1 and plan.uncompensated_psnr < plan.verified_psnr - 5
+    kernel = dict(original.named_parameters())["tail.0.weight"]
+    assert torch.equal(kernel, example("derain").module.get_parameter("tail.0.weight")), "the teacher was changed"
+
+
+def test_the_same_images_give_the_same_plan_to_the_byte(automatic, folders, tmp_path):
+    again = protect(example("derain"), [LAYER], folders, min_psnr=45.0, compensate="solve")
+    for name, one in (("a", automatic), ("b", again)):
+        (tmp_path / name).mkdir()
+        one.plan.save(tmp_path / name / "p.plan.json")
+    for file in ("p.plan.json", "p.plan.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_saved_plan_applied_again_gives_the_same_model(solved, tmp_path):
+    written = solved.plan.save(tmp_path / "p.plan.json")
+    assert [path.name for path in written] == ["p.plan.json", "p.plan.safetensors"]
+    applied = asvp_export.apply(example("derain"), asvp_export.Plan.load(tmp_path / "p.plan.json"))
+    x = applied.teacher.example()
+    assert torch.equal(applied(x), solved(x)) and applied.plan.layers == solved.plan.layers
+    assert not torch.equal(applied(x), insert(applied.teacher, applied.nodes)(x))
+
+
+def test_a_search_for_three_nodes_stays_within_its_forward_passes(folders):
+    layers = ["body.5.branch.1", "body.6.branch.1", "body.7.branch.1"]
+    plan = protect(example("derain"), layers, folders, min_psnr=50.0, compensate="solve").plan
+    seen = plan.calibration
+    inputs = seen["crops"] + seen["held_out"]
+    assert seen["passes"] <= PASSES * len(layers) * inputs + inputs
+    assert {layer.name: layer.consumers for layer in plan.layers} == {
+        layer: (f"{layer[:-1]}2.weight",) for layer in layers
+    }
+
+
+def test_runs_from_the_first_node_on_are_those_of_the_whole_model(solved, folders):
+    teacher = solved.teacher
+    inputs = [(teacher.example(48, 56),), (teacher.example(64, 40),)]
+    bench = TorchBench(teacher, [LAYER], inputs)
+    for i, given in enumerate(inputs):
+        for _ in range(2):  # the second time from what was kept
+            (clean,), (exposed,) = bench.outputs(i), bench.outputs(i, solved.nodes, solved.weights)
+            with torch.no_grad():
+                assert torch.equal(clean, teacher.module(*given)) and torch.equal(exposed, solved.module(*given))
+    calls = []
+    bench._module.head.register_forward_pre_hook(lambda *_: calls.append(1))
+    bench._module.body[0].branch[0].register_forward_pre_hook(lambda *_: calls.append(2))
+    bench.outputs(0, solved.nodes)
+    assert calls == [1], "the layers before the node were computed again"  # the head is called, and answers from memory
+
+
+def test_layers_are_ranked_and_as_many_taken_as_pay(folders):
+    teacher = asvp_export.load(Small())
+    plan = protect(teacher, "auto:2", folders, compensate="solve", min_psnr=50.0).plan
+    strengths = [one.strength for one in plan.ranking]
+    assert strengths == sorted(strengths, reverse=True) and {one.name for one in plan.ranking} >= {"head", "first"}
+    assert [one.chosen for one in plan.ranking] == [True] * len(plan.layers) + [False] * (
+        len(strengths) - len(plan.layers)
+    )
+    assert 1 <= len(plan.layers) <= 2 and plan.verified_psnr >= 51.0
+
+
+def test_refinement_starts_from_the_closed_form_and_never_ends_below_it(folders):
+    teacher = asvp_export.load(Small())
+    images = calibration.draw(teacher, list_images(folders / "calibrate"))
+    count, held = len(images.crops), len(images.held_out)
+    bench = TorchBench(teacher, ["head"], [*images.crops, *images.held_out])
+    search = Search(bench, {"head": Perturbation()}, range(count), range(count, count + held), 1.0, 49.0, 10.0)
+    trial = search.trial({"head": Perturbation(1, 3.0)})
+    before = {name: one.clone() for name, one in teacher.module.named_parameters()}
+    found = refine(teacher, search, trial, images, lambda line: None, steps=100)
+    assert search.worst(search.held_out, trial.nodes, found) > trial.psnr
+    assert set(found) == set(before) - {"head.weight", "head.bias"}, (
+        "all that lies behind the node, and nothing before it"
+    )
+    assert all(torch.equal(one, before[name]) for name, one in teacher.module.named_parameters())
+
+
+def test_strength_from_singular_values_is_that_of_the_maps():
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64) + 0.5
+    for node in (Perturbation(1, 4.0), Perturbation(3, 0.5), Perturbation(6, 2.0), Perturbation(4, 10.0, 0.6)):
+        y = asvp_export.reference(x, **node.attributes())
+        for clean, exposed, energy in zip(x, y, energies(x, 1), strict=True):
+            scale = (clean * exposed).sum() / exposed.square().sum()
+            wanted = (
+                float((scale * exposed - clean).norm() / clean.norm()),
+                float((exposed - clean).norm() / clean.norm()),
+            )
+            assert strength_of(energy, node) == pytest.approx(
+                wanted, abs=1e-7
+            )  # a square root of rounding at strength 0
+
+
+def test_readers_of_a_residual_stream_are_solved_one_behind_the_other():
+    teacher = example("lowlight")
+    found = readers(teacher.module, ["body.6", "body.7.branch.2", "tail.0"], teacher.inputs(teacher.example()))
+    first, second = found.of(["body.6"])
+    assert (first.weight, second.weight) == (
+        "body.7.branch.0.weight",
+        "after_body.weight",
+    ) and first.level < second.level
+    assert found.reasons == {
+        "body.7.branch.2": "mul reads it, which is not linear",
+        "tail.0": "it reaches the output without a layer to re-solve",
+    }
+
+
+def test_an_export_is_planned_kept_and_repeated_from_the_plan(folders, tmp_path):
+    command = [
+        weights("derain"), "--arch", arch("derain"), "--layers", LAYER, "--compensate", "solve", "--min-psnr", "45", "--images",
+        folders / "calibrate", "--verify-images", folders / "verify",
+    ]  # fmt: skip
+    first = call(*command, "-o", tmp_path / "a.onnx", "--report", tmp_path)
+    assert first.code == 0, first.err
+    assert "stopped by" in first.out and "nodes deleted" in first.out
+    report = json.loads((tmp_path / "a.report.json").read_text())
+    assert report["preservation"]["min_psnr"] >= 46.0 and report["fidelity"]["passed"]
+    assert report["plan"]["layers"][0]["consumers"] == ["tail.0.weight"] and report["strips"]
+    assert "stopped by" in (tmp_path / "report.html").read_text()
+    again = call(
+        weights("derain"), "--arch", arch("derain"), "--plan", tmp_path / "a.plan.json", "--images", folders / "verify",
+        "--min-psnr", "45", "-o", tmp_path / "b.onnx",
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    gate = ["check", weights("derain"), tmp_path / "a.onnx", "--arch", arch("derain"), "--images", folders / "verify",
+            "--min-psnr", "45", "--json"]  # fmt: skip
+    without, within = call(*gate), call(*gate, "--plan", tmp_path / "a.plan.json")
+    assert json.loads(without.out)["fidelity"] is None and "compensated" in "".join(json.loads(without.out)["notes"])
+    assert within.code == 0 and json.loads(within.out)["fidelity"]["passed"]
+
+
+def test_bad_wishes_are_told_in_one_sentence(folders, solved, tmp_path):
+    derain = example("derain")
+    for layers, wishes, told in (
+        (LAYER, {"compensate": "magic"}, "'magic' was asked for; none, solve, refine"),
+        (LAYER, {"gain": "loud"}, "'loud' was asked for; a number or auto"),
+        (LAYER, {"max_gain": 1.0}, "largest gain 1 was asked for; a number over 1"),
+        ("auto:0", {}, "auto or auto:N"),
+        (["auto", LAYER], {}, "auto stands alone"),
+        ("tail.0", {"compensate": "solve"}, "no layer that is protected has linear readers.*reaches the output"),
+        (LAYER, {"min_psnr": 150.0}, r"No gain keeps .* 150 dB .*has \d+.* dB, and after_body costs most"),
+    ):
+        with pytest.raises(InputError, match=told):
+            protect(derain, layers, folders, **wishes)
+    (tmp_path / "two").mkdir()
+    for path in list_images(folders / "calibrate")[:2]:
+        save(tmp_path / "two" / path.name, read_image(path)[:4, :4])
+    with pytest.raises(InputError, match=r"at least 4 are needed.*--verify-images"):
+        asvp_export.protect(derain, LAYER, images=tmp_path / "two")
+    with pytest.raises(InputError, match=r"saw \d+ positions .*289 unknowns.*at least 1156 positions are needed"):
+        asvp_export.protect(
+            derain, LAYER, compensate="solve", images=tmp_path / "two", verify_images=folders / "verify"
+        )
+
+
+def test_a_plan_for_another_model_or_a_damaged_one_is_refused(solved, tmp_path):
+    solved.plan.save(tmp_path / "p.plan.json")
+    plan = asvp_export.Plan.load(tmp_path / "p.plan.json")
+    with pytest.raises(InputError, match=r"tail\.0\.weight is 128x32x3x3 in sr_x2.*the plan's is 12x32x3x3"):
+        asvp_export.apply(example("sr_x2"), plan)
+    with pytest.raises(InputError, match="weights were solved for the model of sha256"):
+        asvp_export.apply(example("dehaze"), plan)
+    with pytest.raises(InputError, match="has no layer after_body"):
+        asvp_export.apply(asvp_export.load(Small()), plan)
+    kept = (tmp_path / "p.plan.safetensors").read_bytes()
+    (tmp_path / "p.plan.safetensors").write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(InputError, match="its sha256 differs"):
+        asvp_export.Plan.load(tmp_path / "p.plan.json")
+    (tmp_path / "p.plan.safetensors").unlink()
+    with pytest.raises(InputError, match="are not beside it"):
+        asvp_export.Plan.load(tmp_path / "p.plan.json")
+    for text in ("", "[]", "{}", '{"format": 1, "tool_version": "0"}'):
+        (tmp_path / "p.plan.json").write_text(text)
+        with pytest.raises(InputError, match="is not a plan of asvp-export, or damaged"):
+            asvp_export.Plan.load(tmp_path / "p.plan.json")
