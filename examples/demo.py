@@ -1,10 +1,11 @@
-"""The README's `make demo`: protect a trained teacher, check the file, restore a photograph with it."""
+"""The README's `make demo`: protect a trained teacher, look at the report, check the file, restore a photograph with it."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+import webbrowser
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ HERE = Path(__file__).resolve().parent
 PHOTOGRAPHS = HERE.parent / "asvp_export" / "photographs"
 TASK = "lowlight"
 PICTURE = "dogs_1"
-LAYER, GAIN = "after_body", "1.02"
 
 
 def main() -> None:
@@ -24,18 +24,29 @@ def main() -> None:
     inputs = build / "inputs"
     inputs.mkdir(parents=True)
     teacher = [f"examples/teachers/{TASK}.safetensors", "--arch", f"examples/nets.py:{TASK}"]
-    protected = "build/demo/protected.onnx"
-    python("examples/degrade.py", TASK, "asvp_export/photographs/verify", "build/demo/inputs")
-    tool(*teacher, "--layers", LAYER, "--gain", GAIN, "--images", "build/demo/inputs", "-o", protected)
-    tool("check", teacher[0], protected, *teacher[1:], "--images", "build/demo/inputs")
+    protected, clean = "build/demo/protected.onnx", "asvp_export/photographs/verify"
+    for split in ("calibrate", "train"):
+        python("examples/degrade.py", TASK, f"asvp_export/photographs/{split}", "build/demo/fit")
+    python("examples/degrade.py", TASK, clean, "build/demo/inputs")
+    tool(
+        *teacher, "--layers", "auto", "--compensate", "solve", "--images", "build/demo/fit", "--verify-images",
+        "build/demo/inputs", "--ground-truth", clean, "--report", "build/demo", "-o", protected,
+    )  # fmt: skip
+    tool(
+        "check", teacher[0], protected, *teacher[1:], "--plan", "build/demo/protected.plan.json", "--images",
+        "build/demo/inputs",
+    )  # fmt: skip
     tool("inspect", protected)
     tool("run", protected, f"build/demo/inputs/{PICTURE}.png", "-o", "build/demo/restored.png")
-    before, after = build / "inputs" / f"{PICTURE}.png", build / "restored.png"
+    before, after = inputs / f"{PICTURE}.png", build / "restored.png"
     strip(build / "strip.png", before, after, PHOTOGRAPHS / "verify" / f"{PICTURE}.webp")
     print("\nDone. Look at")
+    print("  build/demo/report.html             what was chosen and verified, with pictures: open it in a browser")
     print("  build/demo/strip.png               degraded, restored by the shipped file, and the clean photograph")
     print("  build/demo/protected.onnx          the file to ship: it runs in a bare onnxruntime")
-    print("  build/demo/protected.report.json   what was verified, image by image")
+    print("  build/demo/protected.plan.json     applies the same protection again, without calibration (--plan)")
+    if sys.stdout.isatty():
+        webbrowser.open((build / "report.html").as_uri())
 
 
 def tool(*arguments: str) -> None:
