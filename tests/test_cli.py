@@ -211,7 +211,7 @@ BAD_EXPORT = {
     "an image of one pixel": (even(images="pixel"), r"one.png is 1x1 .* at least 3x3"),
     "images smaller than the model takes": (even(model="large.pt", arch="nets.py:Large"), "61x80.* the model needs at"),
     "rank 0": (even(rank="0"), "rank is 0"),
-    "rank auto": (even(rank="auto"), "'auto' is not a valid integer"),
+    "a rank that is no number": (even(rank="some"), "neither auto nor a number"),
     "gain 0": (even(gain="0"), "gain is 0"),
     "gain -1": (even(gain="-1"), "gain is -1"),
     "gain nan": (even(gain="nan"), "gain is nan"),

@@ -28,6 +28,7 @@ _FEW = 16, 3  # crops and held-out inputs on which candidates are ranked first
 _CHAIN = 3  # layers re-solved one after the other: longer chains are ranked as if they were not re-solved
 _CLOSER = 3  # candidates beyond N that are looked at more closely
 _SCALES_BACK = 4
+_NONE = -200.0  # dB: stands for outputs that are not finite
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ def plan(
         trial, backed = _backed(search, trial, wishes, unseen, progress)
     else:
         backed = False
+    verified = search.worst(unseen, trial.nodes, trial.weights)
+    if not (math.isfinite(verified) and math.isfinite(trial.psnr)):
+        raise InputError("The outputs are not finite with these nodes; lower the gain, or choose other layers.")
     layers = tuple(_planned(search, layer, trial, wishes, backed) for layer in nodes)
     made = Plan(
         source_sha256=teacher.sha256,
@@ -108,8 +112,8 @@ def plan(
         min_psnr=wishes.min_psnr,
         compensate=wishes.compensate,
         held_out_psnr=round(trial.psnr, 2),
-        verified_psnr=round(search.worst(unseen, trial.nodes, trial.weights), 2),
-        uncompensated_psnr=round(search.worst(unseen, trial.nodes, {}), 2),
+        verified_psnr=round(verified, 2),
+        uncompensated_psnr=round(max(search.worst(unseen, trial.nodes, {}), _NONE), 2),
         calibration={
             "photographs": len(images.names),
             "crops": len(images.crops),
