@@ -102,7 +102,9 @@ def bars(task: str, folders: dict[str, Path]) -> None:
         "three": [f"body.{i}.branch.1" for i in THREE[task]],
     }
     for name, layers in sets.items():
-        for mode in ("solve", "refine"):
+        for mode in (
+            ("solve", "refine") if name != "after_body" else ("solve",)
+        ):  # one convolution is all that is behind it
 
             def make(layers: list[str] = layers, mode: str = mode) -> dict[str, Any]:
                 protected = asvp_export.protect(
@@ -155,7 +157,7 @@ def tolerances(task: str, folders: dict[str, Path]) -> None:
     """Auto gain and rank at the layers that are chosen at 48 dB."""
     for mode in ("none", "solve", "refine"):
         ranked = "none" if mode == "none" else "solve"
-        for tolerance in sorted(TOLERANCES, key=lambda asked: asked != 48.0):
+        for tolerance in sorted(TOLERANCES, key=lambda asked: asked != 48.0) if mode != "refine" else (48.0,):
 
             def make(mode: str = mode, tolerance: float = tolerance, ranked: str = ranked) -> dict[str, Any]:
                 known = json.loads(RESULTS.read_text() or "{}").get(f"tolerances/{task}/{ranked}/48")
