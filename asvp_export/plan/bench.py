@@ -52,6 +52,10 @@ class Bench(Protocol):
         """What the consumers read, call by call, by the names of their weights."""
         ...
 
+    def release(self) -> None:
+        """Give back the feature maps that are kept; the next run makes them again."""
+        ...
+
 
 class TorchBench:
     """A teacher that is a PyTorch module.
@@ -104,6 +108,11 @@ class TorchBench:
         with suppress(_EnoughError), _Catch(names, found, sum(consumer.calls for consumer in consumers)):
             self._run(i, nodes or {}, changed)
         return found
+
+    def release(self) -> None:
+        """See `Bench`."""
+        self._starts.clear()
+        self._room = _CACHE
 
     def _node(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor | None:

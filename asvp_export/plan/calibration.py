@@ -30,7 +30,7 @@ class Calibration:
     """Inputs that weights are solved on."""
 
     held_out: tuple[Inputs, ...]
-    """Inputs that ridges are chosen by, and on which the tolerance has to hold."""
+    """On which the tolerance has to hold: first the photographs whole, then as many crops, by which ridges are chosen."""
 
     names: tuple[str, ...]
     """File names of the photographs."""

@@ -158,7 +158,7 @@ def _chosen(
     First all on a few crops, then the best on many. Of 1 to N layers as many are taken as have the largest strength in
     sum, when n of them share the allowance.
     """
-    few = replace(images, crops=images.crops[: _FEW[0]], held_out=images.held_out[: _FEW[1]])
+    few = replace(images, crops=images.crops[: _FEW[0]], held_out=images.held_out[-_FEW[1] :])
     shared = wishes.target + 10 * math.log10(wishes.count)
     found: dict[str, tuple[Search, Single]] = {}
 
@@ -170,6 +170,7 @@ def _chosen(
                     search.crops = ()
                 if search.channels[layer] >= _CHANNELS and search.positions[layer] >= _POSITIONS:
                     found[layer] = (search, search.single(layer, shared, share=1, quick=True))
+                search.bench.release()
         return sorted(found, key=lambda layer: -found[layer][1].strength)
 
     progress(f"ranking {len(nodes)} candidate layers")
@@ -177,7 +178,11 @@ def _chosen(
     if not order:
         raise InputError(f"No layer of {teacher.source} has a map to protect; name one with --layers.")
     close = [layer for layer in order if found[layer][0].compensable(layer)][: wishes.count + _CLOSER]
-    order = rank(close, replace(images, crops=images.crops[::2]), "ranking the best on more crops")
+    order = rank(
+        close,
+        replace(images, crops=images.crops[::2], held_out=images.held_out[len(images.held_out) // 2 :]),
+        "ranking the best on more crops",
+    )
 
     def at(layer: str, count: int) -> Single:
         search, single = found[layer]
