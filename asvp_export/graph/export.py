@@ -16,7 +16,7 @@ from torch.export import UnflattenedModule
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.graph.passes import attach_functions, name_by_module, name_nodes, strip_traces
 from asvp_export.graph.protect import Protected, observed
-from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, strip_author
+from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, strip_author, with_weights
 from asvp_export.graph.translations import translations
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
 from asvp_export.signature import Signature
@@ -89,7 +89,8 @@ def _inserted(
     if own < CAST_LIKE and protected.nodes:
         outputs = graph.session([tensors[name] for name in protected.nodes]).get_outputs()
         check_types(graph.model, {one.name: one.type for one in outputs})
-    model = insert_nodes(graph.model, [Insertion(name, tensors[name], node) for name, node in protected.nodes.items()])
+    insertions = [Insertion(name, tensors[name], node) for name, node in protected.nodes.items()]
+    model = insert_nodes(with_weights(graph.model, protected.weights), insertions)
     strip_author(model)
     return model
 

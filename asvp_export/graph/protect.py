@@ -13,11 +13,12 @@ import torch
 from torch.fx import Graph
 
 from asvp_export.errors import InputError
-from asvp_export.graph.surgery import check_carrier
+from asvp_export.graph.surgery import check_carrier, with_weights
 from asvp_export.operator import Perturbation
 from asvp_export.teacher.layers import graph_of, select
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import named_tensors
+from asvp_export.teacher.onnx_graph import named_tensors, stored_weights
+from asvp_export.teacher.onnx_model import OnnxModule
 
 if TYPE_CHECKING:
     from asvp_export.plan.record import Plan
@@ -109,7 +110,8 @@ def insert(
             setattr(modules[part], leaf, torch.nn.Parameter(value.to(teacher.device), requires_grad=False))
     else:
         tensors, _ = named_tensors(graph.model)
-        module = graph.with_cuts(tensors[name] for name in nodes)
+        changed = OnnxModule(with_weights(graph.model, weights), graph.folder) if weights else graph
+        module = changed.with_cuts(tensors[name] for name in nodes)
         modules = dict(zip(nodes, module.sites, strict=True))
     for name, node in nodes.items():
         modules[name].register_forward_hook(_Node(name, node))
@@ -117,7 +119,9 @@ def insert(
 
 
 def parameters_of(teacher: Teacher) -> dict[str, torch.Tensor]:
-    """The weights that a plan may replace, by name."""
+    """The weights that a plan may replace, by name; of a graph only their shapes are there."""
+    if (graph := graph_of(teacher)) is not None:
+        return {name: torch.empty(list(one.dims), device="meta") for name, one in stored_weights(graph.model).items()}
     return dict(teacher.module.named_parameters())
 
 

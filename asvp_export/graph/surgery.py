@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import helper
+import torch
+from onnx import helper, numpy_helper
 
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.graph.passes import attach_functions
 from asvp_export.operator import DOMAIN, OP_TYPE, Perturbation
-from asvp_export.teacher.onnx_graph import all_nodes, graphs, graphs_in, opset_of, reads
+from asvp_export.teacher.onnx_graph import all_nodes, graphs, graphs_in, opset_of, reads, stored_weights
 
 OPSETS = range(11, 27)
 
@@ -63,6 +65,37 @@ def insert_nodes(model: onnx.ModelProto, insertions: list[Insertion]) -> onnx.Mo
         done.ir_version = max(done.ir_version, _OVERLOADS)
         attach_functions(done)
     _check_after(model, done, insertions)
+    return done
+
+
+def with_weights(model: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) -> onnx.ModelProto:
+    """A copy of a model with other values in some of its weights; the model itself where there are none.
+
+    Args:
+        model: it is left as it is; tensors' data may be elsewhere.
+        weights: by the names under which the main graph's nodes read them, in their shapes; they are stored in the type
+            that was there, inside the model.
+
+    Raises:
+        InputError: the model has no such weight, or one of another shape.
+    """
+    if not weights:
+        return model
+    done = onnx.ModelProto()
+    done.CopyFrom(model)
+    stored = stored_weights(done)
+    for name, value in weights.items():
+        if name not in stored or list(stored[name].dims) != list(value.shape):
+            raise InputError(
+                f"The weight {name} of shape {'x'.join(map(str, value.shape))} was to be replaced, and the graph has none "
+                "such; compensated weights fit only the graph and the opset for which they were solved."
+            )
+        old = stored[name]
+        kind = helper.tensor_dtype_to_np_dtype(old.data_type)
+        new = numpy_helper.from_array(np.ascontiguousarray(value.detach().cpu().numpy().astype(kind)), old.name)
+        new.doc_string = old.doc_string
+        new.metadata_props.extend(old.metadata_props)
+        old.CopyFrom(new)
     return done
 
 

@@ -19,7 +19,7 @@ from asvp_export.plan.linear import Consumer
 from asvp_export.plan.trace import CONSUMING, Readers, operands, plain_name, readers
 from asvp_export.teacher.model import Teacher, named_outputs
 
-_CACHE = 2**31  # bytes of feature maps that are kept before the first node; inputs beyond run from the start
+CACHE = 2**31  # bytes of feature maps that are kept before the first node; inputs beyond run from the start
 
 Nodes = Mapping[str, Perturbation]
 Values = Mapping[str, torch.Tensor]
@@ -74,7 +74,7 @@ class TorchBench:
         self._nodes: Nodes = {}
         self._seen: dict[str, list[torch.Tensor]] | None = None
         self._starts: dict[int, _Start] = {}
-        self._room = _CACHE
+        self._room = CACHE
         self.readers = readers(self._module, list(layers), teacher.inputs(teacher.example()))
         for layer, site in self._sites.items():
             site.register_forward_hook(self._node(layer))

@@ -15,6 +15,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
 from asvp_export.plan.bench import Bench, TorchBench
 from asvp_export.plan.calibration import Calibration, Inputs, draw
+from asvp_export.plan.graph_bench import GraphBench
 from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
 from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Search, Single, Trial, scaled
 from asvp_export.plan.solve import Weights
@@ -147,7 +148,7 @@ def _search(
 
 def bench_for(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> Bench:
     """What runs a teacher for calibration."""
-    return TorchBench(teacher, layers, inputs)
+    return (TorchBench if graph_of(teacher) is None else GraphBench)(teacher, layers, inputs)
 
 
 def _chosen(

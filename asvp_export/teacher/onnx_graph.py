@@ -54,6 +54,15 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from attribute.tensors
 
 
+def stored_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The tensors stored in the main graph by the names under which nodes read them: initializers and Constant nodes."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and not node.domain and node.attribute and node.attribute[0].name == "value":
+            found[node.output[0]] = node.attribute[0].t
+    return found
+
+
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor's data lies in a file of its own."""
     return tensor.data_location == onnx.TensorProto.EXTERNAL

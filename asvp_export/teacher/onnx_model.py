@@ -179,11 +179,11 @@ class OnnxModule(nn.Module):
             return []
         key = (self.cuts, names)
         if key not in self._opened:
-            given = [_described(name, values[name]) for name in self.cuts if name in values]
+            given = [described(name, values[name]) for name in self.cuts if name in values]
             self._opened[key] = self._session(names, given)
         opened, _ = self._opened[key]
         found = guarded(opened.run, list(names), {one.name: array(values[one.name]) for one in opened.get_inputs()})
-        return [_tensor(name, value) for name, value in zip(names, found, strict=True)]
+        return [tensor_of(name, value) for name, value in zip(names, found, strict=True)]
 
     def session(self, outputs: Sequence[str], given: Sequence[onnx.ValueInfoProto] = ()) -> ort.InferenceSession:
         """A session for any tensors of the main graph: what these need, and no more."""
@@ -253,7 +253,8 @@ def _cast(x: torch.Tensor, value: onnx.ValueInfoProto) -> torch.Tensor:
     return x.detach().to("cpu", wanted)
 
 
-def _described(name: str, value: torch.Tensor) -> onnx.ValueInfoProto:
+def described(name: str, value: torch.Tensor) -> onnx.ValueInfoProto:
+    """A tensor as an input of a graph, of the same type and of any size."""
     kind = helper.np_dtype_to_tensor_dtype(value.numpy().dtype)
     return helper.make_tensor_value_info(name, kind, [None] * value.ndim)
 
@@ -263,7 +264,12 @@ def array(value: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(value.detach().cpu().numpy())
 
 
-def _tensor(name: str, value: object) -> torch.Tensor:
+def tensor_of(name: str, value: object) -> torch.Tensor:
+    """What onnxruntime returned, as a tensor.
+
+    Raises:
+        RuntimeError: it is none, but a sequence for instance.
+    """
     if not isinstance(value, np.ndarray):
         raise RuntimeError(f"{name} is a {type(value).__name__}, not a tensor")
     return torch.from_numpy(value)

@@ -1,0 +1,187 @@
+"""An ONNX graph whose nodes and weights change from run to run, without computing again what lies before the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import numpy_helper
+
+from asvp_export.operator import Perturbation
+from asvp_export.plan.bench import CACHE, Nodes, Values
+from asvp_export.plan.calibration import Inputs
+from asvp_export.plan.graph_trace import constants, graph_readers
+from asvp_export.plan.linear import Consumer
+from asvp_export.plan.trace import Readers
+from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_graph import named_tensors, reads, stored_weights
+from asvp_export.teacher.onnx_model import array, described, guarded, tensor_of
+
+_Targets = tuple[str, ...]
+
+
+class GraphBench:
+    """A teacher that is an ONNX graph, or became one; see `asvp_export.plan.bench.Bench`.
+
+    The graph runs in stages, from one protected tensor to the next: what a stage makes and a later one reads is handed
+    on, and what the first one makes, before any node, is kept.
+
+    Args:
+        teacher: it is not changed.
+        layers: that may carry nodes.
+        inputs: all that will be run.
+    """
+
+    def __init__(self, teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> None:
+        graph = graph_of(teacher)
+        assert graph is not None, f"{teacher.source} is a PyTorch module"
+        self.passes = 0
+        self._graph, self._inputs = graph, inputs
+        names, _ = named_tensors(graph.model)
+        self._cuts = {names[layer]: layer for layer in layers}
+        found = graph_readers(graph.model, {layer: names[layer] for layer in layers})
+        self.readers: Readers = found
+        self._data = found.data
+        self._stored = stored_weights(graph.model)
+        consumers = [one for those in self.readers.consumers.values() for one in those]
+        self._solved = {name for one in consumers for name in (one.weight, one.bias) if name}
+        self._originals: dict[str, torch.Tensor] = {}
+        self._stages = _Stages(graph.model, self._cuts)
+        data = [name for one in consumers for name in self._data[one.weight]]
+        self._all = tuple(dict.fromkeys((*graph.output_names, *self._cuts, *data)))
+        self._made: dict[_Targets, list[list[str]]] = {}
+        self._opened: dict[tuple[int, _Targets, bool], ort.InferenceSession] = {}
+        self._starts: dict[int, dict[str, torch.Tensor]] = {}
+        self._room = CACHE
+
+    def value(self, name: str) -> torch.Tensor:
+        """See `Bench`."""
+        if name not in self._originals:
+            found = numpy_helper.to_array(self._stored[name], str(self._graph.folder or ""))
+            self._originals[name] = torch.from_numpy(np.array(found))
+        return self._originals[name]
+
+    def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
+        """See `Bench`."""
+        names = self._graph.output_names
+        found = self._run(i, names, nodes or {}, weights or {})
+        return [found[name] for name in names if found[name].is_floating_point()]
+
+    def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
+        """See `Bench`."""
+        found = self._run(i, tuple(self._cuts), {}, {})
+        return {layer: [found[name]] for name, layer in self._cuts.items()}
+
+    def inputs_of(
+        self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
+    ) -> dict[str, list[torch.Tensor]]:
+        """See `Bench`."""
+        data = {one.weight: self._data[one.weight] for one in consumers}
+        targets = tuple(dict.fromkeys(name for names in data.values() for name in names))
+        found = self._run(i, targets, nodes or {}, weights or {})
+        return {weight: [found[name] for name in names] for weight, names in data.items()}
+
+    def _run(self, i: int, targets: _Targets, nodes: Nodes, weights: Values) -> dict[str, torch.Tensor]:
+        """Some tensors for an input, and what was made on the way to them."""
+        self.passes += 1
+        values = self._graph.cast(self._inputs[i])
+        values |= self._perturbed(self._start(i, values), nodes)
+        changed = {name: weights.get(name, self.value(name)).to(self.value(name).dtype) for name in self._solved}
+        if targets not in self._made:
+            self._made[targets] = self._stages.made(targets)
+        for stage, names in enumerate(self._made[targets]):
+            if stage and names:
+                found = self._stage(stage, names, targets, values, changed if weights else {})
+                values |= self._perturbed(found, nodes)
+        return values
+
+    def _start(self, i: int, values: Values) -> dict[str, torch.Tensor]:
+        """What is made before any node."""
+        if i in self._starts:
+            return self._starts[i]
+        found = self._stage(0, self._stages.made(self._all)[0], self._all, values, {})
+        size = sum(one.numel() * one.element_size() for one in found.values())
+        if size <= self._room:
+            self._room -= size
+            self._starts[i] = found
+        return found
+
+    def _stage(
+        self, stage: int, names: Sequence[str], targets: _Targets, values: Values, weights: Values
+    ) -> dict[str, torch.Tensor]:
+        """What one stage makes; changed weights are inputs of it, so that a session serves all their values."""
+        if not names:
+            return {}
+        key = (stage, targets, bool(weights))
+        feeds = {**values, **weights}
+        if key not in self._opened:
+            own = self._graph.input_names
+            given = [described(name, one) for name, one in feeds.items() if name not in own]
+            self._opened[key] = self._graph.session(names, given)
+        opened = self._opened[key]
+        wanted = (*opened.get_inputs(), *opened.get_overridable_initializers())
+        fed = {one.name: array(feeds[one.name]) for one in wanted if one.name in feeds}
+        return dict(zip(names, map(tensor_of, names, guarded(opened.run, list(names), fed)), strict=True))
+
+    def _perturbed(self, found: Values, nodes: Mapping[str, Perturbation]) -> dict[str, torch.Tensor]:
+        """The same, with the nodes in place."""
+        changed = dict(found)
+        for name in found:
+            if (node := nodes.get(self._cuts.get(name, ""))) is not None:
+                changed[name] = torch.ops.asvp.perturb(found[name], **node.attributes())
+        return changed
+
+
+class _Stages:
+    """Which node of a graph runs behind how many protected tensors."""
+
+    def __init__(self, model: onnx.ModelProto, cuts: Mapping[str, str]) -> None:
+        self._nodes = list(model.graph.node)
+        self._stage: list[int] = []  # of each node
+        self._maker: dict[str, int] = {}
+        # computed wherever they are needed: what is the same for every input, and what is no tensor
+        self._anew = constants(model)
+        behind: dict[str, int] = {}
+        for place, node in enumerate(self._nodes):
+            stage = max((behind.get(name, 0) for name in reads(node)), default=0)
+            self._stage.append(stage)
+            for name in filter(None, node.output):
+                self._maker[name] = place
+                behind[name] = stage + (name in cuts)
+            if node.op_type in ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceEmpty", "Optional"):
+                self._anew |= set(node.output)
+
+    def made(self, targets: Sequence[str]) -> list[list[str]]:
+        """For each stage what it has to make, so that the targets come out."""
+        found: list[set[str]] = [set() for _ in range(max(self._stage, default=0) + 1)]
+        waiting, seen = [], set()
+
+        def need(name: str, stage: int) -> None:
+            if name in self._maker:
+                place = self._maker[name]
+                waiting.append(place)
+                if stage > self._stage[place]:
+                    found[self._stage[place]].add(name)
+
+        for name in targets:
+            need(name, len(found))
+        while waiting:
+            place = waiting.pop()
+            if place in seen:
+                continue
+            seen.add(place)
+            for name in self._handed(place):
+                need(name, self._stage[place])
+        return [sorted(names, key=lambda name: (self._maker[name], name)) for names in found]
+
+    def _handed(self, place: int) -> Iterator[str]:
+        """What a node reads that can be handed to its stage, itself or by way of what is computed anew."""
+        for name in reads(self._nodes[place]):
+            if name not in self._anew:
+                yield name
+            elif name in self._maker:
+                yield from self._handed(self._maker[name])
