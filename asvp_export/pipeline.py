@@ -34,6 +34,7 @@ from asvp_export.progress import Say
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import is_half, opset_of
+from asvp_export.teacher.onnx_model import OnnxModule
 
 Stamps = dict[str, dict[str, float | None]]
 
@@ -130,8 +131,9 @@ def export(
             inline(model)
         progress(f"verifying on {len(cases)} inputs")
         expected = expected_of_teacher(protected, cases, progress)
-        if graph:
-            graph.release()
+        for one in (graph, protected.module):
+            if isinstance(one, OnnxModule):
+                one.release()
         thresholds = (FIDELITY_DB["fp16" if is_half(model) else "fp32"], min_psnr)
         fidelity, preservation = _settled(
             staging, model, protected, cases, expected, thresholds, provider, portable, progress

@@ -144,7 +144,7 @@ class _Stages:
         self._stage: list[int] = []  # of each node
         self._maker: dict[str, int] = {}
         # computed wherever they are needed: what is the same for every input, and what is no tensor
-        self._anew = constants(model)
+        self._anew = constants(model) - set(cuts)
         behind: dict[str, int] = {}
         for place, node in enumerate(self._nodes):
             stage = max((behind.get(name, 0) for name in reads(node)), default=0)
