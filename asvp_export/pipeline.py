@@ -118,7 +118,7 @@ def export(
         cases = _cases(teacher, pictures, sizes, fixed)
         truth = read_truth(ground_truth, pictures, teacher) if ground_truth is not None else None
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
-        model, overflow = to_onnx(protected, opset=opset, static=frozen), None
+        model, overflow = to_onnx(protected, opset=opset, static=frozen, data_folder=staging.data_folder), None
         if dtype == "fp16":
             check_convertible(model)
             if folder is not None:

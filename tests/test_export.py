@@ -273,10 +273,30 @@ def test_external_data_lies_beside_the_model_named_by_content(tmp_path, pictures
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.onnx"], "data that no model needs is not left behind"
 
 
+def test_the_protected_copy_reads_the_teachers_own_weights(small):
+    protected = asvp_export.protect(small, HEAD, gain=GAIN)
+    theirs = dict(small.module.named_parameters())
+    assert theirs
+    for name, weight in protected.module.named_parameters():
+        assert weight is not theirs[name] and weight.data_ptr() == theirs[name].data_ptr()
+    buffers = dict(small.module.named_buffers())
+    assert all(b.data_ptr() != buffers[name].data_ptr() for name, b in protected.module.named_buffers())
+
+
 def test_external_data_is_automatic_where_protobuf_ends(tmp_path, pictures, small, monkeypatch):
     monkeypatch.setattr(publish, "EXTERNAL_LIMIT", 1_000)  # the real limit is 2 GiB
-    assert asvp_export.export(asvp_export.protect(small, HEAD, gain=GAIN), tmp_path / "p.onnx", images=pictures).passed
-    assert len(list(tmp_path.glob("p.*.data"))) == 1
+    protected = asvp_export.protect(small, HEAD, gain=GAIN)
+    assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures).passed
+    (data,) = tmp_path.glob("p.*.data")
+    assert {p.name for p in tmp_path.iterdir()} == {"p.onnx", data.name}, "what the trace left is gone"
+    whole, slim = to_onnx(protected), to_onnx(protected, data_folder=tmp_path)
+    assert max(len(tensor.raw_data) for tensor in slim.graph.initializer) < publish.SMALL, (
+        "memory holds no weights twice"
+    )
+    onnx.load_external_data_for_model(slim, str(tmp_path))
+    for tensor in slim.graph.initializer:
+        tensor.ClearField("data_location")
+    assert slim == whole
 
 
 def test_a_failed_gate_leaves_no_file(tmp_path, pictures, small):

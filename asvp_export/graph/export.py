@@ -7,13 +7,17 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.external_data import unload_from_model
 from onnxscript import values
 from torch.export import UnflattenedModule
 
 from asvp_export.errors import AsvpError, InputError
+from asvp_export.graph import publish
 from asvp_export.graph.passes import attach_functions, name_by_module, name_nodes, strip_traces
 from asvp_export.graph.protect import Protected, observed
 from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, strip_author, with_weights
@@ -30,7 +34,11 @@ DEFAULT_OPSET = 18  # what most runtimes read, and what the exporter writes with
 
 
 def to_onnx(
-    protected: Protected, *, opset: int | None = None, static: tuple[int, int] | None = None
+    protected: Protected,
+    *,
+    opset: int | None = None,
+    static: tuple[int, int] | None = None,
+    data_folder: Path | None = None,
 ) -> onnx.ModelProto:
     """Write the protected module as ONNX, with the operator's function body attached.
 
@@ -40,6 +48,8 @@ def to_onnx(
         protected: from `protect`.
         opset: of the default domain, 18 to 26; None: that of an ONNX original, else 18.
         static: (height, width) to freeze, with a batch of 1; None leaves batch, height and width free.
+        data_folder: where a module's weights are written if they are over 2 GiB, so that memory holds them once; None: they
+            go into the model, whatever their size.
 
     Returns:
         A model with the inputs and outputs of the teacher's signature, no doc strings, and no metadata.
@@ -56,7 +66,7 @@ def to_onnx(
     teacher = protected.teacher
     frozen = (1, None, *static) if static else teacher.fixed
     calls = _calls(protected, frozen)
-    model = _trace(protected.module, teacher, frozen, opset)
+    model = _trace(protected.module, teacher, frozen, opset, data_folder)
     written = next(o.version for o in model.opset_import if o.domain == "")
     if written != opset:
         raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
@@ -95,7 +105,13 @@ def _inserted(
     return model
 
 
-def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, ...], opset: int) -> onnx.ModelProto:
+def _trace(
+    module: torch.nn.Module,
+    teacher: Teacher,
+    frozen: tuple[int | None, ...],
+    opset: int,
+    data_folder: Path | None,
+) -> onnx.ModelProto:
     signature, stuck = teacher.signature, _frozen_names(frozen)
     free = tuple({i: name for i, name in axes.items() if name not in stuck} for axes in signature.dimensions)
     # Modules from .pt2 archives take *args, whose shapes come in a tuple of their own.
@@ -122,7 +138,14 @@ def _trace(module: torch.nn.Module, teacher: Teacher, frozen: tuple[int | None, 
         ) from error
     if program is None:
         raise AsvpError("PyTorch's exporter returned no model.")
+    if data_folder is not None and _bytes_of(program.model) > publish.EXTERNAL_LIMIT:
+        unload_from_model(program.model, data_folder, "traced.data", size_threshold_bytes=publish.SMALL - 1)
     return program.model_proto
+
+
+def _bytes_of(model: ir.Model) -> int:
+    values = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(value.nbytes for value in values if value is not None)
 
 
 def _example(teacher: Teacher, frozen: tuple[int | None, ...]) -> torch.Tensor:

@@ -126,9 +126,16 @@ def parameters_of(teacher: Teacher) -> dict[str, torch.Tensor]:
 
 
 def copied(teacher: Teacher) -> torch.nn.Module:
-    """A copy of the module; the fake tensors in the graphs of a .pt2 archive cannot be copied and are shared."""
+    """A copy of the module that reads the teacher's own parameters, which may be gigabytes: never write into them in place.
+
+    To change one, put a new Parameter in its place; buffers, into which a forward may write, are copied. The fake tensors
+    in the graphs of a .pt2 archive cannot be copied and are shared.
+    """
     graphs = [graph for part in teacher.module.modules() if isinstance(graph := getattr(part, "graph", None), Graph)]
-    shared = {id(node.meta): node.meta for graph in graphs for node in graph.nodes}
+    shared: dict[int, Any] = {id(node.meta): node.meta for graph in graphs for node in graph.nodes}
+    for weight in teacher.module.parameters():
+        if type(weight) is torch.nn.Parameter:
+            shared[id(weight)] = torch.nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
     try:
         return copy.deepcopy(teacher.module, shared)
     except Exception as error:  # a user's module may raise anything

@@ -20,7 +20,7 @@ from asvp_export.teacher.onnx_graph import external_files, is_external, stored_b
 # protobuf refuses messages of 2 GiB; what is not a tensor needs room as well.
 EXTERNAL_LIMIT = 2**31 - 2**24
 
-_SMALL = 1024  # bytes: smaller tensors stay inside, where shape inference reads them
+SMALL = 1024  # bytes: smaller tensors stay inside, where shape inference reads them
 _ALIGNMENT = 4096  # bytes: lets a runtime map the file into memory
 
 
@@ -33,7 +33,8 @@ class Staging:
         output: where the file is to be.
         force: replace a file that is there.
         external_data: keep the tensors in a file of their own, also under 2 GiB.
-        data_folder: where the external data of the models lies that are to be written.
+        data_folder: where the external data of the models lies that are to be written; by default a folder that goes with
+            the block, for what a trace leaves.
 
     Raises:
         InputError: the folder does not exist or cannot be written, or the output exists and `force` was not given.
@@ -52,6 +53,7 @@ class Staging:
         check_output(self.output, force=self._force)
         try:
             self._folder = Path(tempfile.mkdtemp(prefix=".asvp-", dir=self.output.parent))
+            self.path.parent.mkdir()
         except OSError as error:
             raise write_error(error, self.output) from error
         return self
@@ -66,7 +68,13 @@ class Staging:
     def path(self) -> Path:
         """The file as it is being verified."""
         assert self._folder is not None, "used outside of its block"
-        return self._folder / self.output.name
+        return self._folder / "file" / self.output.name
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the external data of the models lies that are to be written."""
+        assert self._folder is not None, "used outside of its block"
+        return self._data_folder or self._folder
 
     def write(self, model: onnx.ModelProto) -> None:
         """Write (or rewrite) the file and check it with onnx's full checker.
@@ -90,7 +98,7 @@ class Staging:
         """A copy whose tensors lie in `<stem>.<sha256>.data`: a new file never overwrites what an old model needs."""
         slim = onnx.ModelProto()
         slim.CopyFrom(model)
-        small = [tensor for tensor in slim.graph.initializer if stored_bytes(tensor) < _SMALL]
+        small = [tensor for tensor in slim.graph.initializer if stored_bytes(tensor) < SMALL]
         for tensor in (*small, *itertools.islice(tensors(slim), len(slim.graph.initializer), None)):
             if is_external(tensor):
                 tensor.CopyFrom(self._loaded(tensor))
@@ -99,7 +107,7 @@ class Staging:
         data = self.path.with_name("tensors")
         with data.open("wb") as stream:
             for tensor in slim.graph.initializer:
-                if stored_bytes(tensor) < _SMALL:
+                if stored_bytes(tensor) < SMALL:
                     continue
                 content = self._loaded(tensor).raw_data
                 padding = bytes(-stream.tell() % _ALIGNMENT)
@@ -130,7 +138,7 @@ class Staging:
             return tensor
         loaded = onnx.TensorProto()
         loaded.CopyFrom(tensor)
-        load_external_data_for_tensor(loaded, str(self._data_folder))
+        load_external_data_for_tensor(loaded, str(self.data_folder))
         loaded.ClearField("external_data")
         loaded.ClearField("data_location")
         return loaded

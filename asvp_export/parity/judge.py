@@ -53,6 +53,7 @@ def judge(
         opened = session(path, provider, library=way == "library")
         with reporter(progress).track(cases, f"file by the {way}") as tracked:
             got = [run_model(opened, *case.inputs) for case in tracked]
+        del opened  # before the next one: each holds the weights
         held = (data_range, expected.names)
         preservation[way] = score(zip(cases, expected.original, got, strict=True), thresholds[1], *held)
         if expected.protected:

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from asvp_export.graph import publish
 from asvp_export.graph.inline import fold
 from asvp_export.graph.passes import without_nodes
 from asvp_export.parity.session import run_model, session
+from asvp_export.teacher.onnx_graph import stored_bytes, tensors
 
 
 def in_turns(repeats: int, *tasks: Callable[[], object], rest: float = 0.0) -> list[float]:
@@ -53,8 +55,13 @@ def latency(
     return a, b
 
 
+def alone(opened: ort.InferenceSession, inputs: Sequence[np.ndarray], repeats: int = 10) -> float:
+    """The median milliseconds of a run of one model, for which memory has no second one beside it."""
+    return in_turns(repeats, lambda: run_model(opened, *inputs))[0]
+
+
 def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray], provider: str) -> tuple[float, float]:
-    """Milliseconds of the original and of the protected file at `path`, side by side.
+    """Milliseconds of the original and of the protected file at `path`: side by side, or over 2 GiB one after the other.
 
     Args:
         path: the protected file.
@@ -62,10 +69,14 @@ def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray]
         inputs: of both, in order.
         provider: of onnxruntime, "cpu" or "cuda".
     """
-    protected = session(path, provider)
-    if original is not None:
-        return latency(session(original, provider), protected, inputs)
     model = onnx.load(path, load_external_data=False)
-    fold(model)  # an inlined body is taken out like a node
-    bare = without_nodes(model).SerializeToString()
-    return latency(session(bare, provider, data_folder=path.parent), protected, inputs)
+    large = sum(map(stored_bytes, tensors(model))) > publish.EXTERNAL_LIMIT
+    bare: Path | bytes | None = original
+    if bare is None:
+        fold(model)  # an inlined body is taken out like a node
+        bare = without_nodes(model).SerializeToString()
+    files = [(bare, None if original else path.parent), (path, None)]
+    if large:
+        times = [alone(session(file, provider, data_folder=folder), inputs) for file, folder in files]
+        return times[0], times[1]
+    return latency(*(session(file, provider, data_folder=folder) for file, folder in files), inputs)
