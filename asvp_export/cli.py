@@ -379,6 +379,9 @@ def _verify(protected: Path, as_json: bool, quiet: bool) -> int:
 @click.option("-o", "--output", type=_PATH, required=True, help="The picture to write: .png, .jpg or .webp.")
 @click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--force", is_flag=True, help="Replace an existing picture.")
+@click.option(
+    "--inputs", type=_PATH, metavar="FILE", help="What the model takes beside the image, by name or in order (.npz)."
+)
 @_tile_options
 @_output_options
 def run(
@@ -386,6 +389,7 @@ def run(
     image: Path,
     output: Path,
     provider: str,
+    inputs: Path | None,
     force: bool,
     tile: int | None,
     overlap: int,
@@ -394,7 +398,7 @@ def run(
 ) -> int:
     """Restore IMAGE with PROTECTED, at any size."""
     from asvp_export.files import check_output
-    from asvp_export.images import image_format, read_image, write_image
+    from asvp_export.images import image_format, read_image, read_npz, write_image
     from asvp_export.restoration import restore
 
     image_format(output)
@@ -402,7 +406,7 @@ def run(
     _keep({"protected file": protected, "image": image}, {"output": output})
     picture = read_image(image)
     restored = restore(
-        protected, picture, provider=provider, tiling=_tiling(tile, overlap),
+        protected, picture, provider=provider, tiling=_tiling(tile, overlap), others=read_npz(inputs) if inputs else (),
         note=lambda line: None if quiet else click.echo(line, err=True),
     )  # fmt: skip
     write_image(output, restored)

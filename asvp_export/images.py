@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,23 @@ def pad_to(x: np.ndarray, rule: SizeRule) -> np.ndarray:
             widths[axis] = (0, missing)
             x = np.pad(x, widths, mode="reflect" if missing < x.shape[axis] else "edge")
     return x
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
+    """Read what numpy.savez wrote: by name, or in order where it was handed arrays without names.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds objects, which are not unpickled.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: np.asarray(archive[name]) for name in archive.files}
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:  # TypeError: a single array
+        raise InputError(
+            f"{path} is no .npz of numbers ({_one_line(error)}); expected the model's inputs, by name or in order."
+        ) from error
+    ordered = [f"arr_{i}" for i in range(len(found))]  # what numpy.savez calls arrays without names
+    return [found[name] for name in ordered] if sorted(found) == sorted(ordered) else found
 
 
 def _one_line(error: Exception) -> str:

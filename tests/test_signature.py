@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional
 
 import asvp_export
+from asvp_export.cli import cli
+from asvp_export.images import read_image, write_image
 from asvp_export.signature import Signature, SizeRule, ValueRange, following
 from asvp_export.teacher.model import named_outputs
 
@@ -244,12 +246,24 @@ def test_a_video_node_works_a_frame_at_a_time_and_says_its_axis(tmp_path: Path) 
 def test_a_multi_input_file_is_checked_again_with_the_same_inputs(tmp_path: Path, pictures: Path) -> None:
     teacher = loaded(made(NoiseMap), tmp_path, x=X, noise=NOISE)
     path = tmp_path / "two.onnx"
-    asvp_export.export(asvp_export.protect(teacher, "body", gain=1.01), path, images=pictures, min_psnr=30)
+    protected = asvp_export.protect(teacher, "body", gain=1.01)
+    asvp_export.export(protected, path, images=pictures, min_psnr=30)
     result = asvp_export.check(teacher, path, images=pictures, min_psnr=30)
     assert result.passed and result.fidelity is not None
     plain = asvp_export.load(made(Body))
     with pytest.raises(asvp_export.InputError, match=r"takes x tensor.*noise.*were all inputs given"):
         asvp_export.check(plain, path, images=pictures)
+
+    write_image(tmp_path / "in.png", X[0].transpose(1, 2, 0))
+    np.savez(tmp_path / "noise.npz", noise=NOISE, unused=1.0)
+    command = [str(path), str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png")]
+    assert cli.main(["run", *command, "--inputs", str(tmp_path / "noise.npz")], standalone_mode=False) == 0
+    picture = read_image(tmp_path / "in.png")
+    expected = protected(torch.from_numpy(picture).permute(2, 0, 1)[None], torch.from_numpy(NOISE))[0].permute(1, 2, 0).numpy()
+    assert np.abs(read_image(tmp_path / "out.png") - expected.clip(0, 1)).max() < 0.51 / 255 + 1e-5  # rounded to 8 bits
+    np.savez(tmp_path / "other.npz", sigma=1.0)
+    with pytest.raises(asvp_export.InputError, match="noise is not among the inputs"):
+        cli.main(["run", *command, "--inputs", str(tmp_path / "other.npz"), "--force"], standalone_mode=False)
 
 
 def test_no_node_is_a_verified_export(tmp_path: Path, pictures: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 from asvp_export.errors import InputError
+from asvp_export.images import read_npz
 from asvp_export.signature import Signature, following
-from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.checkpoint import read_torch
 
 _WANTED = "expected the model's inputs, by name or in order, as arrays of an .npz or tensors of a .pt"
@@ -31,7 +30,7 @@ def read_inputs(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
     if not path.is_file():
         raise InputError(f"The file of inputs {path} is not there; {_WANTED}.")
     if path.suffix.lower() == ".npz":
-        return _of_npz(path)
+        return read_npz(path)
     content = read_torch(path, trust_pickle=False)
     if isinstance(content, Mapping):
         return {str(name): _array(value, f"{path}, {name}") for name, value in content.items()}
@@ -40,16 +39,6 @@ def read_inputs(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
     if not isinstance(content, tuple | list):
         raise InputError(f"{path} holds {type(content).__name__}; {_WANTED}.")
     return [_array(value, f"{path}, input {i}") for i, value in enumerate(content)]
-
-
-def _of_npz(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} is no .npz of numbers ({one_line(error)}); {_WANTED}.") from error
-    ordered = [f"arr_{i}" for i in range(len(found))]  # what numpy.savez calls arrays without names
-    return [found[name] for name in ordered] if sorted(found) == sorted(ordered) else found
 
 
 def _array(value: Any, where: str) -> np.ndarray:
