@@ -12,6 +12,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
+from asvp_export.graph import publish
 from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
 from asvp_export.graph.half import check_convertible, to_half
 from asvp_export.graph.inline import inline
@@ -33,7 +34,7 @@ from asvp_export.plan.strips import Strip, smallest, strip_tests
 from asvp_export.progress import Say
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import is_half, opset_of
+from asvp_export.teacher.onnx_graph import data_bytes, is_half, opset_of
 from asvp_export.teacher.onnx_model import OnnxModule
 
 Stamps = dict[str, dict[str, float | None]]
@@ -121,12 +122,13 @@ def export(
         model, overflow = to_onnx(protected, opset=opset, static=frozen, data_folder=staging.data_folder), None
         if dtype == "fp16":
             check_convertible(model)
-            if folder is not None:
+            if folder is not None and data_bytes(model) <= publish.EXTERNAL_LIMIT:
                 load_external_data_for_model(model, str(folder))
             progress(f"looking for overflow in float16 on {len(cases)} inputs")
-            overflow = first_overflow(model, staging.path.parent, cases)
+            overflow = first_overflow(model, staging.path.parent, cases, staging.data_folder)
             notes += [str(overflow)] if overflow else []
-            model = to_half(model)
+            model = to_half(model, staging.data_folder, staging.scratch)
+            staging.data_folder = staging.scratch
         if portable:
             inline(model)
         progress(f"verifying on {len(cases)} inputs")

@@ -14,8 +14,9 @@ from teachers import example, save_pictures
 from torch import nn
 
 import asvp_export
+from asvp_export.graph import publish
 from asvp_export.graph.half import to_half
-from asvp_export.teacher.onnx_graph import in_order
+from asvp_export.teacher.onnx_graph import in_order, is_external
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,27 @@ def test_the_first_layer_that_overflows_is_named_and_nothing_is_written(tmp_path
     assert asvp_export.export(
         asvp_export.protect(quiet, "none"), tmp_path / "quiet.onnx", images=pictures, dtype="fp16"
     ).passed
+
+
+@pytest.mark.parametrize("original", ["module", "onnx"])
+def test_over_two_gibibytes_weights_are_converted_a_tensor_at_a_time(
+    original, shipped, tmp_path, pictures, monkeypatch
+):
+    monkeypatch.setattr(publish, "EXTERNAL_LIMIT", 1_000)  # the real limit is 2 GiB
+    teacher = example("sr_x2")
+    if original == "onnx":
+        asvp_export.export(asvp_export.protect(teacher, "none"), tmp_path / "original.onnx", images=pictures)
+        teacher = asvp_export.load(tmp_path / "original.onnx")
+    node = asvp_export.protect(teacher, "after_body" if original == "module" else "/after_body/Conv", gain=1.1)
+    result = asvp_export.export(node, tmp_path / "half.onnx", images=pictures, dtype="fp16", min_psnr=45)
+    assert result.passed
+    files = [tmp_path / "half.onnx", shipped[1]]
+    weights = [{t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer} for file in files]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        np.testing.assert_array_equal(weight, weights[1][name])
+    slim = onnx.load(files[0], load_external_data=False)
+    assert [value.name for value in slim.graph.input] == ["input"] and any(map(is_external, slim.graph.initializer))
 
 
 def test_another_type_is_refused(tmp_path, pictures):

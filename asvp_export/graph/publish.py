@@ -15,7 +15,7 @@ import onnx
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data
 
 from asvp_export.files import check_output, write_error
-from asvp_export.teacher.onnx_graph import external_files, is_external, stored_bytes, tensors
+from asvp_export.teacher.onnx_graph import data_bytes, external_files, is_external, stored_bytes, tensors
 
 # protobuf refuses messages of 2 GiB; what is not a tensor needs room as well.
 EXTERNAL_LIMIT = 2**31 - 2**24
@@ -33,8 +33,7 @@ class Staging:
         output: where the file is to be.
         force: replace a file that is there.
         external_data: keep the tensors in a file of their own, also under 2 GiB.
-        data_folder: where the external data of the models lies that are to be written; by default a folder that goes with
-            the block, for what a trace leaves.
+        data_folder: where the external data of the models lies that are to be written; by default `scratch`.
 
     Raises:
         InputError: the folder does not exist or cannot be written, or the output exists and `force` was not given.
@@ -46,7 +45,7 @@ class Staging:
         self.output = Path(os.path.realpath(output))  # a link is followed, as `open` does
         self._force = force
         self._external = external_data
-        self._data_folder = data_folder
+        self.data_folder = data_folder
         self._folder: Path | None = None
 
     def __enter__(self) -> Staging:
@@ -54,6 +53,7 @@ class Staging:
         try:
             self._folder = Path(tempfile.mkdtemp(prefix=".asvp-", dir=self.output.parent))
             self.path.parent.mkdir()
+            self.data_folder = self.data_folder or self.scratch
         except OSError as error:
             raise write_error(error, self.output) from error
         return self
@@ -67,14 +67,13 @@ class Staging:
     @property
     def path(self) -> Path:
         """The file as it is being verified."""
-        assert self._folder is not None, "used outside of its block"
-        return self._folder / "file" / self.output.name
+        return self.scratch / "file" / self.output.name
 
     @property
-    def data_folder(self) -> Path:
-        """Where the external data of the models lies that are to be written."""
+    def scratch(self) -> Path:
+        """A folder that goes with the block, for the data of models that are to be written."""
         assert self._folder is not None, "used outside of its block"
-        return self._data_folder or self._folder
+        return self._folder
 
     def write(self, model: onnx.ModelProto) -> None:
         """Write (or rewrite) the file and check it with onnx's full checker.
@@ -85,7 +84,7 @@ class Staging:
         for old in self.path.parent.iterdir():
             old.unlink()
         try:
-            if self._external or sum(map(stored_bytes, tensors(model))) > EXTERNAL_LIMIT:
+            if self._external or data_bytes(model) > EXTERNAL_LIMIT:
                 model = self._with_external_data(model)
             elif any(map(is_external, tensors(model))):
                 model = self._with_data_inside(model)

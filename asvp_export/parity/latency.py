@@ -15,7 +15,7 @@ from asvp_export.graph import publish
 from asvp_export.graph.inline import fold
 from asvp_export.graph.passes import without_nodes
 from asvp_export.parity.session import run_model, session
-from asvp_export.teacher.onnx_graph import stored_bytes, tensors
+from asvp_export.teacher.onnx_graph import data_bytes
 
 
 def in_turns(repeats: int, *tasks: Callable[[], object], rest: float = 0.0) -> list[float]:
@@ -70,7 +70,7 @@ def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray]
         provider: of onnxruntime, "cpu" or "cuda".
     """
     model = onnx.load(path, load_external_data=False)
-    large = sum(map(stored_bytes, tensors(model))) > publish.EXTERNAL_LIMIT
+    large = data_bytes(model) > publish.EXTERNAL_LIMIT
     bare: Path | bytes | None = original
     if bare is None:
         fold(model)  # an inlined body is taken out like a node

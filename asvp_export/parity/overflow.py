@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from asvp_export.graph.half import LARGEST
 from asvp_export.parity.cases import Case
 from asvp_export.parity.session import run_model, session
+from asvp_export.teacher.onnx_graph import is_external, tensors
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _PEAK = "asvp_peak_of_"
@@ -39,21 +40,27 @@ class Overflow:
         )
 
 
-def first_overflow(model: onnx.ModelProto, folder: Path, cases: Sequence[Case]) -> Overflow | None:
+def first_overflow(
+    model: onnx.ModelProto, folder: Path, cases: Sequence[Case], data_folder: Path | None = None
+) -> Overflow | None:
     """Run a float32 model and look at every feature map on the way, in the order of the graph.
 
     A runtime may keep float32 between two float16 nodes, so the float16 file itself does not show what it would do on other
     hardware; the float32 values do.
 
     Args:
-        model: float32, with its tensors' data inside.
+        model: float32, with its tensors' data inside, or over 2 GiB in a file of its own.
         folder: where a temporary file may be written.
         cases: the inputs.
+        data_folder: where the model's external data lies.
     """
     watched, results = _with_peaks(model)
-    path = folder / "peaks.onnx"
-    onnx.save(watched, path, save_as_external_data=True, location="peaks.data")
-    opened = session(path, library=False)
+    if any(map(is_external, tensors(watched))):
+        opened = session(watched.SerializeToString(), library=False, data_folder=data_folder)
+    else:
+        path = folder / "peaks.onnx"
+        onnx.save(watched, path, save_as_external_data=True, location="peaks.data")
+        opened = session(path, library=False)
     names = [one.name for one in opened.get_outputs()]
     for case in cases:
         peaks = dict(zip(names, run_model(opened, *case.inputs), strict=False))

@@ -85,6 +85,11 @@ def stored_bytes(tensor: onnx.TensorProto) -> int:
     return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
+def data_bytes(model: onnx.ModelProto) -> int:
+    """How many bytes of data a model's tensors have."""
+    return sum(map(stored_bytes, tensors(model)))
+
+
 def in_order(graph: onnx.GraphProto) -> bool:
     """Sort the nodes so that each comes after those that it reads from, otherwise in the order in which they stand.
 

@@ -18,7 +18,7 @@ from torch import nn
 from asvp_export.errors import InputError
 from asvp_export.signature import Signature
 from asvp_export.teacher.architecture import one_line
-from asvp_export.teacher.onnx_graph import external_files, in_order, inputs_of, pruned, reads, stored_bytes, tensors
+from asvp_export.teacher.onnx_graph import data_bytes, external_files, in_order, inputs_of, pruned, reads
 
 _SILENT = 4  # fatal only: what goes wrong comes back as an exception
 _ROOM = (
@@ -127,7 +127,7 @@ class OnnxModule(nn.Module):
 
     @cached_property
     def _bytes(self) -> int:
-        return _bytes_of(self.model)
+        return data_bytes(self.model)
 
     def release(self) -> None:
         """Give the memory back in which onnxruntime holds the weights; the next run takes it again."""
@@ -195,7 +195,7 @@ class OnnxModule(nn.Module):
         """The session, and how many bytes of weights are in it; the others are given up where there is no room for it."""
         whole = not given and tuple(outputs) == self.output_names
         part = self.model if whole else pruned(self.model, given, outputs)
-        size = _bytes_of(part)
+        size = data_bytes(part)
         if size + sum(other for _, other in self._opened.values()) > max(_ROOM, self._bytes + self._bytes // 4):
             self.release()
         return open_session(part, self.folder), size
@@ -242,10 +242,6 @@ def guarded(call: Any, *arguments: Any, **options: Any) -> Any:
         ):
             raise MemoryError(reason) from error
         raise RuntimeError(reason) from error
-
-
-def _bytes_of(model: onnx.ModelProto) -> int:
-    return sum(map(stored_bytes, tensors(model)))
 
 
 def _cast(x: torch.Tensor, value: onnx.ValueInfoProto) -> torch.Tensor:
