@@ -1,0 +1,106 @@
+"""The largest picture that a given memory holds: peak memory of a protected teacher over the number of pixels.
+
+    python benchmarks/bench_largest.py DAT_light_x2.pth --layers layers.0.blocks.9
+
+Every run is a process of its own with a cap on its address space, so that a picture that is too large fails by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+import asvp_export
+from asvp_export.graph.export import to_onnx
+from asvp_export.parity.session import run_model, session
+
+_GIB = 2**30
+
+
+def import_spandrel() -> None:
+    """As the tests do it: torchvision does not import beside a PyTorch for the CPU."""
+    root = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(root / "tests_zoo"), str(root / "tests")]
+    importlib.import_module("conftest")._import_spandrel()
+
+
+def run(file: Path, side: int, cap: float) -> None:
+    """What a child does: one picture, by onnxruntime or by PyTorch, within its cap; prints its peak in GiB."""
+    resource.setrlimit(resource.RLIMIT_AS, (int(cap * _GIB), int(cap * _GIB)))
+    picture = np.random.default_rng(0).random((1, 3, side, side), np.float32)
+    if file.suffix == ".onnx":
+        run_model(session(file), picture)
+    else:
+        import_spandrel()
+        with torch.inference_mode():
+            torch.load(file, weights_only=False)(torch.from_numpy(picture))
+    status = Path("/proc/self/status").read_text()  # getrusage counts what the parent held when it forked
+    print(int(status.partition("VmHWM:")[2].split()[0]) / 2**20)
+
+
+def measured(file: Path, side: int, cap: float) -> float | None:
+    """The peak of a process that restores a square picture, in GiB; None where that fails."""
+    start = time.perf_counter()
+    child = [sys.executable, __file__, str(file), "--run", str(side), "--cap", str(cap)]
+    done = subprocess.run(child, capture_output=True, text=True)
+    seconds, peak = time.perf_counter() - start, None
+    if done.returncode:
+        how = f"fails: {(done.stderr.strip().splitlines() or ['killed'])[-1][:150]}"
+    else:
+        peak = float(done.stdout)
+        how = f"peak {peak:.2f} GiB, {seconds:.0f} s"
+    print(f"{file.suffix[1:]} {side} x {side}: {how}", flush=True)
+    return peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--layers", default="layers.0.blocks.9")
+    parser.add_argument("--sides", type=int, nargs="+", default=[128, 192, 256, 320, 864, 992])
+    parser.add_argument("--onnx", type=int, nargs="*", default=[], help="sides to trace and run in onnxruntime too")
+    parser.add_argument("--memory", type=float, default=24, help="GiB asked about; 2 are left to the system")
+    parser.add_argument("--cap", type=float, default=12, help="GiB that a run may take here")
+    arguments = parser.parse_args()
+    if arguments.run:
+        run(arguments.model, arguments.run, arguments.cap)
+        return
+    import_spandrel()
+    teacher = asvp_export.load(arguments.model)
+    protected = asvp_export.protect(teacher, arguments.layers, gain=1.05, rank=1)
+    with tempfile.TemporaryDirectory() as name:
+        module = Path(name, "module.pt")
+        torch.save(protected.module, module)
+        found = {side: peak for side in arguments.sides if (peak := measured(module, side, arguments.cap))}
+        slope, base = np.polyfit([side**2 for side in found], list(found.values()), 1)
+        print(f"PyTorch: {base:.2f} GiB and {slope * 2**20:.1f} KiB a pixel")
+
+        def largest(memory: float) -> int:
+            return int(math.sqrt((memory - base) / slope)) // 32 * 32
+
+        print(f"{arguments.memory:g} GiB with 2 left to the system hold {largest(arguments.memory - 2)} pixels square")
+        measured(module, largest(arguments.cap + 1), arguments.cap)  # has to fail
+        for side in arguments.onnx:
+            start = time.perf_counter()
+            file = Path(name, f"{side}.onnx")
+            onnx.save(to_onnx(protected, static=(side, side)), file)
+            print(
+                f"{side} x {side}: traced in {time.perf_counter() - start:.0f} s, {file.stat().st_size / 2**20:.0f} MiB"
+            )
+            measured(file, side, arguments.cap)
+
+
+if __name__ == "__main__":
+    main()
