@@ -259,7 +259,9 @@ def test_a_multi_input_file_is_checked_again_with_the_same_inputs(tmp_path: Path
     command = [str(path), str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png")]
     assert cli.main(["run", *command, "--inputs", str(tmp_path / "noise.npz")], standalone_mode=False) == 0
     picture = read_image(tmp_path / "in.png")
-    expected = protected(torch.from_numpy(picture).permute(2, 0, 1)[None], torch.from_numpy(NOISE))[0].permute(1, 2, 0).numpy()
+    expected = (
+        protected(torch.from_numpy(picture).permute(2, 0, 1)[None], torch.from_numpy(NOISE))[0].permute(1, 2, 0).numpy()
+    )
     assert np.abs(read_image(tmp_path / "out.png") - expected.clip(0, 1)).max() < 0.51 / 255 + 1e-5  # rounded to 8 bits
     np.savez(tmp_path / "other.npz", sigma=1.0)
     with pytest.raises(asvp_export.InputError, match="noise is not among the inputs"):

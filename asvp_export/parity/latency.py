@@ -79,4 +79,5 @@ def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray]
     if large:
         times = [alone(session(file, provider, data_folder=folder), inputs) for file, folder in files]
         return times[0], times[1]
-    return latency(*(session(file, provider, data_folder=folder) for file, folder in files), inputs)
+    before, after = (session(file, provider, data_folder=folder) for file, folder in files)
+    return latency(before, after, inputs)

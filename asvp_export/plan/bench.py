@@ -112,7 +112,7 @@ class TorchBench:
     def release(self) -> None:
         """See `Bench`."""
         self._starts.clear()
-        self._room = _CACHE
+        self._room = CACHE
 
     def _node(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor | None:

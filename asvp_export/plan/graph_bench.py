@@ -85,6 +85,12 @@ class GraphBench:
         found = self._run(i, targets, nodes or {}, weights or {})
         return {weight: [found[name] for name in names] for weight, names in data.items()}
 
+    def release(self) -> None:
+        """See `Bench`."""
+        self._starts.clear()
+        self._opened.clear()
+        self._room = CACHE
+
     def _run(self, i: int, targets: _Targets, nodes: Nodes, weights: Values) -> dict[str, torch.Tensor]:
         """Some tensors for an input, and what was made on the way to them."""
         self.passes += 1
