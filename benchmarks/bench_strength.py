@@ -202,10 +202,10 @@ def crops(task: str, folders: dict[str, Path]) -> None:
             search = Search(bench, {layer: Perturbation()}, seen, held, 1.0, 49.0, 10.0)
             trial = search.trial({layer: Perturbation(1, 10.0)})
             last = range(len(inputs) - len(unseen), len(inputs))
-            return {
-                "crops": search.worst(seen, trial.nodes, trial.weights),
-                "unseen": search.worst(last, trial.nodes, trial.weights),
-            }
+            found = {"crops": seen, "unseen": last}
+            row = {name: search.worst(those, trial.nodes, trial.weights) for name, those in found.items()}
+            bench.release()
+            return row
 
         kept(f"crops/{task}/{count:03d}", make)
 

@@ -155,13 +155,12 @@ class _Start:
 
     def __init__(self, sites: set[nn.Module]) -> None:
         self._sites = sites
-        self._calls: list[tuple[nn.Module, Any]] = []
+        self._calls: list[tuple[nn.Module, Any, list[int]]] = []
 
     @property
     def bytes(self) -> int:
         """Of the outputs that are kept."""
-        leaves = [leaf for _, output in self._calls for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-        return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+        return sum(leaf.numel() * leaf.element_size() for _, output, _ in self._calls for leaf in _tensors(output))
 
     @contextmanager
     def recording(self, module: nn.Module):
@@ -178,7 +177,7 @@ class _Start:
             if done:
                 return
             del self._calls[starts.pop() :]
-            self._calls.append((part, _cloned(output)))  # later layers may work in place
+            self._calls.append((part, output, _versions(output)))
             done = part in self._sites
 
         hooks = [part.register_forward_pre_hook(before) for part in module.modules()]
@@ -188,12 +187,14 @@ class _Start:
         finally:
             for hook in hooks:
                 hook.remove()
+        if any(versions != _versions(output) for _, output, versions in self._calls):
+            self._calls.clear()  # a later layer worked in place: what was returned is gone
 
     @contextmanager
     def replayed(self):
         """Within the block these calls return at once what they returned then."""
         waiting: dict[nn.Module, deque[Any]] = {}
-        for part, output in self._calls:
+        for part, output, _ in self._calls:
             waiting.setdefault(part, deque()).append(output)
         for part, outputs in waiting.items():
             part.forward = _Replayed(part.forward, outputs)
@@ -210,6 +211,15 @@ class _Replayed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _cloned(self._outputs.popleft()) if self._outputs else self._forward(*args, **kwargs)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def _versions(output: Any) -> list[int]:
+    """How often each tensor was written to."""
+    return [leaf._version for leaf in _tensors(output)]
 
 
 def _cloned(output: Any) -> Any:
