@@ -64,13 +64,25 @@ def measured(file: Path, side: int, cap: float) -> float | None:
     return peak
 
 
+def line(peaks: dict[int, float | None], memory: float) -> None:
+    """Print what the runs that did not fail say of a larger memory."""
+    found = {side**2: peak for side, peak in peaks.items() if peak}
+    if len(found) < 2:
+        return
+    slope, base = np.polyfit(list(found), list(found.values()), 1)
+    side = int(math.sqrt((memory - 2 - base) / slope)) // 32 * 32
+    print(
+        f"{base:.2f} GiB and {slope * 2**20:.1f} KiB a pixel: {memory:g} GiB with 2 left to the system hold {side} x {side}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--layers", default="layers.0.blocks.9")
-    parser.add_argument("--sides", type=int, nargs="+", default=[128, 192, 256, 320, 864, 992])
-    parser.add_argument("--onnx", type=int, nargs="*", default=[], help="sides to trace and run in onnxruntime too")
+    parser.add_argument("--sides", type=int, nargs="+", default=[128, 192, 256, 320, 864, 992, 1088])
+    parser.add_argument("--onnx", type=int, nargs="*", default=[256, 384, 512, 672], help="sides of files")
     parser.add_argument("--memory", type=float, default=24, help="GiB asked about; 2 are left to the system")
     parser.add_argument("--cap", type=float, default=12, help="GiB that a run may take here")
     arguments = parser.parse_args()
@@ -83,23 +95,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         module = Path(name, "module.pt")
         torch.save(protected.module, module)
-        found = {side: peak for side in arguments.sides if (peak := measured(module, side, arguments.cap))}
-        slope, base = np.polyfit([side**2 for side in found], list(found.values()), 1)
-        print(f"PyTorch: {base:.2f} GiB and {slope * 2**20:.1f} KiB a pixel")
-
-        def largest(memory: float) -> int:
-            return int(math.sqrt((memory - base) / slope)) // 32 * 32
-
-        print(f"{arguments.memory:g} GiB with 2 left to the system hold {largest(arguments.memory - 2)} pixels square")
-        measured(module, largest(arguments.cap + 1), arguments.cap)  # has to fail
+        line({side: measured(module, side, arguments.cap) for side in arguments.sides}, arguments.memory)
+        peaks = {}
         for side in arguments.onnx:
             start = time.perf_counter()
             file = Path(name, f"{side}.onnx")
             onnx.save(to_onnx(protected, static=(side, side)), file)
-            print(
-                f"{side} x {side}: traced in {time.perf_counter() - start:.0f} s, {file.stat().st_size / 2**20:.0f} MiB"
-            )
-            measured(file, side, arguments.cap)
+            print(f"{side} x {side}: traced in {time.perf_counter() - start:.0f} s")
+            peaks[side] = measured(file, side, arguments.cap)
+        line(peaks, arguments.memory)
 
 
 if __name__ == "__main__":
