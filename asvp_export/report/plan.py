@@ -5,6 +5,8 @@ from __future__ import annotations
 from asvp_export.plan.record import Plan
 from asvp_export.report.page import Column, Table
 
+_CANDIDATES = 12  # that are shown
+
 
 def plan_tables(plan: Plan) -> list[Table]:
     """What each layer got and what stopped it; and the ranking, where the layers were chosen."""
@@ -41,13 +43,15 @@ def plan_tables(plan: Plan) -> list[Table]:
                 "yes" if one.compensated else "no",
                 "yes" if one.chosen else "",
             ]
-            for one in plan.ranking
+            for one in plan.ranking[:_CANDIDATES]
         ]
+        more = len(plan.ranking) - len(ranked)
         tables.append(
             Table(
                 ["candidate", Column("rank"), Column("gain", "g"), Column("strength", ".3f"), "compensated", "chosen"],
                 ranked,
                 intro="What each candidate could carry alone, for its share of the allowance.",
+                outro=f"{more} more are in the report's JSON." if more else "",
             )
         )
     return tables
