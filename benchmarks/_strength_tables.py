@@ -66,6 +66,8 @@ def tolerances(rows: Rows) -> str:
 
 def crops(rows: Rows) -> str:
     found = {key: row for key, row in rows.items() if key.startswith("crops/")}
+    if not found:
+        return "Not measured yet.\n"
     counts = sorted({int(key.rpartition("/")[2]) for key in found})
     lines = [f"| teacher | {' | '.join(f'{count} crops' for count in counts)} |", "|---" * (len(counts) + 1) + "|"]
     for task in TASKS:
@@ -91,8 +93,11 @@ def plot(rows: Rows) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(TASKS), figsize=(15, 3.4), sharex=True, layout="constrained")
-    for panel, task in zip(panels, TASKS, strict=True):
+    tasks = [task for task in TASKS if any(key.startswith(f"tolerances/{task}/") for key in rows)]
+    figure, panels = plt.subplots(
+        1, len(tasks), figsize=(1 + 3.2 * len(tasks), 3.4), squeeze=False, layout="constrained"
+    )
+    for panel, task in zip(panels[0], tasks, strict=True):
         for (mode, shown), marker in zip(MODES.items(), "o^s", strict=True):
             points = sorted(
                 (row["psnr"], sum(node[2] for node in row["nodes"].values()))
@@ -104,6 +109,6 @@ def plot(rows: Rows) -> None:
         panel.set(title=task, xlabel="worst audit image, dB")
         panel.grid(alpha=0.3)
         panel.set_ylim(bottom=0)
-    panels[0].set_ylabel("sum of strengths")
-    panels[0].legend()
+    panels[0, 0].set_ylabel("sum of strengths")
+    panels[0, 0].legend()
     figure.savefig(PLOT, dpi=90)
