@@ -15,7 +15,7 @@ from asvp_export.graph import publish
 from asvp_export.graph.inline import fold
 from asvp_export.graph.passes import without_nodes
 from asvp_export.parity.session import run_model, session
-from asvp_export.teacher.onnx_graph import data_bytes
+from asvp_export.teacher.onnx_graph import data_bytes, is_half
 
 
 def in_turns(repeats: int, *tasks: Callable[[], object], rest: float = 0.0) -> list[float]:
@@ -61,22 +61,25 @@ def alone(opened: ort.InferenceSession, inputs: Sequence[np.ndarray], repeats: i
 
 
 def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray], provider: str) -> tuple[float, float]:
-    """Milliseconds of the original and of the protected file at `path`: side by side, or over 2 GiB one after the other.
+    """Milliseconds of the original and of the protected file at `path`: side by side, or large ones alone.
 
     Args:
         path: the protected file.
         original: an ONNX file; None: the protected graph without its nodes.
         inputs: of both, in order.
         provider: of onnxruntime, "cpu" or "cuda".
+
+    Returns:
+        Both; where the weights are over 2 GiB in float32 one is measured after the other, since memory may not hold both.
     """
     model = onnx.load(path, load_external_data=False)
-    large = data_bytes(model) > publish.EXTERNAL_LIMIT
+    held = data_bytes(model) * (2 if is_half(model) else 1)  # onnxruntime keeps float32 copies on the CPU
     bare: Path | bytes | None = original
     if bare is None:
         fold(model)  # an inlined body is taken out like a node
         bare = without_nodes(model).SerializeToString()
     files = [(bare, None if original else path.parent), (path, None)]
-    if large:
+    if held > publish.EXTERNAL_LIMIT:
         times = [alone(session(file, provider, data_folder=folder), inputs) for file, folder in files]
         return times[0], times[1]
     before, after = (session(file, provider, data_folder=folder) for file, folder in files)
