@@ -117,14 +117,18 @@ setup(
         "click>=8.1",
         "rich>=13",
         "jinja2>=3.1",
+        "joblib>=1.4",
         "markupsafe>=2.1",
         "scikit-image>=0.24",
+        "scipy>=1.11",
         "pillow>=10.3",
         "safetensors>=0.4.5",
     ],
     extras_require={
         # Tells the architecture of a bare state dict.
         "spandrel": ["spandrel>=0.4.2,<0.5"],
+        # Spreads an audit's students over a cluster.
+        "ray": ["ray>=2.40"],
         "dev": [
             "pytest",
             "hypothesis",
@@ -137,6 +141,7 @@ setup(
             "build",
             "setuptools>=77",
             "pytest-xdist",
+            "ray>=2.40",
         ],
     },
     entry_points={"console_scripts": ["asvp-export = asvp_export.cli:main"]},

@@ -1,7 +1,8 @@
 """The five example teachers' architecture: a compact residual CNN of the EDSR-baseline kind.
 
-Every factory takes no argument, so a state dict loads with `--arch examples/nets.py:TASK`. Pictures are
-N,3,H,W float32 in 0..1; the output is not clamped. Module names: head, body.0 ... body.7, after_body, tail.
+A state dict loads with `--arch examples/nets.py:TASK`; `TASK_student` makes the same net with half the channels, about a
+quarter of the cost. Pictures are N,3,H,W float32 in 0..1; the output is not clamped. Module names: head, body.0 ... body.7,
+after_body, tail.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 CHANNELS = 32
+STUDENT = 16
 BLOCKS = 8
 
 
@@ -50,11 +52,11 @@ class Block(nn.Module):
 class ResidualCNN(nn.Module):
     """What both kinds of teacher share: head, body of residual blocks, a convolution after it, tail."""
 
-    def __init__(self, head: nn.Module, tail: nn.Module, attention: bool) -> None:
+    def __init__(self, head: nn.Module, tail: nn.Module, channels: int, attention: bool) -> None:
         super().__init__()
         self.head = head
-        self.body = nn.Sequential(*(Block(CHANNELS, attention) for _ in range(BLOCKS)))
-        self.after_body = conv3x3(CHANNELS, CHANNELS)
+        self.body = nn.Sequential(*(Block(channels, attention) for _ in range(BLOCKS)))
+        self.after_body = conv3x3(channels, channels)
         self.tail = tail
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,9 +67,9 @@ class ResidualCNN(nn.Module):
 class SuperResolver(ResidualCNN):
     """x2 super-resolution of any H and W: the residual is added to the bilinear enlargement."""
 
-    def __init__(self) -> None:
-        tail = nn.Sequential(conv3x3(CHANNELS, 4 * CHANNELS), nn.PixelShuffle(2), conv3x3(CHANNELS, 3))
-        super().__init__(conv3x3(3, CHANNELS), tail, attention=False)
+    def __init__(self, channels: int = CHANNELS) -> None:
+        tail = nn.Sequential(conv3x3(channels, 4 * channels), nn.PixelShuffle(2), conv3x3(channels, 3))
+        super().__init__(conv3x3(3, channels), tail, channels, attention=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.residual(x) + F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -76,10 +78,10 @@ class SuperResolver(ResidualCNN):
 class Restorer(ResidualCNN):
     """Restoration at half the resolution, H and W multiples of 2: the residual is added to the input."""
 
-    def __init__(self, attention: bool) -> None:
-        head = nn.Sequential(nn.PixelUnshuffle(2), conv3x3(12, CHANNELS))
-        tail = nn.Sequential(conv3x3(CHANNELS, 12), nn.PixelShuffle(2))
-        super().__init__(head, tail, attention)
+    def __init__(self, attention: bool, channels: int = CHANNELS) -> None:
+        head = nn.Sequential(nn.PixelUnshuffle(2), conv3x3(12, channels))
+        tail = nn.Sequential(conv3x3(channels, 12), nn.PixelShuffle(2))
+        super().__init__(head, tail, channels, attention)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.residual(x)
@@ -111,3 +113,28 @@ def derain() -> Restorer:
 
 
 TASKS = {"sr_x2": sr_x2, "lowlight": lowlight, "underwater": underwater, "dehaze": dehaze, "derain": derain}
+
+
+def sr_x2_student() -> SuperResolver:
+    """Student of `sr_x2`."""
+    return SuperResolver(STUDENT)
+
+
+def lowlight_student() -> Restorer:
+    """Student of `lowlight`."""
+    return Restorer(True, STUDENT)
+
+
+def underwater_student() -> Restorer:
+    """Student of `underwater`."""
+    return Restorer(True, STUDENT)
+
+
+def dehaze_student() -> Restorer:
+    """Student of `dehaze`."""
+    return Restorer(True, STUDENT)
+
+
+def derain_student() -> Restorer:
+    """Student of `derain`."""
+    return Restorer(False, STUDENT)

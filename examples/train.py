@@ -20,18 +20,11 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from asvp_export.audit.data import jitter
+
 STEPS = {"sr_x2": 2200, "lowlight": 2000, "underwater": 2000, "dehaze": 3000, "derain": 3000}
 VARIANTS = 32  # degraded twins of each photograph
 RATE = 1e-3
-
-
-def jitter(clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A plausible other photograph: turned, mirrored, channels permuted, exposure and tone changed."""
-    clean = np.rot90(clean, rng.integers(4))[:, :: rng.choice((-1, 1))]
-    if rng.random() < 0.5:
-        clean = clean[..., rng.permutation(3)]
-    clean = clean ** rng.uniform(0.8, 1.25) * rng.uniform(0.85, 1.0) * rng.uniform(0.92, 1.0, 3)
-    return np.round(clean * 255.0).astype(np.float32) / 255.0
 
 
 def make_pairs(task: str, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:

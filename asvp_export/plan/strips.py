@@ -99,7 +99,7 @@ def strip_tests(
     if not protected.nodes:
         return ()
     teacher, report = protected.teacher, reporter(progress)
-    fits = {layer: _Fit(node.axis) for layer, node in protected.nodes.items()}
+    fits = {layer: NodeFit(node.axis) for layer, node in protected.nodes.items()}
     watching = observed(protected, lambda layer, before, after: fits[layer].add(before, after))
     with watching, report.track(calibrate, "fitting maps to the nodes") as tracked, torch.inference_mode():
         for inputs in tracked:
@@ -111,7 +111,7 @@ def strip_tests(
         shipped = list(torch_outputs(protected.module, cases, teacher.device))
     against = _Against(teacher, cases, originals, truth)
     rows = [against.score(SHIPPED, shipped)]
-    for name, kind in ((DELETED, _Fit.identity), (SCALAR, _Fit.scalar), (MAP, _Fit.matrix)):
+    for name, kind in ((DELETED, NodeFit.identity), (SCALAR, NodeFit.scalar), (MAP, NodeFit.matrix)):
         maps = {layer: kind(fit) for layer, fit in fits.items()}
         with replaced(protected, maps), report.track(cases, f"{name}, in PyTorch") as tracked:
             rows.append(against.score(name, torch_outputs(protected.module, tracked, teacher.device)))
@@ -166,7 +166,7 @@ def _least_and_mean(found: Sequence[float]) -> tuple[Any, Any]:
     return (float(np.min(found)), float(np.mean(found))) if found else (None, None)
 
 
-class _Fit:
+class NodeFit:
     """The normal equations of the maps in one node's place, filled block by block."""
 
     def __init__(self, axis: int) -> None:

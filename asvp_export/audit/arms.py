@@ -1,0 +1,156 @@
+"""The rows of an audit: what each student learns from, and which rows a profile runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from asvp_export.audit.attacks import attacks
+from asvp_export.audit.losses import LOSSES
+from asvp_export.audit.victim import TAPS
+from asvp_export.errors import InputError
+
+TEACHERS = ("truth", "original", "shipped", "scaled", "noise")
+"""No teacher (clean pictures); the original; the shipped model; the controls: clean features times the scalar, or with the
+Gaussian noise, that changes them as much as the shipped ones are changed."""
+
+OUTPUTS = "outputs"
+FIRST = "first"
+
+_NAME = re.compile(
+    r"(?P<teacher>\w+)(\+(?P<attack>\w+))?/(?P<loss>[a-z]+)(-(?P<weight>[0-9.]+))?(@(?P<tap>\w+))?(?P<first>\.first)?"
+)
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """How one student is taught."""
+
+    teacher: str
+    """One of `TEACHERS`."""
+
+    loss: str = OUTPUTS
+    """"outputs" alone, or the feature loss beside them."""
+
+    weight: float = 0.0
+    """Of the feature loss; the outputs' mean absolute error weighs 1."""
+
+    tap: str = "node"
+    """Where the features are read, one of `TAPS`."""
+
+    attack: str = ""
+    """Name of the attacker, "" where the shipped model is used as it is."""
+
+    first: bool = False
+    """Features alone for the first half of the steps, then outputs alone; else both together."""
+
+    def __str__(self) -> str:
+        """The name of the row: shipped+undo/normalised-10@node.first, parts that are usual left out."""
+        if self.teacher == "truth":
+            return "truth"
+        attack = f"+{self.attack}" if self.attack else ""
+        weight = f"-{self.weight:g}" if self.loss != OUTPUTS else ""
+        tap = f"@{self.tap}" if self.tap != "node" else ""
+        return f"{self.teacher}{attack}/{self.loss}{weight}{tap}{'.first' if self.first else ''}"
+
+    @classmethod
+    def parse(cls, name: str) -> Arm:
+        """The row of a name.
+
+        Raises:
+            InputError: it names none.
+        """
+        if name == "truth":
+            return cls("truth")
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise InputError(
+                f"The row {name!r} cannot be read; such as shipped/normalised-10 or shipped+undo/mse-1 was expected."
+            )
+        arm = cls(
+            found["teacher"], found["loss"], float(found["weight"] or 0), found["tap"] or "node", found["attack"] or "",
+            bool(found["first"]),
+        )  # fmt: skip
+        for what, word, known in (
+            ("teacher", arm.teacher, TEACHERS), ("loss", arm.loss, (OUTPUTS, *LOSSES)), ("tap", arm.tap, TAPS),
+            ("attacker", arm.attack, ("", *attacks())),
+        ):  # fmt: skip
+            if word not in known:
+                raise InputError(
+                    f"The row {name!r} names the {what} {word!r}; {', '.join(filter(None, known))} are known."
+                )
+        if (arm.loss == OUTPUTS) != (arm.weight == 0):
+            raise InputError(
+                f"The row {name!r} needs a weight over 0 behind its feature loss, and none behind outputs."
+            )
+        return arm
+
+    @property
+    def lesson(self) -> tuple[str, str]:
+        """What has to be known of the models for it: teacher and attacker."""
+        return self.teacher, self.attack
+
+    @property
+    def baseline(self) -> Arm | None:
+        """The row that it is compared with: the same student on the original; None for what is itself one."""
+        if self.teacher in ("truth", "original"):
+            return None
+        tap = "node" if self.tap == "before" else self.tap
+        same = bool(self.attack) and attacks()[self.attack].original_too
+        return replace(self, teacher="original", tap=tap, attack=self.attack if same else "")
+
+
+def _rows(*names: str) -> list[Arm]:
+    return [Arm.parse(name) for name in names]
+
+
+_HEADS = ("truth", "original/outputs", "shipped/outputs")
+
+FULL = _rows(
+    *_HEADS, "original/mse-1", "shipped/mse-1", "scaled/mse-1", "original/normalised-10", "shipped/normalised-10"
+)
+"""Eight rows for many seeds."""
+
+
+def quick() -> list[Arm]:
+    """The rows of the quick profile: each question once."""
+    return _rows(
+        *(str(arm) for arm in FULL), "noise/mse-1", "scaled/normalised-10", "noise/normalised-10",
+        "original/mse-1.first", "shipped/mse-1.first", "original/attention-10", "shipped/attention-10",
+        "original/affinity-10", "shipped/affinity-10", "shipped/normalised-10@before", "original/normalised-10@next",
+        "shipped/normalised-10@next",
+    ) + _adaptive("normalised", 10)  # fmt: skip
+
+
+def screen() -> list[Arm]:
+    """Everything: each loss at each weight with the controls, the taps, features first, and every attacker with two losses."""
+    found = _rows(*_HEADS)
+    for loss in LOSSES:
+        for weight in (1, 10, 100):
+            found += [Arm(teacher, loss, weight) for teacher in ("original", "shipped", "scaled", "noise")]
+        found += [Arm(teacher, loss, 10, first=True) for teacher in ("original", "shipped")]
+        found += [
+            Arm("shipped", loss, 10, "before"),
+            Arm("original", loss, 10, "next"),
+            Arm("shipped", loss, 10, "next"),
+        ]
+    return found + _adaptive("mse", 1) + _adaptive("normalised", 10)
+
+
+def _adaptive(loss: str, weight: float) -> list[Arm]:
+    found = [Arm("shipped", loss, weight, attack=name) for name in attacks()]
+    return [
+        *found,
+        *(Arm("original", loss, weight, attack=name) for name, one in attacks().items() if one.original_too),
+    ]
+
+
+def with_baselines(arms: Sequence[Arm]) -> list[Arm]:
+    """The rows, and those that they are compared with, each once."""
+    found: dict[Arm, None] = dict.fromkeys(_rows("truth", "original/outputs"))
+    for arm in arms:
+        if arm.baseline:
+            found[arm.baseline] = None
+        found[arm] = None
+    return list(found)

@@ -1,0 +1,18 @@
+"""Deleting the nodes from the graph."""
+
+from __future__ import annotations
+
+import torch
+
+from asvp_export.audit.attacks.base import Attack
+from asvp_export.audit.victim import Seen, Victim
+
+
+class Delete(Attack):
+    """Outputs and features are those of the graph without its nodes; under compensation its outputs are wrong."""
+
+    name = "delete"
+    title = "deletes the nodes"
+
+    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
+        return victim.stripped(images, {})

@@ -1,0 +1,37 @@
+"""Whitening the features."""
+
+from __future__ import annotations
+
+import torch
+
+from asvp_export.audit.attacks.base import Attack, changed
+from asvp_export.audit.victim import Seen, Victim
+
+_FLOOR = 1e-4  # of the largest variance: directions below it are noise
+
+
+class Whiten(Attack):
+    """Each sample's channels are decorrelated and brought to variance 1 (ZCA), so that no component drowns another."""
+
+    name = "whiten"
+    title = "whitens the channels of each sample"
+    original_too = True
+
+    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
+        return _whitened(victim, victim.shipped(images))
+
+    def clean(self, victim: Victim, images: torch.Tensor) -> Seen:
+        return _whitened(victim, victim.original(images))
+
+
+def _whitened(victim: Victim, seen: Seen) -> Seen:
+    features = []
+    for x, node in zip(seen["node"], victim.nodes.values(), strict=True):
+        moved = x.movedim(node.axis, 1)
+        rows = moved.flatten(2).double()
+        rows = rows - rows.mean(2, keepdim=True)
+        values, vectors = torch.linalg.eigh(rows @ rows.mT / rows.shape[2])
+        floor = values[:, -1:] * _FLOOR + 1e-30
+        root = vectors @ torch.diag_embed((values + floor).rsqrt()) @ vectors.mT
+        features.append((root @ rows).float().view(moved.shape).movedim(1, node.axis))
+    return changed(seen, features)

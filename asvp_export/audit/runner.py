@@ -1,0 +1,264 @@
+"""Running the arms of an audit: each is kept when it is done, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed, parallel_config
+from PIL import Image
+
+from asvp_export.audit.arms import OUTPUTS, Arm, with_baselines
+from asvp_export.audit.attacks import attacks
+from asvp_export.audit.attacks.base import UnavailableError
+from asvp_export.audit.data import Data, Patches, cut_patches, whole
+from asvp_export.audit.lessons import as_unit, taught, truth
+from asvp_export.audit.student import Student
+from asvp_export.audit.training import Budget, Course, Exam, Question, shown, train
+from asvp_export.audit.victim import Victim
+from asvp_export.errors import InputError
+from asvp_export.files import atomic_write
+from asvp_export.images import as_channels
+from asvp_export.parity.metrics import peak_of, psnr, ssim
+from asvp_export.progress import Say, reporter
+
+_METHOD = 1  # raised when students are taught or examined in another way: nothing that was kept before counts then
+_PATCHES = 0  # the seed of the patches: the same for all students
+
+
+@dataclass(frozen=True)
+class Own:
+    """What the models themselves score on the test pictures; dB, the outputs clipped as a viewer does."""
+
+    original_psnr: float
+    original_ssim: float
+    shipped_psnr: float
+    shipped_ssim: float
+
+    worst_preservation: float
+    """The shipped model against the original, the worst picture; not clipped."""
+
+    mean_preservation: float
+    """The same, mean over the pictures."""
+
+    @property
+    def loss(self) -> float:
+        """How many dB of PSNR against ground truth the defence costs the user."""
+        return self.original_psnr - self.shipped_psnr
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the students of an audit scored."""
+
+    scores: dict[Arm, list[dict[str, Any]]]
+    """A row to what `train` returned for each seed."""
+
+    unavailable: dict[Arm, str]
+    """Rows that this model does not allow, and why."""
+
+    own: Own
+    student: Student
+    budget: Budget
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    """PNG of the middle of the first test picture: of each row's first student by name; "clean", "input", "teacher", "protected"."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where the students are trained."""
+
+    jobs: int = 0
+    """Processes at a time; 0: as many as there are cores, or 1 where there is a GPU."""
+
+    backend: str = "loky"
+    """joblib's: "loky" (processes) or "ray"."""
+
+    address: str = ""
+    """Of a Ray cluster; "" starts one on this machine."""
+
+
+def run(
+    victim: Victim,
+    data: Data,
+    student: Student,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    budget: Budget,
+    cache: Path,
+    workers: Workers | None = None,
+    progress: Say = lambda line: None,
+) -> Findings:
+    """Train and examine a student for each row and seed, and for the rows that these are compared with.
+
+    Args:
+        victim: the models.
+        data: the pictures.
+        student: how to make one.
+        arms: the rows.
+        seeds: a student each.
+        budget: what each gets.
+        cache: folder that keeps each finished student's scores by the hash of all that they depend on.
+        workers: where they are trained.
+        progress: called with lines, or counting.
+
+    Raises:
+        InputError: the pictures do not fit the model, or a worker cannot be had.
+    """
+    if not seeds:
+        raise InputError("No seed was given; one student a row is the least.")
+    say = reporter(progress)
+    rows = with_baselines(arms)
+    cache.mkdir(parents=True, exist_ok=True)
+    say("preparing the test pictures")
+    exam, own, pictures = _exam(victim, data)
+    common = _digest(
+        _METHOD, victim.fingerprint, data.fingerprint, student.fingerprint, json.dumps(asdict(budget)), _PATCHES,
+        torch.__version__,
+    )  # fmt: skip
+    keys = {(arm, seed): _key(common, arm, seed) for arm in rows for seed in seeds}
+    missing = [one for one, key in keys.items() if not (cache / f"{key}.json").exists()]
+    unavailable: dict[Arm, str] = {}
+    if missing:
+        kept = len(keys) - len(missing)
+        say(
+            f"training {len(missing)} students, {budget.steps} steps each"
+            + (f"; {kept} are there already" if kept else "")
+        )
+        patches = cut_patches(victim.teacher, data.train, budget.patches, _PATCHES)
+        workers = workers or Workers()
+        count = _count(workers, victim.teacher.device)
+        jobs = _jobs(victim, patches, missing, exam, student, budget, unavailable, threads=1)
+        with say.track(missing, "training students") as tracked:
+            for arm, seed, found in _parallel(jobs, workers, count):
+                _keep(cache, keys[arm, seed], *found)
+                next(tracked, None)
+    scores: dict[Arm, list[dict[str, Any]]] = {}
+    for arm in rows:
+        if arm not in unavailable:
+            scores[arm] = [json.loads((cache / f"{keys[arm, seed]}.json").read_text()) for seed in seeds]
+            pictures[str(arm)] = (cache / f"{keys[arm, seeds[0]]}.png").read_bytes()
+    return Findings(scores, unavailable, own, student, budget, pictures)
+
+
+def _key(common: str, arm: Arm, seed: int) -> str:
+    source = inspect.getsource(type(attacks()[arm.attack])) if arm.attack else ""
+    return _digest(common, str(arm), seed, source)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+def _jobs(
+    victim: Victim,
+    patches: Patches,
+    missing: Sequence[tuple[Arm, int]],
+    exam: Exam,
+    student: Student,
+    budget: Budget,
+    unavailable: dict[Arm, str],
+    threads: int,
+) -> Iterator[Any]:
+    """The students to train; what they learn from is computed when the first of them is due, and given up after the last."""
+    images = victim.teacher.data_range.to_unit(patches.inputs.numpy())
+    for lesson in dict.fromkeys(arm.lesson for arm, _ in missing):
+        due = [(arm, seed) for arm, seed in missing if arm.lesson == lesson]
+        taps = sorted({arm.tap for arm, _ in due if arm.loss != OUTPUTS})
+        try:
+            known = truth(patches) if lesson[0] == "truth" else taught(victim, patches, *lesson, taps)
+        except UnavailableError as reason:
+            unavailable |= {arm: str(reason) for arm, _ in due}
+            continue
+        for arm, seed in due:
+            if arm.loss != OUTPUTS and arm.tap not in known.features:
+                unavailable[arm] = f"no layer with weights stands behind {', '.join(victim.nodes)}"
+                continue
+            course = Course(images, known.outputs, known.features[arm.tap] if arm.loss != OUTPUTS else ())
+            yield delayed(_trained)(student, arm, course, exam, budget, seed, victim.teacher.device, threads)
+
+
+def _trained(
+    student: Student, arm: Arm, course: Course, exam: Exam, budget: Budget, seed: int, device: str, threads: int
+) -> Any:
+    return arm, seed, train(student, arm, course, exam, budget, seed, device, threads)
+
+
+def _parallel(jobs: Iterator[Any], workers: Workers, count: int) -> Iterator[Any]:
+    """The results as they come."""
+    if workers.backend == "ray":
+        _start_ray(workers.address)
+    with parallel_config(backend=workers.backend, n_jobs=count):
+        pool: Any = Parallel  # its types do not know what it returns as a generator
+        yield from pool(return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)(jobs)
+
+
+def _start_ray(address: str) -> None:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            "The backend ray was asked for and is not installed: pip install 'asvp-export[ray]'."
+        ) from error
+    if not ray.is_initialized():
+        ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    register_ray()
+
+
+def _count(workers: Workers, device: str) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers.jobs or (1 if device != "cpu" else cores)
+
+
+def _keep(cache: Path, key: str, scores: dict[str, Any], picture: np.ndarray) -> None:
+    atomic_write(cache / f"{key}.png", _png(picture))
+    atomic_write(cache / f"{key}.json", json.dumps(scores).encode())  # last: where it is, the picture is
+
+
+def _png(picture: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture[..., :3] if picture.shape[-1] >= 3 else picture[..., 0]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _exam(victim: Victim, data: Data) -> tuple[Exam, Own, dict[str, bytes]]:
+    """The questions, what the models themselves score on those of the test, and pictures of the first."""
+    teacher, scored, pictures = victim.teacher, [], {}
+    parts: dict[str, list[Question]] = {}
+    for part, pairs in (("select", data.select), ("test", data.test)):
+        parts[part] = []
+        for pair in (whole(teacher, pair) for pair in pairs):
+            unit, clean = (as_channels(x, teacher.channels)[None] for x in (pair.degraded, pair.clean))
+            images = torch.from_numpy(teacher.data_range.of(unit)).to(teacher.device)
+            original, shipped = (as_unit(teacher, run(images).outputs) for run in (victim.original, victim.shipped))
+            if original.shape != clean.shape:
+                raise InputError(
+                    f"{teacher.source} makes {original.shape[2:]} of {pair.name}, and its clean picture is {clean.shape[2:]}: it cuts a "
+                    "border off, so its outputs cannot be held against clean pictures."
+                )
+            parts[part].append(Question(pair.name, np.ascontiguousarray(unit), clean, np.clip(original, 0, 1)))
+            if part == "test":
+                scored.append(_scores(clean, original, shipped))
+                if not pictures:
+                    shots = {"clean": clean, "input": unit, "teacher": original, "protected": shipped}
+                    pictures = {name: _png(shown(one)) for name, one in shots.items()}
+    means = [float(np.mean(column)) for column in zip(*scored, strict=True)]
+    own = Own(*means[:4], worst_preservation=min(one[4] for one in scored), mean_preservation=means[4])
+    return Exam(parts["select"], parts["test"]), own, pictures
+
+
+def _scores(clean: np.ndarray, original: np.ndarray, shipped: np.ndarray) -> list[float]:
+    seen = [np.clip(one, 0, 1) for one in (original, shipped)]
+    near = psnr(original, shipped, peak_of(original, 1.0))
+    return [*(score for one in seen for score in (psnr(clean, one, 1.0), ssim(clean, one, 1.0))), near]

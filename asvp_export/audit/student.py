@@ -1,0 +1,177 @@
+"""The student: a user's own architecture or a small one of ours, and which of its layers are taught."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from asvp_export.errors import InputError
+from asvp_export.teacher.architecture import build, one_line
+from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.model import Teacher, named_outputs
+from asvp_export.teacher.onnx_graph import named_tensors
+
+_WIDTH, _BLOCKS = 16, 6
+
+
+class Compact(nn.Module):
+    """The student where none is named: residual blocks at the input's size, the residual added to the enlarged input.
+
+    Args:
+        channels: of the image.
+        scale: output height by input height, a whole number.
+    """
+
+    def __init__(self, channels: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.head = nn.Conv2d(channels, _WIDTH, 3, padding=1)
+        self.body = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1))
+            for _ in range(_BLOCKS)
+        )
+        self.tail = nn.Conv2d(_WIDTH, channels * scale**2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Restore [N, C, H, W] in 0..1."""
+        features = self.head(x)
+        for block in self.body:
+            features = features + block(features)
+        base = x if self.scale == 1 else functional.interpolate(x, scale_factor=float(self.scale), mode="bilinear")
+        return base + functional.pixel_shuffle(self.tail(features), self.scale)
+
+
+@dataclass(frozen=True)
+class Student:
+    """How to make one, the same for the same seed; a value that other processes understand."""
+
+    factory: str
+    """"package.module:factory" or "path/nets.py:factory", "" for `Compact`."""
+
+    arguments: str
+    """Of the factory, as JSON."""
+
+    channels: int
+    """C of the image."""
+
+    scale: int
+    """Output height by input height; 0 where it is no whole number, which `Compact` does not do."""
+
+    taught: tuple[str, ...] = ()
+    """For each protected layer of the teacher, the student's layer that imitates it."""
+
+    def make(self, seed: int) -> nn.Module:
+        """A new student in training mode; images and outputs in 0..1.
+
+        Raises:
+            InputError: the factory cannot be used.
+        """
+        torch.manual_seed(seed)
+        if self.factory:
+            return build(self.factory, json.loads(self.arguments)).float().train()
+        if not self.scale:
+            raise InputError("No student of ours has a scale that is no whole number; name one with --student.")
+        return Compact(self.channels, self.scale).train()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its layers' names, shapes and source code."""
+        module = self.make(0)
+        digest = hashlib.sha256(str(self).encode() + str(module).encode())
+        for kind in sorted({type(one) for one in module.modules()}, key=lambda one: one.__qualname__):
+            if not kind.__module__.startswith("torch."):
+                digest.update(_source(kind))
+        return digest.hexdigest()
+
+
+def _source(kind: type) -> bytes:
+    try:
+        return inspect.getsource(sys.modules.get(kind.__module__) or kind).encode()
+    except (OSError, TypeError):  # made without a file
+        return kind.__qualname__.encode()
+
+
+def student_for(
+    teacher: Teacher,
+    layers: Sequence[str],
+    factory: str = "",
+    arguments: dict[str, Any] | None = None,
+    images: torch.Tensor | None = None,
+) -> Student:
+    """Find the layers that imitate the protected ones: those of the same name, else those at the same relative depth.
+
+    Args:
+        teacher: whose layers are protected.
+        layers: their names.
+        factory: as for `Student`.
+        arguments: of the factory.
+        images: [N, C, h, w] in 0..1 to run it on; by default the teacher's example.
+
+    Raises:
+        InputError: the factory cannot be used, or what it makes does not restore an image as the teacher does.
+    """
+    scale = Fraction(teacher.scale)
+    whole = int(scale) if scale.denominator == 1 else 0
+    plain = Student(factory, json.dumps(arguments or {}, sort_keys=True), teacher.channels, whole)
+    module = plain.make(0).eval()
+    x = teacher.example(64, 64).cpu() if images is None else images
+    maps = _feature_maps(module, x, scale, factory)
+    places = [one for one, known in ((name, maps.get(name)) for name in maps) if known]
+    taught = []
+    for layer in layers:
+        depth = _depth(teacher, layer)
+        taught.append(layer if layer in maps else places[min(int(depth * len(places)), len(places) - 1)])
+    return Student(plain.factory, plain.arguments, plain.channels, plain.scale, tuple(taught))
+
+
+def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: str) -> dict[str, bool]:
+    """The layers whose output is [N, C, H, W], in the order of their calls; true for those with weights of their own."""
+    found: dict[str, bool] = {}
+
+    def hook(name: str, weighted: bool):
+        def note(one: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, torch.Tensor) and output.ndim == 4:
+                found.setdefault(name, weighted)
+
+        return note
+
+    handles = [
+        one.register_forward_hook(hook(name, bool(list(one.parameters(recurse=False)))))
+        for name, one in module.named_modules()
+        if name
+    ]
+    name = factory or "the student"
+    try:
+        with torch.inference_mode():
+            output = next(iter(named_outputs(module(x)).values()))
+    except Exception as error:  # a user's module may raise anything
+        raise InputError(f"{name} cannot be run on an image of {tuple(x.shape)}: {one_line(error)}.") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    wanted = (x.shape[0], x.shape[1], *(int(side * scale) for side in x.shape[2:]))
+    if tuple(output.shape) != wanted:
+        raise InputError(
+            f"{name} makes {tuple(output.shape)} of {tuple(x.shape)}, and the teacher {wanted}; name another student."
+        )
+    if not any(found.values()):
+        raise InputError(f"{name} has no layer with a feature map N,C,H,W; name another student.")
+    return found
+
+
+def _depth(teacher: Teacher, layer: str) -> float:
+    graph = graph_of(teacher)
+    names = (
+        [name for name, _ in teacher.module.named_modules()] if graph is None else list(named_tensors(graph.model)[0])
+    )
+    return names.index(layer) / len(names) if layer in names else 0.5

@@ -1,0 +1,212 @@
+"""Training one student, and examining it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from asvp_export.audit.arms import OUTPUTS, Arm
+from asvp_export.audit.attacks import attacks
+from asvp_export.audit.losses import ADAPTED, LOSSES
+from asvp_export.audit.student import Student
+from asvp_export.parity.metrics import psnr, ssim
+from asvp_export.teacher.model import named_outputs
+
+_LOOKS = 5  # points of a learning curve
+_SHOWN = 128  # side of the picture that is kept
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every student gets."""
+
+    steps: int = 500
+    """Of Adam."""
+
+    batch: int = 8
+    """Patches a step."""
+
+    rate: float = 2e-3
+    """The largest learning rate of one cycle."""
+
+    patches: int = 256
+    """How many different ones there are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One picture of the examination."""
+
+    name: str
+    """Of the picture."""
+
+    image: np.ndarray
+    """[1, C, h, w] float32 in 0..1."""
+
+    clean: np.ndarray
+    """[1, C, H, W] float32 in 0..1."""
+
+    teacher: np.ndarray
+    """[1, C, H, W], the original's output in 0..1, clipped."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """What students are examined on."""
+
+    select: Sequence[Question]
+    """By which attackers choose."""
+
+    test: Sequence[Question]
+    """Of which every figure is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """All that a student is trained with, as arrays that other processes can map into memory."""
+
+    images: np.ndarray
+    """[N, C, h, w] float32 in 0..1."""
+
+    targets: np.ndarray
+    """[N, C, H, W] float32 in 0..1."""
+
+    features: Sequence[np.ndarray]
+    """[N, C, H', W'] float32 for each protected layer; none for a student of outputs alone."""
+
+
+def train(
+    student: Student, arm: Arm, course: Course, exam: Exam, budget: Budget, seed: int, device: str, threads: int
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Train one student and examine it; everything random comes from the seed.
+
+    Returns:
+        The scores: "psnr" and "ssim" against the clean test pictures, "to_teacher" against the original's outputs, "select" on
+        the pictures that attackers choose by (dB, means over the pictures), "per_image", "curve" (step, "select" so far) and
+        "seconds"; and the middle of the first test picture, [H, W, C] uint8.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.enable_grad():
+            return _train(student, arm, course, exam, budget, seed, torch.device(device))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(
+    student: Student, arm: Arm, course: Course, exam: Exam, budget: Budget, seed: int, device: torch.device
+) -> tuple[dict[str, Any], np.ndarray]:
+    start = time.perf_counter()
+    net = student.make(seed).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    guide = _Guide(net, student.taught, arm, course, device) if arm.loss != OUTPUTS else None
+    optimizer = torch.optim.Adam([*net.parameters(), *(guide.parameters() if guide else ())], lr=budget.rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, budget.rate, budget.steps, pct_start=0.1)
+    rng = np.random.default_rng([seed, 6])
+    curve: list[tuple[int, float]] = []
+    for step in range(budget.steps):
+        chosen = np.sort(rng.choice(len(course.images), budget.batch, replace=len(course.images) < budget.batch))
+        output = _output(net, _to(course.images[chosen], device))
+        parts = []
+        features_alone = arm.first and step < budget.steps // 2
+        if not features_alone:
+            parts.append(functional.l1_loss(output, _to(course.targets[chosen], device)))
+        if guide and (features_alone or not arm.first):
+            parts.append(arm.weight * guide.loss([one[chosen] for one in course.features]))
+        optimizer.zero_grad()
+        torch.stack(parts).sum().backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % max(1, budget.steps // _LOOKS) == 0:
+            curve.append((step + 1, round(_examine(net, exam.select, device)["psnr"], 3)))
+    if guide:
+        guide.close()
+    scores = _examine(net, exam.test, device)
+    select = _examine(net, exam.select, device)["psnr"]
+    rounded = {name: round(value, 4) for name, value in scores.items() if isinstance(value, float)}
+    found = {"seed": seed, "select": round(select, 4), **rounded, "per_image": scores["per_image"], "curve": curve}
+    return found | {"seconds": round(time.perf_counter() - start, 1)}, scores["picture"]
+
+
+class _Guide:
+    """The feature loss: the student's taught layers are held against the teacher's maps."""
+
+    def __init__(self, net: nn.Module, layers: Sequence[str], arm: Arm, course: Course, device: torch.device) -> None:
+        self._arm, self._device = arm, device
+        self._maps: dict[int, torch.Tensor] = {}
+        modules = dict(net.named_modules())
+        self._handles = [modules[name].register_forward_hook(self._hook(i)) for i, name in enumerate(layers)]
+        with torch.no_grad():
+            _output(net, _to(course.images[:1], device))
+        self._adaptors = nn.ModuleList(
+            self._adaptor(self._maps[i].shape[1], wanted.shape[1]) for i, wanted in enumerate(course.features)
+        ).to(device)
+
+    def _hook(self, place: int):
+        def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            self._maps[place] = output
+
+        return keep
+
+    def _adaptor(self, student: int, teacher: int) -> nn.Module:
+        found = attacks()[self._arm.attack].adaptor(student, teacher) if self._arm.attack else None
+        usual = nn.Conv2d(student, teacher, 1) if self._arm.loss in ADAPTED else nn.Identity()
+        return found if found is not None else usual
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._adaptors.parameters())
+
+    def loss(self, wanted: Sequence[np.ndarray]) -> torch.Tensor:
+        found = []
+        for place, (adaptor, target) in enumerate(zip(self._adaptors, wanted, strict=True)):
+            theirs = _to(target, self._device)
+            ours = self._maps[place]
+            if ours.shape[2:] != theirs.shape[2:]:
+                ours = functional.interpolate(ours, size=theirs.shape[2:], mode="bilinear")
+            found.append(LOSSES[self._arm.loss](adaptor(ours), theirs))
+        return torch.stack(found).mean()
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _output(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return next(iter(named_outputs(net(images)).values())).float()
+
+
+def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, memory_format=torch.channels_last)
+
+
+def _examine(net: nn.Module, questions: Sequence[Question], device: torch.device) -> dict[str, Any]:
+    net.eval()
+    scores: dict[str, list[float]] = {"psnr": [], "ssim": [], "to_teacher": []}
+    picture = np.zeros(0)
+    for question in questions:
+        with torch.inference_mode():
+            got = _output(net, _to(question.image, device)).cpu().numpy()
+        got = np.clip(np.nan_to_num(got), 0, 1)
+        scores["psnr"].append(psnr(question.clean, got, 1.0))
+        scores["ssim"].append(ssim(question.clean, got, 1.0))
+        scores["to_teacher"].append(psnr(question.teacher, got, 1.0))
+        if not picture.size:
+            picture = shown(got)
+    net.train()
+    means = {name: float(np.mean(found)) for name, found in scores.items()}
+    per_image = {q.name: round(one, 3) for q, one in zip(questions, scores["psnr"], strict=True)}
+    return means | {"per_image": per_image, "picture": picture}
+
+
+def shown(image: np.ndarray) -> np.ndarray:
+    """The middle of a picture, [1, C, H, W] in 0..1, as [H, W, C] uint8 of 128 pixels a side at most."""
+    top, left = (max(0, (side - _SHOWN) // 2) for side in image.shape[2:])
+    part = image[0, :, top : top + _SHOWN, left : left + _SHOWN]
+    return np.rint(np.clip(part, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)

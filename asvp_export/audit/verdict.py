@@ -1,0 +1,313 @@
+"""What the scores of an audit say, in words that follow the numbers."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_rel
+
+from asvp_export.audit.arms import OUTPUTS, Arm
+from asvp_export.audit.attacks import attacks
+from asvp_export.audit.runner import Findings, Own
+from asvp_export.audit.training import Budget
+from asvp_export.environment import environment, tool_version
+from asvp_export.errors import InputError
+from asvp_export.operator import Perturbation
+
+NO_EFFECT, ONE_SEED = "no effect", "one seed: not tested"
+
+_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_REQUIREMENT = re.compile(r"\s*(?P<what>[^<>=\s]+)\s*(?P<how>>=|<=|>|<)\s*(?P<bar>-?[0-9.]+)\s*")
+_DROPS = {
+    "feature_kd_drop": "shipped/mse-1",
+    "normalised_kd_drop": "shipped/normalised-10",
+    "output_kd_drop": "shipped/outputs",
+}
+_LOSSES = {
+    "mse": "the features by a plain MSE",
+    "normalised": "normalised features by an MSE",
+    "attention": "attention maps",
+    "affinity": "affinities",
+}
+_TEACHERS = {
+    "original": "the original",
+    "shipped": "the shipped model",
+    "scaled": "clean features times a scalar",
+    "noise": "clean features and noise",
+}
+_TAPS = {"before": ", read before the node", "next": ", read behind the next layer"}
+
+
+def title(arm: Arm) -> str:
+    """What the student of a row learns from, in words."""
+    if arm.teacher == "truth":
+        return "clean pictures, no teacher"
+    who = _TEACHERS[arm.teacher]
+    if arm.loss == OUTPUTS:
+        return f"{who}: its outputs alone"
+    what = f"{_LOSSES[arm.loss]}, weight {arm.weight:g}{_TAPS.get(arm.tap, '')}"
+    how = "first, then its outputs" if arm.first else "beside its outputs"
+    thief = f"; {attacks()[arm.attack].title}" if arm.attack else ""
+    return f"{who}: {what}, {how}{thief}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of student; dB are of PSNR on the test pictures against clean ones, means over pictures and seeds."""
+
+    arm: Arm
+    psnr: float
+    ssim: float
+
+    to_teacher: float
+    """dB against the original teacher's outputs."""
+
+    select: float
+    """dB on the pictures that attackers choose by."""
+
+    by_seed: tuple[float, ...]
+    """dB of each seed."""
+
+    spread: float | None
+    """Standard deviation over seeds; None for one."""
+
+    baseline: str = ""
+    """Name of the row that it is compared with."""
+
+    loss: float | None = None
+    """dB less than the baseline, mean over seeds; negative: it is better."""
+
+    p: float | None = None
+    """Of a paired t-test over seeds, two-sided; None for fewer than three."""
+
+    effect: str = ""
+    """In words: "no effect" where the loss is within the spread of the two rows."""
+
+    curve: tuple[tuple[int, float], ...] = ()
+    """Step and `select` of the first seed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: dB to 0.01."""
+        found = {key: _rounded(value) for key, value in asdict(self).items() if key != "arm"}
+        return {"name": str(self.arm), "title": title(self.arm), **found}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Something that a build asks of an audit."""
+
+    text: str
+    """As it was given."""
+
+    found: float | None
+    """The value; None where its row was not run."""
+
+    passed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AuditResult:
+    """The audit of one model."""
+
+    model: str
+    source_sha256: str
+    file: str
+    """Name of the shipped file; "" where the model was protected in memory."""
+
+    nodes: Mapping[str, Perturbation]
+    task: str
+    own: Own
+    rows: tuple[Row, ...]
+    unavailable: Mapping[str, str]
+    """Name of a row to why this model does not allow it."""
+
+    seeds: tuple[int, ...]
+    budget: Budget
+    student: str
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """As in `Findings`."""
+
+    bars: tuple[Bar, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bar is cleared."""
+        return all(bar.passed for bar in self.bars)
+
+    @cached_property
+    def by_name(self) -> dict[str, Row]:
+        """The rows by name."""
+        return {str(row.arm): row for row in self.rows}
+
+    @property
+    def best(self) -> dict[str, Row]:
+        """The best student of the original and of the shipped model, each chosen on the pictures for choosing."""
+        clean = [row for row in self.rows if row.arm.teacher in ("truth", "original")]
+        open_to_thief = [row for row in self.rows if row.arm.teacher in ("truth", "shipped")]
+        return {
+            name: max(rows, key=lambda row: row.select)
+            for name, rows in (("original", clean), ("shipped", open_to_thief))
+        }
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """What bars are about: dB of loss, of a row or under a name of its own."""
+        found: dict[str, float | None] = {name: row.loss for name, row in self.by_name.items() if row.loss is not None}
+        found |= {name: self.by_name[row].loss if row in self.by_name else None for name, row in _DROPS.items()}
+        found["best_attacker_drop"] = self.best["original"].psnr - self.best["shipped"].psnr
+        found["own_loss"] = self.own.loss
+        found["preservation"] = self.own.worst_preservation
+        return found
+
+    def sentences(self) -> list[str]:
+        """The verdict in plain words."""
+        return _sentences(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        best = self.best
+        return {
+            "passed": self.passed,
+            "tool_version": tool_version(),
+            "model": self.model,
+            "source_sha256": self.source_sha256,
+            "file": self.file,
+            "task": self.task,
+            "layers": [{"name": name, **node.attributes()} for name, node in self.nodes.items()],
+            "own": {key: _rounded(value) for key, value in (asdict(self.own) | {"loss": self.own.loss}).items()},
+            "verdict": self.sentences(),
+            "best": {name: str(row.arm) for name, row in best.items()},
+            "metrics": {name: _rounded(value) for name, value in self.metrics.items() if name not in self.by_name},
+            "rows": [row.as_dict() for row in self.rows],
+            "unavailable": dict(self.unavailable),
+            "seeds": list(self.seeds),
+            "budget": asdict(self.budget),
+            "student": self.student,
+            "bars": [asdict(bar) for bar in self.bars],
+            "environment": environment(),
+        }
+
+
+def judge(findings: Findings) -> tuple[Row, ...]:
+    """Means, spreads and losses of all rows, in their order."""
+    plain = {str(arm): _row(arm, scores) for arm, scores in findings.scores.items()}
+    rows = []
+    for row in plain.values():
+        base = plain.get(str(row.arm.baseline)) if row.arm.baseline else None
+        rows.append(_compared(row, base) if base else row)
+    return tuple(rows)
+
+
+def _row(arm: Arm, scores: Sequence[Mapping[str, Any]]) -> Row:
+    by_seed = tuple(one["psnr"] for one in scores)
+    psnr, ssim, to_teacher, select = (
+        float(np.mean([one[key] for one in scores])) for key in ("psnr", "ssim", "to_teacher", "select")
+    )
+    spread = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
+    curve = tuple((int(step), float(value)) for step, value in scores[0]["curve"])
+    return Row(arm, psnr, ssim, to_teacher, select, by_seed, spread, curve=curve)
+
+
+def _compared(row: Row, base: Row) -> Row:
+    differences = np.subtract(base.by_seed, row.by_seed)
+    loss = float(differences.mean())
+    p = None
+    if len(differences) > 2:
+        p = float(ttest_rel(base.by_seed, row.by_seed).pvalue) if np.ptp(differences) else float(loss == 0)
+    if row.spread is None or base.spread is None:
+        effect = ONE_SEED
+    elif abs(loss) <= max(row.spread, base.spread):
+        effect = NO_EFFECT
+    else:
+        effect = f"loses {loss:.2f} dB" if loss > 0 else f"gains {-loss:.2f} dB"
+    return replace(row, baseline=str(base.arm), loss=loss, p=p, effect=effect)
+
+
+def hold(result_metrics: Mapping[str, float | None], requirements: Sequence[str]) -> tuple[Bar, ...]:
+    """Hold an audit's numbers against what a build asks for.
+
+    Args:
+        result_metrics: of `AuditResult.metrics`.
+        requirements: such as "feature_kd_drop>=1.0"; the names are those of the metrics, rows included.
+    """
+    bars = []
+    for text in requirements:
+        what, compare, bar = _parsed(text)
+        found = result_metrics.get(what)
+        bars.append(Bar(text, None if found is None else round(found, 2), found is not None and compare(found, bar)))
+    return tuple(bars)
+
+
+def check_requirements(requirements: Sequence[str]) -> None:
+    """Refuse a requirement that cannot be read or names nothing, before the long work.
+
+    Raises:
+        InputError: there is one.
+    """
+    known = (*_DROPS, "best_attacker_drop", "own_loss", "preservation")
+    for text in requirements:
+        what = _parsed(text)[0]
+        if what not in known:
+            if "/" not in what:
+                raise InputError(
+                    f"The requirement {text!r} is about {what!r}; {', '.join(known)}, or the name of a row, is known."
+                )
+            Arm.parse(what)
+
+
+def _parsed(text: str) -> tuple[str, Any, float]:
+    found = _REQUIREMENT.fullmatch(text)
+    try:
+        if found:
+            return found["what"], _COMPARISONS[found["how"]], float(found["bar"])
+    except ValueError:
+        pass
+    raise InputError(f"The requirement {text!r} cannot be read; such as 'feature_kd_drop>=1.0' was expected.")
+
+
+def _sentences(result: AuditResult) -> list[str]:
+    own = result.own
+    told = [
+        f"The shipped model keeps {own.worst_preservation:.1f} dB to the original on the worst test picture, and "
+        + ("loses" if own.loss >= 0 else "gains")
+        + f" {abs(own.loss):.2f} dB against ground truth."
+    ]
+    told += _told(result, "shipped/outputs", "A student of the outputs alone")
+    told += _told(result, "shipped/mse-1", "A student that imitates the features as they are (MSE, weight 1)")
+    told += _told(result, "scaled/mse-1", "A plain scalar of the same size, the control,", "one that imitates them so")
+    told += _told(result, "shipped/normalised-10", "A student that normalises the features (weight 10)")
+    best = result.best
+    loss = best["original"].psnr - best["shipped"].psnr
+    spread = max(best["original"].spread or 0.0, best["shipped"].spread or 0.0)
+    still = "loses nothing that the seeds do not explain" if loss <= spread else f"loses {loss:.2f} dB"
+    told.append(
+        f"The best student of the shipped model learns from {title(best['shipped'].arm)}: it {still} beside the best of the "
+        f"original ({title(best['original'].arm)})."
+    )
+    return told
+
+
+def _told(result: AuditResult, name: str, subject: str, whom: str = "") -> list[str]:
+    row = result.by_name.get(name)
+    if row is None or row.loss is None:
+        return []
+    if whom:
+        what = f"makes no difference to {whom}" if row.effect == NO_EFFECT else f"costs {whom} {row.loss:.2f} dB"
+    elif row.effect == NO_EFFECT:
+        what = "is not affected"
+    else:
+        what = f"loses {row.loss:.2f} dB" if row.loss > 0 else f"gains {-row.loss:.2f} dB"
+    return [f"{subject} {what}" + (" (one seed, not tested)." if row.effect == ONE_SEED else ".")]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value

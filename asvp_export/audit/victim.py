@@ -1,0 +1,293 @@
+"""What a thief holds: the shipped graph, which he can run, tap at any tensor, and change; beside it the original."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from asvp_export.errors import InputError
+from asvp_export.files import sha256
+from asvp_export.graph.inline import fold
+from asvp_export.graph.passes import attributes_of, perturbation_nodes, without_nodes
+from asvp_export.graph.protect import Map, Protected, insert
+from asvp_export.operator import Perturbation
+from asvp_export.plan.strips import NodeFit
+from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.model import Teacher, named_outputs
+from asvp_export.teacher.onnx_graph import named_tensors
+from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
+
+TAPS = ("node", "before", "next")
+"""Where a thief reads: the protected tensor, the tensor that goes into the node, the output of the next layer with weights."""
+
+_BATCH = 8
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one model shows on a batch."""
+
+    outputs: torch.Tensor
+    """[N, C, H, W], as the model gives them."""
+
+    features: Mapping[str, list[torch.Tensor]]
+    """Tap to a feature map for each protected layer, [N, C, H, W] or as the layer gives it; a tap that is not there is left out."""
+
+    def __getitem__(self, tap: str) -> list[torch.Tensor]:
+        return self.features[tap]
+
+
+class Victim:
+    """The shipped model and the original, as a thief and an auditor can run them.
+
+    Args:
+        protected: the defence in PyTorch, or the graph of a file (`of_file`).
+        file: the ONNX file that is shipped; it is then run as it is, by onnxruntime and the function body.
+    """
+
+    def __init__(self, protected: Protected, file: _File | None = None) -> None:
+        self.teacher = protected.teacher
+        self.nodes: dict[str, Perturbation] = dict(protected.nodes)
+        self.protected = protected
+        self._file = file
+        original = insert(self.teacher, {})
+        self._original = _Tapped(original.module, self._sites(self.teacher), self.nodes)
+        bare = file.bare if file else insert(self.teacher, {}, protected.weights).module
+        self._shipped = _Tapped(bare, file.tensors if file else self._sites(self.teacher), self.nodes)
+
+    @classmethod
+    def of_file(cls, teacher: Teacher, path: Path) -> Victim:
+        """The shipped file beside the original.
+
+        Raises:
+            InputError: the file carries no node, or names layers that the original does not have.
+        """
+        file = _File(path)
+        return cls(Protected(teacher, file.bare, file.nodes), file)
+
+    def _sites(self, teacher: Teacher) -> dict[str, str]:
+        """Layer to the module, or the tensor of a graph, that its node stands behind."""
+        if (graph := graph_of(teacher)) is None:
+            return {layer: layer for layer in self.nodes}
+        tensors, _ = named_tensors(graph.model)
+        return {layer: tensors[layer] for layer in self.nodes}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the original and of what is shipped."""
+        digest = hashlib.sha256(self.teacher.sha256.encode())
+        if self._file:
+            digest.update(sha256(self._file.path).encode())
+        digest.update(json.dumps({name: node.attributes() for name, node in self.nodes.items()}).encode())
+        for name, weight in sorted(self.protected.weights.items()):
+            digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def original(self, images: torch.Tensor) -> Seen:
+        """The unprotected teacher; at its taps the clean feature maps."""
+        seen = self._original.run(self.teacher, images, {})
+        return Seen(seen.outputs, {tap: seen[tap] for tap in seen.features if tap != "before"})
+
+    def shipped(self, images: torch.Tensor) -> Seen:
+        """The shipped model as it is."""
+        if self._file:
+            return self._file.run(self.teacher, images)
+        return self._shipped.run(self.teacher, images, {name: _perturb(node) for name, node in self.nodes.items()})
+
+    def stripped(self, images: torch.Tensor, maps: Mapping[str, Map]) -> Seen:
+        """The shipped graph with each node replaced by the map of its layer, deleted where there is none."""
+        return self._shipped.run(self.teacher, images, maps)
+
+    def deleted(self) -> nn.Module | None:
+        """The shipped graph without its nodes, weights of its own, to train further; None where there are no gradients."""
+        if self._file or graph_of(self.teacher) is not None:
+            return None
+        module = insert(self.teacher, {}, self.protected.weights).module
+        own = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+        return insert(self.teacher, {}, own).module
+
+    def tapped(self, module: nn.Module) -> Callable[[torch.Tensor], Seen]:
+        """A changed graph, from `deleted`, with taps at the same layers."""
+        tapped = _Tapped(module, self._sites(self.teacher), self.nodes)
+        return lambda images: tapped.run(self.teacher, images, {})
+
+    def fits(self, images: torch.Tensor) -> dict[str, NodeFit]:
+        """For each node what a thief can fit to it: from the tensors before and behind it."""
+        found = {layer: NodeFit(node.axis) for layer, node in self.nodes.items()}
+        for batch in images.split(_BATCH):
+            seen = self.shipped(batch)
+            for fit, before, after in zip(found.values(), seen["before"], seen["node"], strict=True):
+                fit.add(before, after)
+        return found
+
+
+def in_batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Pieces that memory holds with all feature maps."""
+    yield from images.split(_BATCH)
+
+
+def _perturb(node: Perturbation) -> Map:
+    return lambda x: torch.ops.asvp.perturb(x, **node.attributes())
+
+
+class _Tapped:
+    """A module whose feature maps are read, and replaced, behind some layers."""
+
+    def __init__(self, module: nn.Module, sites: Mapping[str, str], nodes: Mapping[str, Perturbation]) -> None:
+        self._sites = dict(sites)
+        self._maps: Mapping[str, Map] = {}
+        self._seen: dict[tuple[str, str], torch.Tensor] = {}
+        if isinstance(module, OnnxModule):
+            following = {layer: _next_tensor(module.model, tensor) for layer, tensor in sites.items()}
+            cuts = list(dict.fromkeys([*sites.values(), *(name for name in following.values() if name)]))
+            self.module = module.with_cuts(cuts)
+            places = dict(zip(cuts, self.module.sites, strict=True))
+        else:
+            self.module = module
+            following, places = {}, dict(module.named_modules())
+        lost = [layer for layer, site in sites.items() if site not in places]
+        if lost:
+            raise InputError(
+                f"{lost[0]} carries a node, and {type(module).__name__} has no layer of that name; give the teacher that the file "
+                "was exported from."
+            )
+        self._open: list[str] = []
+        if not isinstance(module, OnnxModule):
+            for leaf in _weighted(module):  # before the layers themselves: a layer does not follow itself
+                leaf.register_forward_hook(self._after)
+        for layer, site in sites.items():
+            places[site].register_forward_hook(self._hook(layer))
+        for layer, name in following.items():
+            if name:
+                places[name].register_forward_hook(self._watch(layer))
+
+    def _hook(self, layer: str):
+        def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+            if (layer, "before") in self._seen:  # a layer that is called again
+                return self._maps.get(layer, _same)(output)
+            self._seen[layer, "before"] = output
+            self._seen[layer, "node"] = after = self._maps.get(layer, _same)(output)
+            self._open.append(layer)
+            return after
+
+        return hook
+
+    def _watch(self, layer: str):
+        def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            self._seen.setdefault((layer, "next"), output)
+
+        return hook
+
+    def _after(self, module: nn.Module, inputs: object, output: object) -> None:
+        """The first layer with weights that is called behind a protected one."""
+        waiting, self._open = self._open, []
+        for layer in waiting:
+            if isinstance(output, torch.Tensor):
+                self._seen[layer, "next"] = output
+
+    def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Map]) -> Seen:
+        self._maps, self._seen, self._open = maps, {}, []
+        with torch.inference_mode():
+            outputs = _main(teacher, self.module(*teacher.inputs(images)))
+        return Seen(outputs, _by_tap(self._sites, self._seen))
+
+
+class _File:
+    """The shipped file: run as it is with its taps as further outputs, and its graph without the nodes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.module = read_onnx(path)
+        model = onnx.ModelProto()
+        model.CopyFrom(self.module.model)
+        fold(model)
+        nodes = {node.name.removeprefix("asvp/"): node for node in perturbation_nodes(model)}
+        if not nodes:
+            raise InputError(
+                f"{path} carries no ASVP node; give the protected file, or --layers to protect the model here."
+            )
+        self.nodes = {name: attributes_of(node) for name, node in nodes.items()}
+        bare = without_nodes(model)
+        made = {name for node in bare.graph.node for name in node.output}
+        self.tensors = {name: node.input[0] for name, node in nodes.items() if node.input[0] in made}
+        self.bare = OnnxModule(bare, path.parent)
+        self._taps: dict[tuple[str, str], str] = {}
+        for name, node in nodes.items():
+            self._taps |= {(name, "before"): node.input[0], (name, "node"): node.output[0]}
+            if following := _next_tensor(model, node.output[0]):
+                self._taps[name, "next"] = following
+
+    @cached_property
+    def _outputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.module.output_names, *self._taps.values()]))
+
+    @cached_property
+    def _session(self):
+        return self.module.session(self._outputs)
+
+    def run(self, teacher: Teacher, images: torch.Tensor) -> Seen:
+        given = {name: x.numpy() for name, x in self.module.cast(teacher.inputs(images)).items()}
+        values = dict(zip(self._outputs, self._session.run(list(self._outputs), given), strict=True))
+        found = {key: torch.from_numpy(values[name]).float() for key, name in self._taps.items()}
+        outputs = [torch.from_numpy(values[name]) for name in self.module.output_names]
+        return Seen(_main(teacher, tuple(outputs)), _by_tap(self.nodes, found))
+
+
+def _main(teacher: Teacher, result: object) -> torch.Tensor:
+    return list(named_outputs(result).values())[teacher.signature.main].float()
+
+
+def _by_tap(
+    layers: Mapping[str, object] | Sequence[str], seen: Mapping[tuple[str, str], torch.Tensor]
+) -> dict[str, list[torch.Tensor]]:
+    return {
+        tap: [seen[layer, tap] for layer in layers] for tap in TAPS if all((layer, tap) in seen for layer in layers)
+    }
+
+
+def _weighted(module: nn.Module) -> list[nn.Module]:
+    """The layers that have weights of their own, and no others inside."""
+    return [one for one in module.modules() if not list(one.children()) and list(one.parameters(recurse=False))]
+
+
+def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
+    """What the first layer with weights behind a tensor gives; graphs stand in the order in which they are computed."""
+    weights = {one.name for one in model.graph.initializer}
+    behind = False
+    for node in model.graph.node:
+        if behind and node.op_type in _LAYERS and any(name in weights for name in node.input):
+            return node.output[0]
+        behind = behind or tensor in node.output
+    return None
+
+
+def _same(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def laid_out(features: torch.Tensor, axis: int) -> torch.Tensor:
+    """A feature map as [N, C, H, W] float32: channels moved to place 1, tokens laid out as a square.
+
+    Raises:
+        InputError: tokens that make no square.
+    """
+    x = features.movedim(axis, 1).float()
+    if x.ndim == 3:
+        side = int(np.sqrt(x.shape[2]))
+        if side * side != x.shape[2]:
+            raise InputError(f"{x.shape[2]} tokens of a square patch make no square; an audit cannot lay them out. Protect "
+                             "another layer.")  # fmt: skip
+        x = x.unflatten(2, (side, side))
+    if x.ndim != 4:
+        raise InputError(f"A feature map of {x.ndim} dimensions cannot be imitated; 3 or 4 were expected.")
+    return x
