@@ -30,8 +30,9 @@ def test_a_teacher_returns_what_spandrel_returns_under_the_architectures_own_nam
     assert [n for n, _ in teacher.module.named_modules()] == [n for n, _ in known.model.named_modules()]
     copied = asvp_export.protect(teacher, []).module
     with torch.no_grad():
-        for parameter in copied.parameters():
-            parameter.zero_()
+        for part in copied.modules():  # the values are shared with the teacher until one takes another's place
+            for leaf, weight in part.named_parameters(recurse=False):
+                setattr(part, leaf, torch.nn.Parameter(torch.zeros_like(weight)))
         assert not torch.equal(copied(image), teacher.module(image))  # the copy runs on its own weights
 
 
