@@ -117,6 +117,47 @@ _gate_options = _options(
     click.option("--junit", type=_PATH, metavar="FILE", help="Write the verdict as JUnit XML too."),
 )  # fmt: skip
 
+_protect_options = _options(
+    click.option(
+        "--layers",
+        multiple=True,
+        metavar="SPEC",
+        help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays inside one "
+        "part of a name, ** crosses parts. auto or auto:N: the N (3) that take the largest strength. none: no node.",
+    ),
+    click.option(
+        "--rank",
+        type=_Auto(int),
+        default="auto",
+        show_default=True,
+        help="How many leading singular values are amplified. auto: what is best with the gain; 1 beside a gain that is given.",
+    ),
+    click.option(
+        "--gain",
+        type=_Auto(float),
+        default="auto",
+        show_default=True,
+        help="The factor on them. auto: the largest that leaves --min-psnr and 1 dB on the verification images.",
+    ),
+    click.option("--max-gain", type=float, default=10.0, show_default=True, help="No gain that is chosen is larger."),
+    click.option(
+        "--compensate",
+        type=click.Choice(["none", "solve", "refine"]),
+        default="none",
+        show_default=True,
+        help="Re-solve the layers that read a protected tensor, so that outputs stay (solve); then train all behind it (refine).",
+    ),
+    click.option("--plan", type=_PATH, help="Apply the plan of an earlier export, instead of calibrating."),
+    click.option(
+        "--energy",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Stop once this share of the squared singular values is covered.",
+    ),
+    click.option("--axis", type=int, help="The channel axis. Default: what the layer's output shows."),
+)
+
 _tile_options = _options(
     click.option("--tile", type=int, metavar="PIXELS", help="Run tile by tile, for pictures that memory does not hold whole. "
                  "The SVD is global: the result differs from a whole run."),
@@ -141,44 +182,7 @@ def cli() -> None:
 
 @cli.command(short_help="Protect MODEL, export it and verify the file (the default).")
 @click.argument("model", type=_PATH)
-@click.option(
-    "--layers",
-    multiple=True,
-    metavar="SPEC",
-    help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays inside one "
-    "part of a name, ** crosses parts. auto or auto:N: the N (3) that take the largest strength. none: no node.",
-)
-@click.option(
-    "--rank",
-    type=_Auto(int),
-    default="auto",
-    show_default=True,
-    help="How many leading singular values are amplified. auto: what is best with the gain; 1 beside a gain that is given.",
-)
-@click.option(
-    "--gain",
-    type=_Auto(float),
-    default="auto",
-    show_default=True,
-    help="The factor on them. auto: the largest that leaves --min-psnr and 1 dB on the verification images.",
-)
-@click.option("--max-gain", type=float, default=10.0, show_default=True, help="No gain that is chosen is larger.")
-@click.option(
-    "--compensate",
-    type=click.Choice(["none", "solve", "refine"]),
-    default="none",
-    show_default=True,
-    help="Re-solve the layers that read a protected tensor, so that outputs stay (solve); then train all behind it (refine).",
-)
-@click.option("--plan", type=_PATH, help="Apply the plan of an earlier export, instead of calibrating.")
-@click.option(
-    "--energy",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Stop once this share of the squared singular values is covered.",
-)
-@click.option("--axis", type=int, help="The channel axis. Default: what the layer's output shows.")
+@_protect_options
 @click.option(
     "-o", "--output", type=_PATH, help="The ONNX file to write. Default: MODEL's stem + .protected.onnx, here."
 )
@@ -314,6 +318,155 @@ def check(
             progress=say,
         )
     return _finish(result, protected, reports, as_json, quiet)
+
+
+@cli.command(short_help="Train students on what MODEL gives away: what does a thief lose?")
+@click.argument("model", type=_PATH)
+@click.argument("protected", type=_PATH, required=False)
+@click.option(
+    "--task", help="How clean pictures become inputs of the teacher: sr_x2, lowlight, underwater, dehaze or derain."
+)
+@click.option(
+    "--data",
+    type=_PATH,
+    metavar="DIR",
+    help="Pictures: train/ and test/ (or one folder, which is cut), each with input/ and truth/, or clean pictures that --task "
+    "degrades. Default: the project's own photographs.",
+)
+@click.option(
+    "--student",
+    metavar="MODULE:FACTORY",
+    default="",
+    help="What builds a student. Default: a small residual net of ours.",
+)
+@click.option("--student-args", type=_Json(), help="Keyword arguments of the student's factory, as a JSON object.")
+@click.option(
+    "--profile",
+    type=click.Choice(["quick", "screen", "full"]),
+    default="quick",
+    show_default=True,
+    help="quick: each question once, 2 seeds, minutes. screen: all losses, weights, taps and attackers, 1 seed. full: eight "
+    "rows, 3 seeds, longer training.",
+)
+@click.option(
+    "--rows",
+    multiple=True,
+    metavar="NAME",
+    help="Rows instead of the profile's, such as shipped+undo/mse-1; may repeat.",
+)
+@click.option("--seeds", type=int, help="Students a row. Default: the profile's.")
+@click.option("--steps", type=int, help="Of each student's training. Default: the profile's.")
+@click.option(
+    "--require", multiple=True, metavar="BAR", help="Fail unless it holds, such as 'feature_kd_drop>=1.0'; may repeat."
+)
+@click.option(
+    "--report", type=_PATH, metavar="DIR", help="Folder for the report, made where it is missing. Default: here."
+)
+@click.option(
+    "--cache",
+    type=_PATH,
+    default=".asvp-audit",
+    show_default=True,
+    help="Keeps finished students: a run that was stopped goes on.",
+)
+@click.option("--jobs", type=int, default=0, help="Students at a time. Default: one a core; 1 on a GPU.")
+@click.option(
+    "--backend",
+    type=click.Choice(["loky", "ray"]),
+    default="loky",
+    show_default=True,
+    help="loky: processes. ray: a cluster.",
+)
+@click.option("--address", default="", help="Of the Ray cluster. Default: one on this machine.")
+@_protect_options
+@_teacher_options
+@click.option(
+    "--images", type=_PATH, help="Folder with inputs of the teacher, which --gain auto and --compensate fit to."
+)
+@click.option("--verify-images", type=_PATH, help="Folder with other inputs, on which they are verified.")
+@click.option(
+    "--min-psnr", type=float, default=48.0, show_default=True, help="dB that --gain auto leaves the worst of them."
+)
+@_output_options
+def audit(
+    model: Path, protected: Path | None, task: str | None, data: Path | None, student: str,
+    student_args: dict[str, Any] | None, profile: str, rows: Sequence[str], seeds: int | None, steps: int | None,
+    require: Sequence[str], report: Path | None, cache: Path, jobs: int, backend: str, address: str,
+    layers: Sequence[str], rank: int | str, gain: float | str, max_gain: float, compensate: str, plan: Path | None,
+    energy: float, axis: int | None, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
+    data_range: str | None, inputs: Path | None, device: str, images: Path | None, verify_images: Path | None, min_psnr: float,
+    as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Train students on what the shipped model gives away, and say what the defence costs them.
+
+    MODEL is the original teacher. What is shipped is PROTECTED, or MODEL protected here, as --plan or --layers say.
+    """
+    from asvp_export.audit.auditing import run_audit
+    from asvp_export.audit.runner import Workers
+    from asvp_export.audit.verdict import check_requirements
+    from asvp_export.plan.record import Plan, apply
+    from asvp_export.protection import check_wishes, protect
+    from asvp_export.report.audit_page import write_audit_page
+    from asvp_export.report.audit_table import audit_table
+    from asvp_export.report.report import write_json
+
+    if sum((protected is not None, plan is not None, bool(layers))) != 1:
+        raise click.UsageError(
+            "One of the PROTECTED file, --plan FILE and --layers NAMES was expected: what is shipped?"
+        )
+    if task is None and data is None:
+        raise click.UsageError("No pictures were named: --task NAME, --data DIR, or both, was expected.")
+    check_requirements(require)
+    check_wishes(rank, gain, max_gain, compensate, energy)
+    reports = _audit_files(report or Path(), (protected or model).stem)
+    given = {"model": model, **({"protected file": protected} if protected else {}), **({"plan": plan} if plan else {})}
+    _keep(given, reports)
+    chosen, say = Plan.load(plan) if plan else None, _progress(quiet or as_json)
+    with _stdout_for_results():
+        say(f"loading {model.name}")
+        teacher = _load(model, arch, arch_args, trust_pickle, data_range, inputs, device)
+        subject: Any = teacher
+        if chosen:
+            subject = apply(teacher, chosen)
+        elif protected is None:
+            subject = protect(
+                teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis, min_psnr=min_psnr, max_gain=max_gain,
+                compensate=compensate, images=images, verify_images=verify_images, progress=say,
+            )  # fmt: skip
+        result = run_audit(
+            subject, protected, task=task, data=data, student=student, student_args=student_args, profile=profile,
+            rows=rows, seeds=seeds, steps=steps, require=require, cache=cache, workers=Workers(jobs, backend, address),
+            progress=say,
+        )  # fmt: skip
+    with contextlib.suppress(FileExistsError):
+        reports["report"].parent.mkdir()
+    write_json(reports["report"], result.as_dict())
+    write_audit_page(result, reports["page"])
+    if as_json:
+        _print_json(result.as_dict())
+    elif not quiet:
+        audit_table(result, reports)
+    for bar in result.bars:
+        if not bar.passed:
+            found = "its row was not run" if bar.found is None else f"it is {bar.found:.2f}"
+            click.echo(f"The bar {bar.text} is not cleared: {found}.", err=True)
+    return 0 if result.passed else 1
+
+
+def _audit_files(folder: Path, stem: str) -> dict[str, Path]:
+    """Where the audit's reports go; refused here, before the long work, where they could not be written."""
+    found = {"report": folder / f"{stem}.audit.json", "page": folder / f"{stem}.audit.html"}
+    place = folder if folder.exists() else folder.parent
+    if not place.is_dir():
+        raise InputError(f"The folder of the report, {place}, does not exist; create it first.")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        from asvp_export.files import write_error
+
+        raise write_error(error, found["report"]) from error
+    return found
 
 
 @cli.command()

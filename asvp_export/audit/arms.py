@@ -19,7 +19,7 @@ OUTPUTS = "outputs"
 FIRST = "first"
 
 _NAME = re.compile(
-    r"(?P<teacher>\w+)(\+(?P<attack>\w+))?/(?P<loss>[a-z]+)(-(?P<weight>[0-9.]+))?(@(?P<tap>\w+))?(?P<first>\.first)?"
+    r"(?P<teacher>\w+)(\+(?P<attack>\w+))?/(?P<loss>[a-z]+)(-(?P<weight>\d+(\.\d+)?))?(@(?P<tap>\w+))?(?P<first>\.first)?"
 )
 
 

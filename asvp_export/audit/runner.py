@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
+import itertools
 import json
 import logging
 import os
@@ -123,10 +124,9 @@ def run(
     say("preparing the test pictures")
     exam, own, pictures = _exam(victim, data)
     common = _digest(
-        _METHOD, victim.fingerprint, data.fingerprint, student.fingerprint, json.dumps(asdict(budget)), _PATCHES,
-        torch.__version__,
-    )  # fmt: skip
-    keys = {(arm, seed): _key(common, arm, seed) for arm in rows for seed in seeds}
+        _METHOD, data.fingerprint, student.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__
+    )
+    keys = {(arm, seed): _digest(common, _depends(victim, arm), arm, seed) for arm in rows for seed in seeds}
     missing = [one for one, key in keys.items() if not (cache / f"{key}.json").exists()]
     unavailable: dict[Arm, str] = {}
     if missing:
@@ -137,10 +137,9 @@ def run(
         )
         patches = cut_patches(victim.teacher, data.train, budget.patches, _PATCHES)
         workers = workers or Workers()
-        count = _count(workers, victim.teacher.device)
         jobs = _jobs(victim, patches, missing, exam, student, budget, unavailable, threads=1)
         with say.track(missing, "training students") as tracked:
-            for arm, seed, found in _parallel(jobs, workers, count):
+            for arm, seed, found in _parallel(jobs, workers, victim.teacher.device):
                 _keep(cache, keys[arm, seed], *found)
                 next(tracked, None)
     scores: dict[Arm, list[dict[str, Any]]] = {}
@@ -151,9 +150,13 @@ def run(
     return Findings(scores, unavailable, own, student, budget, pictures)
 
 
-def _key(common: str, arm: Arm, seed: int) -> str:
-    source = inspect.getsource(type(attacks()[arm.attack])) if arm.attack else ""
-    return _digest(common, str(arm), seed, source)
+def _depends(victim: Victim, arm: Arm) -> str:
+    """What a row's students learn from: those of the original stay as they are when another gain is tried."""
+    source = inspect.getsource(inspect.getmodule(type(attacks()[arm.attack])) or attacks) if arm.attack else ""
+    if arm.teacher in ("truth", "original"):
+        taps = [(name, node.axis) for name, node in victim.nodes.items()]
+        return _digest(source, victim.teacher.sha256, taps)
+    return _digest(source, victim.fingerprint)
 
 
 def _digest(*parts: object) -> str:
@@ -194,31 +197,48 @@ def _trained(
     return arm, seed, train(student, arm, course, exam, budget, seed, device, threads)
 
 
-def _parallel(jobs: Iterator[Any], workers: Workers, count: int) -> Iterator[Any]:
+def _parallel(jobs: Iterator[Any], workers: Workers, device: str) -> Iterator[Any]:
     """The results as they come."""
-    if workers.backend == "ray":
-        _start_ray(workers.address)
-    with parallel_config(backend=workers.backend, n_jobs=count):
-        pool: Any = Parallel  # its types do not know what it returns as a generator
-        yield from pool(return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)(jobs)
+    pool: Any = Parallel  # its types do not know what it returns as a generator
+    if workers.backend != "ray":
+        with parallel_config(backend=workers.backend, n_jobs=workers.jobs or (_cores() if device == "cpu" else 1)):
+            yield from pool(return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)(jobs)
+        return
+    count = _start_ray(workers)
+    with parallel_config(backend="ray", n_jobs=count):
+        while several := list(
+            itertools.islice(jobs, count)
+        ):  # it gives nothing back before all that it was given is done
+            yield from pool(batch_size=1)(several)
 
 
-def _start_ray(address: str) -> None:
+def _start_ray(workers: Workers) -> int:
+    """Connect to the cluster; how many students it trains at a time."""
     try:
-        import ray  # pyright: ignore[reportMissingImports]
-        from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
+        import ray
+        from ray.util.joblib import register_ray
     except ImportError as error:
         raise InputError(
             "The backend ray was asked for and is not installed: pip install 'asvp-export[ray]'."
         ) from error
     if not ray.is_initialized():
-        ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        here = {} if workers.address else {"num_cpus": workers.jobs or _cores()}
+        try:
+            ray.init(
+                workers.address or None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **here,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"There is no Ray cluster at {workers.address or 'this machine'} ({error}).") from error
     register_ray()
+    return workers.jobs or int(ray.cluster_resources()["CPU"])
 
 
-def _count(workers: Workers, device: str) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return workers.jobs or (1 if device != "cpu" else cores)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keep(cache: Path, key: str, scores: dict[str, Any], picture: np.ndarray) -> None:
