@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from teachers import arch, example, save_pictures, weights
+from teachers import ROOT, arch, example, save_pictures, weights
 from test_cli import call
 
 import asvp_export
@@ -32,7 +33,7 @@ from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
 
 TASK, LAYER, GAIN = "derain", "body.3.branch.1", 10.0
-STUDENT = f"{Path(__file__).resolve().parents[1] / 'examples' / 'nets.py'}:{TASK}_student"
+STUDENT = f"{arch(TASK)}_student"
 ROWS = ["shipped/mse-1", "shipped+undo/normalised-10@node"]
 
 
@@ -192,19 +193,19 @@ def test_the_controls_change_the_features_as_much_as_the_shipped_model_does(vict
     assert np.allclose(scaled / np.where(clean, clean, 1), np.where(clean, scaled.max() / clean.max(), 0), rtol=1e-5)
 
 
-def test_an_attacker_is_one_file(tmp_path, monkeypatch):
-    """As docs/audit.md shows it."""
+def test_an_attacker_is_one_file_as_the_page_shows_it(tmp_path, monkeypatch, victim, patches):
     import asvp_export.audit.attacks as package
 
-    source = Path(package.__file__).with_name("undo.py").read_text()
-    (tmp_path / "sign.py").write_text(
-        source.replace('name = "undo"', 'name = "sign"').replace("class Undo", "class Sign")
-    )
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "audit.md").read_text(), re.DOTALL)
+    (tmp_path / "project.py").write_text(code)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     attacks.cache_clear()
     try:
-        assert {"sign", "undo"} < set(attacks())
-        assert Arm.parse("shipped+sign/mse-1").baseline == Arm.parse("original/mse-1")
+        assert {"project", "undo"} < set(attacks())
+        assert Arm.parse("shipped+project/mse-1").baseline == Arm.parse("original/mse-1")
+        left = attacks()["project"].look(victim, patches.inputs)["node"][0]
+        removed = asvp_export.reference(victim.original(patches.inputs)["node"][0], 1, 1e-6)
+        assert near(left, removed) < 1e-3
     finally:
         monkeypatch.undo()
         attacks.cache_clear()

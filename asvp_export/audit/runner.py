@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -137,11 +138,15 @@ def run(
         )
         patches = cut_patches(victim.teacher, data.train, budget.patches, _PATCHES)
         workers = workers or Workers()
-        jobs = _jobs(victim, patches, missing, exam, student, budget, unavailable, threads=1)
+        jobs = _jobs(victim, patches, missing, exam, student, budget, unavailable)
+        start, total = time.monotonic(), len(missing)
         with say.track(missing, "training students") as tracked:
-            for arm, seed, found in _parallel(jobs, workers, victim.teacher.device):
+            for done, (arm, seed, found) in enumerate(_parallel(jobs, workers, victim.teacher.device), 1):
                 _keep(cache, keys[arm, seed], *found)
                 next(tracked, None)
+                if done * 10 // total > (done - 1) * 10 // total and done < total:
+                    left = (time.monotonic() - start) / done * (total - done) / 60
+                    say(f"{done} of {total} students are trained, about {left:.0f} min left")
     scores: dict[Arm, list[dict[str, Any]]] = {}
     for arm in rows:
         if arm not in unavailable:
@@ -171,7 +176,6 @@ def _jobs(
     student: Student,
     budget: Budget,
     unavailable: dict[Arm, str],
-    threads: int,
 ) -> Iterator[Any]:
     """The students to train; what they learn from is computed when the first of them is due, and given up after the last."""
     images = victim.teacher.data_range.to_unit(patches.inputs.numpy())
@@ -188,13 +192,11 @@ def _jobs(
                 unavailable[arm] = f"no layer with weights stands behind {', '.join(victim.nodes)}"
                 continue
             course = Course(images, known.outputs, known.features[arm.tap] if arm.loss != OUTPUTS else ())
-            yield delayed(_trained)(student, arm, course, exam, budget, seed, victim.teacher.device, threads)
+            yield delayed(_trained)(student, arm, course, exam, budget, seed, victim.teacher.device)
 
 
-def _trained(
-    student: Student, arm: Arm, course: Course, exam: Exam, budget: Budget, seed: int, device: str, threads: int
-) -> Any:
-    return arm, seed, train(student, arm, course, exam, budget, seed, device, threads)
+def _trained(student: Student, arm: Arm, course: Course, exam: Exam, budget: Budget, seed: int, device: str) -> Any:
+    return arm, seed, train(student, arm, course, exam, budget, seed, device)
 
 
 def _parallel(jobs: Iterator[Any], workers: Workers, device: str) -> Iterator[Any]:
