@@ -183,7 +183,7 @@ def _output(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, memory_format=torch.channels_last)
+    return torch.tensor(array).to(device, memory_format=torch.channels_last)
 
 
 def _examine(net: nn.Module, questions: Sequence[Question], device: torch.device) -> dict[str, Any]:

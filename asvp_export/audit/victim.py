@@ -198,7 +198,7 @@ class _Tapped:
     def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Map]) -> Seen:
         self._maps, self._seen, self._open = maps, {}, []
         with torch.inference_mode():
-            outputs = _main(teacher, self.module(*teacher.inputs(images)))
+            outputs = _main(teacher, self.module(*teacher.inputs(images.to(teacher.device))))
         return Seen(outputs, _by_tap(self._sites, self._seen))
 
 

@@ -31,7 +31,7 @@ class FineTune(Attack):
         with torch.enable_grad():
             for _ in range(_STEPS):
                 chosen = torch.randint(len(images), (_BATCH,), generator=generator)
-                result = module(*teacher.inputs(images[chosen]))
+                result = module(*teacher.inputs(images[chosen].to(teacher.device)))
                 found = list(named_outputs(result).values())[teacher.signature.main]
                 optimizer.zero_grad()
                 functional.mse_loss(found, wanted[chosen]).backward()
