@@ -57,6 +57,9 @@ class Table:
     outro: str = ""
     """What its words mean, in small print below it."""
 
+    details: Sequence[str] = ()
+    """In small print under the name of each row; none, or one for each."""
+
     @property
     def heads(self) -> list[Column]:
         """The columns."""
