@@ -139,7 +139,9 @@ def _losses(result: AuditResult, groups: Mapping[str, Sequence[Row]]) -> Iterato
     reached = [
         value for rows in compared.values() for _, values, chance in rows for value in (*values, -chance, chance)
     ]
-    ends = round_range([*reached, -_LEAST_END, _LEAST_END])
+    reached = [value for value in reached if math.isfinite(value)] + [-_LEAST_END, _LEAST_END]
+    border = (max(reached) - min(reached)) / 25
+    ends = min(reached) - border, max(reached) + border
     for name, rows in compared.items():
         if rows:
             label = f"{name}: dB that each student loses beside its baseline, seed by seed"
@@ -157,15 +159,19 @@ def _rows(group: str, rows: Sequence[Row]) -> Table:
     columns: list[Column | str] = ["row", *scores]
     cells = [[str(row.arm), row.psnr, row.spread, row.ssim, row.to_teacher] for row in rows]
     if group != BASELINES:
-        columns += [LOSS, "p", "effect", "compared with"]
-        cells = [[*known, row.loss, _p(row), row.effect, row.baseline] for known, row in zip(cells, rows, strict=True)]
-    return Table(columns, cells, _GROUPS[group], details=[title(row.arm) for row in rows])
+        columns += [LOSS, "p", "effect"]
+        cells = [[*known, row.loss, _p(row), row.effect] for known, row in zip(cells, rows, strict=True)]
+    return Table(columns, cells, _GROUPS[group], details=[_detail(row) for row in rows])
+
+
+def _detail(row: Row) -> str:
+    return title(row.arm) + (f"; compared with {row.baseline}" if row.baseline else "")
 
 
 def _p(row: Row) -> str | None:
     if row.p is None or math.isnan(row.p):
         return None
-    return f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001"
+    return f"{row.p:.3f}" if row.p >= 0.001 else "<0.001"
 
 
 def _curves(result: AuditResult) -> Iterator[tuple[str, Markup, str]]:
@@ -185,7 +191,8 @@ def _curves(result: AuditResult) -> Iterator[tuple[str, Markup, str]]:
     kinds = {"original": "original", "shipped": "protected", "truth": "difference"}
     for name, rows in pairs.items():
         series = [
-            Series(who, kinds[who], [step for step, _ in row.curve], [value for _, value in row.curve]) for who, row in rows
+            Series(who, kinds[who], [step for step, _ in row.curve], [value for _, value in row.curve])
+            for who, row in rows
         ]
         chart = line_chart(
             series, title=f"{name}: PSNR over the steps of training", x_label="steps", y_label="PSNR, dB",

@@ -256,7 +256,8 @@ def _grid(across: _Linear | _Log, up: _Linear | _Log) -> Iterable[str]:
     for value, text in ticks:
         x = _x(across, value)
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
-        yield f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{text}</text>'
+        anchor = "middle" if x + 3.4 * len(text) < _WIDTH else "end"
+        yield f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="{anchor}">{text}</text>'
 
 
 def _counts(across: _Log) -> list[float]:
