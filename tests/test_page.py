@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
+from reading import Seen, pixels, read
 from teachers import example, recurrent, save_pictures
 from test_cli import call
 from test_signature import Video
@@ -26,8 +24,9 @@ from asvp_export.graph.spectrum import SingularValues
 from asvp_export.operator import Perturbation
 from asvp_export.parity.evidence import Evidence, Exhibit
 from asvp_export.parity.result import ParityResult
-from asvp_export.report.page import MOST_BYTES, Column, Table, page, write_page
+from asvp_export.report.page import page, write_page
 from asvp_export.report.pictures import factor_for, radial_power
+from asvp_export.report.render import Column, Table
 
 GAIN = 3.0
 LAYERS = ("body.3", "after_body")
@@ -53,62 +52,6 @@ def result(teacher, pictures) -> ParityResult:
 @pytest.fixture(scope="module")
 def seen(result) -> Seen:
     return read(page(result))
-
-
-class Seen(HTMLParser):
-    """A page as a reader that trusts nobody takes it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "input", "br"):
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data: str) -> None:
-        self.texts.setdefault(self._open[-1] if self._open else "", []).append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def text(self, tag: str) -> str:
-        return " ".join(" ".join(self.texts.get(tag, [])).split())
-
-
-def read(text: str) -> Seen:
-    """The page's parts; whatever is in it, it is well-formed, small, and reaches out to nothing."""
-    assert text.lstrip().startswith("<!doctype html>") and len(text.encode()) < MOST_BYTES
-    seen = Seen(text)
-    assert not seen._open, "elements stay open"
-    ids = [attributes["id"] for _, attributes in seen.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    for tag, attributes in seen.tags:
-        assert tag not in ("link", "iframe", "object", "base", "form", "use", "image")
-        assert not [name for name in attributes if name.startswith("on") or name in ("srcset", "style", "action")]
-        assert str(attributes.get("src", "data:")).startswith("data:image/webp;base64,") or "src" not in attributes
-        for reference in ("href", "aria-labelledby"):
-            assert attributes.get(reference, ids[0] if ids else "").lstrip("#") in ids
-    assert not re.search(r"url\(|@import|https?:", "".join(seen.texts["style"] + seen.texts["script"]))
-    assert all(one["alt"] for one in seen.all("img")) and all(one["aria-label"] for one in seen.all("svg"))
-    policy = next(str(one["content"]) for one in seen.all("meta") if "http-equiv" in one)
-    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
-    return seen
-
-
-def pixels(source: str | None) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(str(source).partition(",")[2]))))
 
 
 def test_the_verdict_comes_first_then_everything_in_order(result, seen):

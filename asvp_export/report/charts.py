@@ -28,7 +28,7 @@ class Series:
     """Ascending."""
 
     y: Sequence[float]
-    """As many; what is not finite, or not positive, is left out."""
+    """As many; what is not finite, or not positive on a logarithmic axis, is left out."""
 
     marks: str = ""
     """"circle", "square", or none."""
@@ -43,8 +43,9 @@ def line_chart(
     most_x: float = 1.0,
     log_x: bool = False,
     decades: float = 9,
+    y_range: tuple[float, float] | None = None,
 ) -> Markup:
-    """Lines over a logarithmic y axis.
+    """Lines, over a logarithmic y axis where no range is given.
 
     Args:
         series: what to draw, the first at the back.
@@ -54,21 +55,20 @@ def line_chart(
         most_x: where a linear x axis ends; it begins at 0.
         log_x: a logarithmic x axis instead, as far as there are points.
         decades: how far the y axis goes down at most, below its top.
+        y_range: where a linear y axis begins and ends; what lies outside stands at its end.
 
     Returns:
         An <svg> element, or nothing where there is no point to draw.
     """
-    lines = [(one, _thinned(_positive(one, log_x))) for one in series]
+    lines = [(one, _thinned(_drawable(one, log_x, log_y=y_range is None))) for one in series]
     points = [point for _, line in lines for point in line]
     if not points:
         return Markup("")
     across = _Log(*_around(x for x, _ in points)) if log_x else _Linear(0.0, most_x)
-    top = math.ceil(math.log10(max(y for _, y in points)) - 1e-9)
-    bottom = max(math.floor(math.log10(min(y for _, y in points)) + 1e-9), math.floor(top - decades))
-    up = _Log(10.0 ** min(bottom, top - 1), 10.0**top)
+    up = _Linear(*y_range) if y_range else _decades((y for _, y in points), decades)
     parts = [*_grid(across, up), *_labels(x_label, y_label), *_legend([one for one, line in lines if line])]
     for one, line in lines:
-        placed = [(_x(across, x), _y(up, max(y, up.low))) for x, y in line]
+        placed = [(_x(across, x), _y(up, min(max(y, up.low), up.high))) for x, y in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline class="line {escape(one.kind)}" points="{path}"/>')
         parts += [_mark(one, *point) for point in placed if one.marks]
@@ -117,6 +117,63 @@ def strip_plot(rows: Sequence[tuple[str, Sequence[float], float]], *, title: str
     )
 
 
+def difference_plot(
+    rows: Sequence[tuple[str, Sequence[float], float]], *, ends: tuple[float, float], title: str, unit: str
+) -> Markup:
+    """Differences around zero, a row of dots each: a line at their mean, a band as wide as chance.
+
+    Args:
+        rows: name, differences, and how far from zero a mean may lie by chance; what is not finite is not drawn.
+        ends: of the axis; what lies outside stands at its end.
+        title: what a screen reader says.
+        unit: of the differences.
+    """
+    scale, left, line = _Linear(*ends), 8, 42
+    height = line * len(rows) + 26
+
+    def at(value: float) -> float:
+        return left + (_WIDTH - 2 * left) * scale(min(max(value, scale.low), scale.high))
+
+    parts = []
+    for value, text in scale.ticks():
+        x = at(value)
+        anchor = "start" if x < left + 8 else "end" if x > _WIDTH - left - 8 else "middle"
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 22}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="{anchor}">{text}</text>')
+    for row, (name, values, chance) in enumerate(rows):
+        seen = [value for value in values if math.isfinite(value)]
+        base = row * line + 29
+        parts.append(f'<text class="name" x="{left}" y="{base - 14}">{escape(name)}</text>')
+        if chance > 0:
+            width = at(chance) - at(-chance)
+            parts.append(f'<rect class="chance" x="{at(-chance):.1f}" y="{base - 8}" width="{width:.1f}" height="16"/>')
+        parts += [f'<circle class="dot" cx="{at(value):.1f}" cy="{base}" r="4"/>' for value in seen]
+        if seen:
+            mean = sum(seen) / len(seen)
+            x = at(mean)
+            parts.append(f'<line class="needed" x1="{x:.1f}" x2="{x:.1f}" y1="{base - 9}" y2="{base + 9}"/>')
+            text = f"{mean:z.2f} {unit}"
+            parts.append(f'<text x="{_WIDTH - left}" y="{base - 14}" text-anchor="end">{text}</text>')
+    zero = f'<line class="zero" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="0" y2="{height - 22}"/>'
+    body = "".join((zero, *parts))
+    return Markup(
+        f'<svg class="chart strip" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
+    )
+
+
+def round_range(values: Iterable[float]) -> tuple[float, float]:
+    """The least range with round ends that holds all finite values; 0 to 1 where there is none."""
+    found = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    step = _step(max(found) - min(found))
+    return step * math.floor(min(found) / step), step * math.ceil(max(found) / step)
+
+
+def _step(span: float) -> float:
+    """1, 2 or 5 times a power of ten: at most five of them fit into the span."""
+    power = 10.0 ** math.floor(math.log10(max(span, 1e-6) / 5))
+    return next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= 5 + 1e-9)
+
+
 def _within(decibels: float) -> float:
     """What lies outside of -50 to 200 stands at the end of the axis."""
     return min(max(decibels, -50.0), 200.0)
@@ -131,8 +188,9 @@ class _Linear:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        step = (self.high - self.low) / 5
-        return [(self.low + i * step, f"{self.low + i * step:.2g}") for i in range(6)]
+        step = _step(self.high - self.low)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [(i * step, f"{round(i * step, 9):g}") for i in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -149,6 +207,14 @@ class _Log:
         return [(10.0**e, _power(e)) for e in range(math.ceil(first), math.floor(last) + 1, step)]
 
 
+def _decades(values: Iterable[float], most: float) -> _Log:
+    """Whole powers of ten around the values, at most so many below the top."""
+    found = list(values)
+    top = math.ceil(math.log10(max(found)) - 1e-9)
+    bottom = max(math.floor(math.log10(min(found)) + 1e-9), math.floor(top - most))
+    return _Log(10.0 ** min(bottom, top - 1), 10.0**top)
+
+
 def _power(exponent: int) -> str:
     raised = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{10.0**exponent:g}" if -3 < exponent < 5 else f"10{raised}"
@@ -159,9 +225,9 @@ def _around(values: Iterable[float]) -> tuple[float, float]:
     return min(found), max(max(found), min(found) * 2)
 
 
-def _positive(one: Series, log_x: bool) -> list[tuple[float, float]]:
+def _drawable(one: Series, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
     pairs = zip(one.x, one.y, strict=True)
-    return [(x, y) for x, y in pairs if math.isfinite(y) and y > 0 and (x > 0 or not log_x)]
+    return [(x, y) for x, y in pairs if math.isfinite(y) and (y > 0 or not log_y) and (x > 0 or not log_x)]
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -181,7 +247,7 @@ def _y(scale: _Linear | _Log, value: float) -> float:
     return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * scale(value)
 
 
-def _grid(across: _Linear | _Log, up: _Log) -> Iterable[str]:
+def _grid(across: _Linear | _Log, up: _Linear | _Log) -> Iterable[str]:
     for value, text in up.ticks():
         y = _y(up, value)
         yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -190,7 +256,8 @@ def _grid(across: _Linear | _Log, up: _Log) -> Iterable[str]:
     for value, text in ticks:
         x = _x(across, value)
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
-        yield f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">{text}</text>'
+        anchor = "middle" if x + 3.4 * len(text) < _WIDTH else "end"
+        yield f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="{anchor}">{text}</text>'
 
 
 def _counts(across: _Log) -> list[float]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from asvp_export.environment import tool_version
 from asvp_export.files import atomic_write
 from asvp_export.report.charts import Series, line_chart, strip_plot
 from asvp_export.report.pictures import Pictures, draw, radial_power, visible
+from asvp_export.report.render import MOST_BYTES, Column, Table, render
 
 if TYPE_CHECKING:
     from asvp_export.graph.spectrum import SingularValues
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
     from asvp_export.parity.verify import GateResult, ImageScore
 
 NAME = "report.html"
-MOST_BYTES = 5_000_000
 
 _PICTURE_BYTES = 3_000_000  # of all pictures; base64 makes 4 MB of them
 _MOST_CHARTS, _MOST_SCORES = 24, 200
@@ -35,59 +30,6 @@ _GATES = {
     "preservation": "the file against the original: what its user loses",
     "tiled": "the file run tile by tile against the original on the whole image",
 }
-
-Cell = str | int | float | None
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a `Table`."""
-
-    name: str
-    """Its head."""
-
-    form: str = ""
-    """Format specification of its numbers (".2f"); "" leaves them as they are."""
-
-    unit: str = ""
-    """What stands behind each number ("dB")."""
-
-    def show(self, value: Cell) -> str:
-        """A cell as text; a dash where there is no value, or it is not finite."""
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            return "\N{EN DASH}"
-        if isinstance(value, str):
-            return value
-        return f"{value:{self.form}}" + (f" {self.unit}" if self.unit else "")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page; the first column names the rows."""
-
-    columns: Sequence[Column | str]
-    """The heads; a plain word is a column of text."""
-
-    rows: Sequence[Sequence[Cell]]
-    """As many cells each as there are columns."""
-
-    intro: str = ""
-    """One or two sentences above it."""
-
-    outro: str = ""
-    """What its words mean, in small print below it."""
-
-    @property
-    def heads(self) -> list[Column]:
-        """The columns."""
-        return [Column(one) if isinstance(one, str) else one for one in self.columns]
-
-    @property
-    def cells(self) -> list[list[tuple[str, str]]]:
-        """Row by row: the head and the text."""
-        return [
-            [(head.name, head.show(value)) for head, value in zip(self.heads, row, strict=True)] for row in self.rows
-        ]
 
 
 def write_page(
@@ -114,17 +56,8 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), strips: Sequence[T
     exhibits = list(result.evidence.exhibits) if result.evidence else []
     share = _PICTURE_BYTES // max(1, len(exhibits))
     views = [_view(one, share) for one in exhibits]
-    environment = Environment(
-        loader=PackageLoader("asvp_export.report", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    style, script = (_source(environment, name) for name in ("page.css", "page.js"))
     content = {
         "title": f"{_subject(result)}: {'passed' if result.passed else 'failed'}",
-        "style": Markup(style),
-        "script": Markup(script),
-        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
         "result": result,
         "verdict": _verdict(result),
         "gates": _gates(result),
@@ -138,24 +71,12 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), strips: Sequence[T
         "scores": _scores(result.preservation),
         "latency": _latency(result),
         "facts": _facts(result),
-        "version": tool_version(),
     }
-    template = environment.get_template("page.html")
     while True:
-        made = template.render(content, views=views)
+        made = render("page.html", script="page.js", **content, views=views)
         if not views or len(made.encode("utf-8", "replace")) < MOST_BYTES:
             return made
         views.pop()
-
-
-def _source(environment: Environment, name: str) -> str:
-    assert environment.loader
-    return environment.loader.get_source(environment, name)[0]
-
-
-def _hash(text: str) -> str:
-    """The text's source expression for a content security policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _subject(result: ParityResult) -> str:

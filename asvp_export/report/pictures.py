@@ -112,11 +112,11 @@ def _draw(original: np.ndarray, protected: np.ndarray, peak: float, place: tuple
     if finite:
         unlike = np.maximum(0.0, 1 - ssim_map(original, protected, peak))
         span = next((one for one in _SPANS if np.percentile(unlike, _SEEN) <= one), 1.0)
-        similarity = _encoded(_magma(unlike / span))
+        similarity = encoded(_magma(unlike / span))
     return Pictures(
-        _encoded(_bytes(shown[0])),
-        _encoded(_bytes(shown[1])),
-        _encoded(_bytes(difference * factor)),
+        encoded(_bytes(shown[0])),
+        encoded(_bytes(shown[1])),
+        encoded(_bytes(difference * factor)),
         factor,
         similarity,
         1 - span,
@@ -181,7 +181,8 @@ def _magma(shares: np.ndarray) -> np.ndarray:
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
-def _encoded(pixels: np.ndarray) -> Picture:
+def encoded(pixels: np.ndarray) -> Picture:
+    """Bytes, [H, W] or [H, W, 3], for a page."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "WEBP", lossless=True, quality=50, method=2)
     return Picture(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from asvp_export.report.page import Column, Table
+from asvp_export.report.render import Column, Table
 
 if TYPE_CHECKING:
     from asvp_export.plan.strips import Strip

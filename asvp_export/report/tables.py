@@ -31,8 +31,8 @@ def layers_as_dict(found: Sequence[Layer], refused: Mapping[str, str]) -> dict[s
 
 def layers_table(found: Sequence[Layer], refused: Mapping[str, str]) -> None:
     """Print the layers that can carry the node, then the others by the reason why they cannot."""
-    console = _console()
-    table = _table("layer", "type", "output", "axis", "s1", "rank", "ms", "node ms")
+    console = terminal()
+    table = bare_table("layer", "type", "output", "axis", "s1", "rank", "ms", "node ms")
     for layer in found:
         calls = f" (x{layer.calls})" if layer.calls > 1 else ""
         table.add_row(
@@ -61,16 +61,16 @@ def layers_table(found: Sequence[Layer], refused: Mapping[str, str]) -> None:
 
 def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) -> None:
     """Print the verdict of an export or a check: layers, gates, latency, and where the files lie, by what they are."""
-    console = _console()
+    console = terminal()
     if result.nodes:
-        table = _table("layer", "rank", "gain", "energy", "axis", "feature change", "strength", "at most")
+        table = bare_table("layer", "rank", "gain", "energy", "axis", "feature change", "strength", "at most")
         for name, node in result.nodes.items():
             effect = result.effects.get(name)
             shares = (effect.relative_feature_change, effect.strength, effect.strength_cap) if effect else ()
             row = [escape(name), str(node.rank), f"{node.gain:g}", f"{node.energy:g}", str(node.axis)]
             table.add_row(*row, *(f"{share:.4f}" for share in shares))
         console.print(table)
-    gates = _table("gate", "worst", "mean", "worst SSIM", "needed", "by", "")
+    gates = bare_table("gate", "worst", "mean", "worst SSIM", "needed", "by", "")
     for name, gate in result.gates.items():
         *measured, verdict = _gate_row(gate)
         gates.add_row(name, *measured, ", ".join(result.ways), verdict)
@@ -108,7 +108,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
             f"{plan.uncompensated_psnr:.1f} dB with the original weights"
         )
     if plan.ranking:
-        table = _table("candidate", "rank", "gain", "strength", "compensated", "chosen")
+        table = bare_table("candidate", "rank", "gain", "strength", "compensated", "chosen")
         for one in plan.ranking[:_CANDIDATES]:
             row = [escape(one.name), str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}"]
             table.add_row(*row, "yes" if one.compensated else "no", "yes" if one.chosen else "")
@@ -120,7 +120,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
 def _strips(strips: Sequence[Strip]) -> Table:
     """What is left when the nodes are taken out, in dB."""
     with_truth = strips[0].truth_min_psnr is not None
-    table = _table("strip test", "worst", "mean", *(("worst, truth", "mean, truth", "lost") if with_truth else ()))
+    table = bare_table("strip test", "worst", "mean", *(("worst, truth", "mean, truth", "lost") if with_truth else ()))
     for one in strips:
         values = [one.min_psnr, one.mean_psnr]
         values += [one.truth_min_psnr, one.truth_mean_psnr, one.loss] if with_truth else []
@@ -130,14 +130,14 @@ def _strips(strips: Sequence[Strip]) -> Table:
 
 def description_table(found: Mapping[str, Any]) -> None:
     """Print what `describe` found in a file."""
-    console = _console()
+    console = terminal()
     opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
     console.print(f"[bold]{escape(found['file'])}[/]  {found['bytes']} bytes, IR {found['ir_version']}, opset {opsets}")
     for kind in ("inputs", "outputs"):
         for name, shape in found[kind].items():
             console.print(f"{kind[:-1]}: {escape(name)} {escape(' x '.join(map(str, shape)))}")
     if found["nodes"]:
-        table = _table("node", "rank", "gain", "energy", "axis")
+        table = bare_table("node", "rank", "gain", "energy", "axis")
         for node in found["nodes"]:
             row = [str(node["rank"]), f"{node['gain']:g}", f"{node['energy']:g}", str(node["axis"])]
             table.add_row(escape(node["name"]), *row)
@@ -175,12 +175,13 @@ def _gate_row(gate: GateResult) -> list[str]:
     return [*shown, f"{ssim:.5f}" if ssim is not None else "NaN", f"{gate.threshold:g} dB", verdict]
 
 
-def _console() -> Console:
+def terminal() -> Console:
     """As wide as the terminal; where there is none (a pipe, a log), wide enough not to break names."""
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
-def _table(*columns: str) -> Table:
+def bare_table(*columns: str) -> Table:
+    """A table without lines; the first column is never broken."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=i == 0)

@@ -1,0 +1,84 @@
+"""An audit for the terminal, and the order of its rows."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.markup import escape
+
+from asvp_export.audit.arms import Arm
+from asvp_export.audit.verdict import AuditResult, Row
+from asvp_export.report.render import Column
+from asvp_export.report.tables import bare_table, terminal
+
+BASELINES, SHIPPED = "No teacher, and the original", "The shipped model as it is"
+CONTROLS, ATTACKERS = "Controls", "Attackers who adapt"
+
+LOSS = Column("loss", "z.2f")
+"""In dB; what rounds to zero has no sign."""
+
+
+def grouped(result: AuditResult) -> dict[str, list[Row]]:
+    """The rows by what is asked of them, groups without a row left out: the best baseline first, then the largest loss."""
+    found: dict[str, list[Row]] = {name: [] for name in (BASELINES, SHIPPED, CONTROLS, ATTACKERS)}
+    for row in result.rows:
+        found[_group(row.arm)].append(row)
+    return {name: sorted(rows, key=_rank, reverse=True) for name, rows in found.items() if rows}
+
+
+def _group(arm: Arm) -> str:
+    if arm.teacher in ("truth", "original"):
+        return BASELINES
+    if arm.teacher != "shipped":
+        return CONTROLS
+    return ATTACKERS if arm.attack else SHIPPED
+
+
+def _rank(row: Row) -> float:
+    value = row.psnr if row.loss is None else row.loss
+    return value if math.isfinite(value) else -math.inf
+
+
+def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
+    """Print the rows, the verdict, what was asked for, and where the reports lie, by what they are."""
+    console, many = terminal(), len(result.seeds) > 1
+    columns = {
+        "psnr": Column("PSNR", ".2f"),
+        "spread": Column("spread", ".2f"),
+        "ssim": Column("SSIM", ".4f"),
+        "loss": LOSS,
+    }
+    if not many:
+        del columns["spread"]
+    table = bare_table("row", *(column.name for column in columns.values()), "effect")
+    for name, rows in grouped(result).items():
+        table.add_row(f"[dim]{name}[/]")
+        for row in rows:
+            cells = (column.show(getattr(row, key)) for key, column in columns.items())
+            table.add_row(escape(str(row.arm)), *cells, row.effect)
+    console.print(table)
+    console.print(
+        "PSNR on the test pictures, and its loss beside the same student of the original; dB"
+        + (
+            f", mean over {len(result.seeds)} seeds; spread: standard deviation over them."
+            if many
+            else ", of one seed."
+        ),
+        style="dim",
+    )
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, reason in result.unavailable.items():
+        reasons[reason].append(name)
+    for reason, names in reasons.items():
+        console.print(f"not available: {escape(', '.join(names))}: {escape(reason)}", style="dim")
+    for sentence in result.sentences():
+        console.print(escape(sentence))
+    for bar in result.bars:
+        verdict = "[bold green]passed[/]" if bar.passed else "[bold red]failed[/]"
+        found = "its row was not run" if bar.found is None else f"found {bar.found:z.2f} dB"
+        console.print(f"{verdict}  {escape(bar.text)}, {found}", soft_wrap=True)
+    for what, path in written.items():
+        console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
