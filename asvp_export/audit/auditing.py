@@ -109,7 +109,7 @@ def run_audit(
         unavailable={str(arm): reason for arm, reason in findings.unavailable.items()},
         seeds=tuple(range(count)),
         budget=budget,
-        student=student or "ours",
+        student=Path(student).name or "ours",
         pictures=findings.pictures,
     )
     return replace(result, bars=hold(result.metrics, require))

@@ -224,15 +224,11 @@ def _start_ray(workers: Workers) -> int:
             "The backend ray was asked for and is not installed: pip install 'asvp-export[ray]'."
         ) from error
     if not ray.is_initialized():
-        here = {} if workers.address else {"num_cpus": workers.jobs or _cores()}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of an audit is told to anybody
+        cores = None if workers.address else workers.jobs or _cores()
+        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         try:
-            ray.init(
-                workers.address or None,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **here,
-            )
+            ray.init(workers.address or None, num_cpus=cores, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"There is no Ray cluster at {workers.address or 'this machine'} ({error}).") from error
     register_ray()
@@ -274,7 +270,10 @@ def _exam(victim: Victim, data: Data) -> tuple[Exam, Own, dict[str, bytes]]:
                 scored.append(_scores(clean, original, shipped))
                 if not pictures:
                     shots = {"clean": clean, "input": unit, "teacher": original, "protected": shipped}
-                    pictures = {name: _png(shown(one)) for name, one in shots.items()}
+                    pictures = {
+                        name: _png(shown(one, unit.shape[2] / clean.shape[2] if name == "input" else 1.0))
+                        for name, one in shots.items()
+                    }
     means = [float(np.mean(column)) for column in zip(*scored, strict=True)]
     own = Own(*means[:4], worst_preservation=min(one[4] for one in scored), mean_preservation=means[4])
     return Exam(parts["select"], parts["test"]), own, pictures

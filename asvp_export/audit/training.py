@@ -205,8 +205,9 @@ def _examine(net: nn.Module, questions: Sequence[Question], device: torch.device
     return means | {"per_image": per_image, "picture": picture}
 
 
-def shown(image: np.ndarray) -> np.ndarray:
-    """The middle of a picture, [1, C, H, W] in 0..1, as [H, W, C] uint8 of 128 pixels a side at most."""
-    top, left = (max(0, (side - _SHOWN) // 2) for side in image.shape[2:])
-    part = image[0, :, top : top + _SHOWN, left : left + _SHOWN]
+def shown(image: np.ndarray, size: float = 1.0) -> np.ndarray:
+    """The middle of a picture, [1, C, H, W] in 0..1, as [H, W, C] uint8 of 128 pixels times `size` a side at most."""
+    most = max(1, round(_SHOWN * size))
+    top, left = (max(0, (side - most) // 2) for side in image.shape[2:])
+    part = image[0, :, top : top + most, left : left + most]
     return np.rint(np.clip(part, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)

@@ -223,6 +223,8 @@ def _compared(row: Row, base: Row) -> Row:
         p = float(ttest_rel(base.by_seed, row.by_seed).pvalue) if np.ptp(differences) else float(loss == 0)
     if row.spread is None or base.spread is None:
         effect = ONE_SEED
+    elif not math.isfinite(loss):
+        effect = "not finite"
     elif abs(loss) <= max(row.spread, base.spread):
         effect = NO_EFFECT
     else:
@@ -288,8 +290,8 @@ def _sentences(result: AuditResult) -> list[str]:
     spread = max(best["original"].spread or 0.0, best["shipped"].spread or 0.0)
     still = "loses nothing that the seeds do not explain" if loss <= spread else f"loses {loss:.2f} dB"
     told.append(
-        f"The best student of the shipped model learns from {title(best['shipped'].arm)}: it {still} beside the best of the "
-        f"original ({title(best['original'].arm)})."
+        f"The best student of the shipped model ({best['shipped'].arm}) {still} beside the best of the original "
+        f"({best['original'].arm})."
     )
     return told
 
