@@ -28,6 +28,7 @@ RANKS = (1, 2, 4, 8)
 _NEAR_DB = 0.3  # a scale this close above the target is good enough
 _STEPS = 6
 _FINEST = 0.001  # of a gain
+_START = {False: 1.05, True: 3.0}  # the gain that is tried first: without compensation, and with it
 
 
 @dataclass(frozen=True)
@@ -151,35 +152,31 @@ class Search:
                 break  # the others could not do better at the largest gain
             if best and quick and self.compensable(layer):
                 break
-            tried = self._tried(layer, at_most[rank], target, share)
+            tried = self._tried(Single(layer, at_most[rank], 0.0, 0.0, 0.0), target, share)
             if best is None or tried.strength > best.strength:
                 best = tried
         assert best is not None
-        return best
+        if quick and self.compensable(layer):
+            return best
+        return self._tried(best, target, share)  # once more, from close by
 
-    def _tried(self, layer: str, node: Perturbation, target: float, share: int) -> Single:
-        """One or two trials of a layer alone, and the gain that follows from them."""
-        if self.compensable(layer):
-            return self.at(Single(layer, node, 0.0, node.gain, self.trial({layer: node}, share).psnr), target)
-        found = Single(layer, replace(node, gain=min(1.05, self.max_gain)), 0.0, 0.0, 0.0)
-        for _ in range(2):  # the second time from close by
-            worst = self.trial({layer: found.node}, share).psnr
-            found = self.at(replace(found, tried=found.node.gain, psnr=worst), target)
-        return found
+    def _tried(self, single: Single, target: float, share: int) -> Single:
+        """A trial of a layer alone, and the gain that follows from it."""
+        start = _START[self.compensable(single.layer)] if single.tried == 0 else single.node.gain
+        node = replace(single.node, gain=min(start, self.max_gain))
+        psnr = self.trial({single.layer: node}, share).psnr
+        return self.at(replace(single, node=node, tried=node.gain, psnr=psnr), target)
 
     def at(self, single: Single, target: float) -> Single:
         """The same layer at another target, reckoned from what was tried.
 
-        Without compensation the error is nearly linear in gain - 1. With it, it grows like 1 - 1/gain and is bounded: the
-        readers could do without the component altogether.
+        The error is nearly linear in gain - 1, compensated or not: a fixed kernel takes out what the component has in all images, and
+        what each has for itself is amplified as before. At large gains it grows less, since the readers then do without all
+        of it.
         """
         room = 10 ** ((single.psnr - target) / 20) if math.isfinite(single.psnr) else 0.01
-        if not self.compensable(single.layer):
-            gain = 1 + (single.tried - 1) * room
-        else:
-            left = (1 - 1 / single.tried) * room
-            gain = 1 / (1 - left) if left < 1 else math.inf
-        node = replace(single.node, gain=_rounded(min(gain, self.max_gain)))
+        gain = _rounded(min(1 + (single.tried - 1) * room, self.max_gain))
+        node = replace(single.node, gain=gain)
         return replace(single, node=node, strength=self.strength(single.layer, node)[0])
 
     def joint(self, nodes: dict[str, Perturbation], budget: float = math.inf) -> Trial:
