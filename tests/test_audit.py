@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
-from teachers import ROOT, arch, example, save_pictures, weights
+from teachers import ROOT, arch, example, recurrent, save_pictures, weights
 from test_cli import call
 
 import asvp_export
@@ -26,7 +27,7 @@ from asvp_export.audit.losses import LOSSES
 from asvp_export.audit.runner import Workers
 from asvp_export.audit.student import student_for
 from asvp_export.audit.verdict import NO_EFFECT, ONE_SEED, Row, check_requirements, hold, judge
-from asvp_export.audit.victim import Victim
+from asvp_export.audit.victim import Seen, Victim
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
@@ -132,6 +133,34 @@ def test_a_file_without_nodes_and_a_teacher_of_another_kind_are_refused(file, ba
         Victim.of_file(asvp_export.load(torch.nn.Conv2d(3, 3, 3, padding=1)), file)
 
 
+def test_a_file_of_frozen_sizes_shows_the_same_and_another_model_is_refused(victim, file, patches, tmp_path):
+    model = onnx.load(file)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "frozen.onnx")
+    other = Victim.of_file(victim.teacher, tmp_path / "frozen.onnx")
+    assert other.teacher.fixed[0] == 3
+    ours, theirs = victim.shipped(patches.inputs[:4]), other.shipped(patches.inputs[:4])
+    assert near(theirs.outputs, ours.outputs) < 1e-4 and near(theirs["node"][0], ours["node"][0]) < 1e-4
+    grey = asvp_export.load(torch.nn.Conv2d(1, 1, 3, padding=1))
+    with pytest.raises(InputError, match=r"takes images of .*x3x"):
+        Victim.of_file(grey, file)
+
+
+def test_a_layer_that_is_called_again_has_a_node_at_each_call(tmp_path, patches):
+    here = Victim(insert(asvp_export.load(recurrent()), {"block": Perturbation(1, GAIN)}))
+    there = Victim.of_file(here.teacher, exported(here.protected, tmp_path / "recurrent.onnx"))
+    assert list(there.nodes) == ["block"]
+    for ours, theirs in (
+        (here.shipped(patches.inputs[:2]), there.shipped(patches.inputs[:2])),
+        (here.stripped(patches.inputs[:2], {"block": lambda x: 2 * x}),
+         there.stripped(patches.inputs[:2], {"block": lambda x: 2 * x})),
+    ):  # fmt: skip
+        assert near(theirs.outputs, ours.outputs) < 1e-4
+        assert near(theirs["node"][0], ours["node"][0]) < 1e-4
+
+
 # Attackers
 
 
@@ -209,6 +238,72 @@ def test_an_attacker_is_one_file_as_the_page_shows_it(tmp_path, monkeypatch, vic
     finally:
         monkeypatch.undo()
         attacks.cache_clear()
+
+
+class Unlike(torch.nn.Module):
+    """What real nets do: an in-place sum behind a layer, and tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.again = (torch.nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
+        self.again.weight = self.body.weight
+        self.tail = torch.nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.head(x))
+        y = self.body(features)
+        y += features
+        return x + 0.1 * self.tail(self.again(y))
+
+
+@pytest.fixture(scope="module")
+def unlike():
+    torch.manual_seed(0)
+    return asvp_export.load(Unlike())
+
+
+def test_what_flows_on_may_be_written_into(unlike, patches):
+    victim = Victim(insert(unlike, {"body": Perturbation(1, GAIN)}))
+    clean, seen = victim.original(patches.inputs), victim.shipped(patches.inputs)
+    assert torch.equal(seen["before"][0], clean["node"][0]) and (clean["node"][0] < 0).any()
+    assert near(attacks()["undo"].look(victim, patches.inputs)["node"][0], clean["node"][0]) < 1e-5
+
+
+def test_fine_tuning_leaves_tied_weights_of_the_teacher_alone(unlike, patches, monkeypatch):
+    monkeypatch.setattr("asvp_export.audit.attacks.finetune._STEPS", 2)
+    before = unlike.module.body.weight.clone()
+    attacks()["finetune"].prepare(Victim(insert(unlike, {"body": Perturbation(1, GAIN)})), patches.inputs)
+    assert torch.equal(unlike.module.body.weight, before)
+
+
+def test_who_undoes_finds_how_many_were_amplified_where_the_energy_decides(victim, patches):
+    several = Victim(insert(victim.teacher, {LAYER: Perturbation(6, GAIN, 0.8)}))
+    seen = attacks()["undo"].look(several, patches.inputs)
+    assert near(seen["node"][0], victim.original(patches.inputs)["node"][0]) < 1e-5
+
+
+def test_channels_that_are_always_zero_do_not_mislead_who_estimates():
+    torch.manual_seed(0)
+    rows = torch.randn(3, 3) @ torch.diag(torch.tensor([30.0, 1.0, 0.7])) @ torch.randn(3, 400)
+    features = torch.cat([rows, torch.zeros(29, 400)]).view(1, 32, 20, 20)
+    exposed = asvp_export.reference(features, 1, 10.0)
+
+    class Shows:
+        nodes = {LAYER: Perturbation(1, 10.0)}  # noqa: RUF012
+
+        def shipped(self, images):
+            return Seen(images, {"node": [exposed]})
+
+    one = attacks()["estimate"]
+    one.prepare(Shows(), exposed)
+    ((rank, gain),) = one._found.values()
+    assert rank == 1 and 3 < gain < 1000
+
+
+def test_whitening_does_not_take_what_the_gain_left_for_noise(victim, patches):
+    one, loud = attacks()["whiten"], Victim(insert(victim.teacher, {LAYER: Perturbation(1, 100.0)}))
+    clean = one.clean(loud, patches.inputs)["node"][0]
+    assert near(one.look(loud, patches.inputs)["node"][0], clean) < 0.3
 
 
 # Losses
