@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from asvp_export.audit.attacks.base import UnavailableError
 from asvp_export.audit.auditing import PROFILES, run_audit
 from asvp_export.audit.lessons import taught
 from asvp_export.audit.losses import LOSSES
-from asvp_export.audit.runner import Workers
+from asvp_export.audit.runner import Workers, _particulars
 from asvp_export.audit.student import student_for
 from asvp_export.audit.verdict import NO_EFFECT, ONE_SEED, Row, check_requirements, hold, judge
 from asvp_export.audit.victim import Seen, Victim
@@ -32,6 +33,7 @@ from asvp_export.errors import InputError
 from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
+from asvp_export.signature import ValueRange
 
 TASK, LAYER, GAIN = "derain", "body.3.branch.1", 10.0
 STUDENT = f"{arch(TASK)}_student"
@@ -353,6 +355,12 @@ def test_every_row_has_a_name_that_is_read_back(profile):
         ("shipped/mse", "needs a weight"),
         ("shipped/outputs-3", "needs a weight"),
         ("shipped/mse-1..2", "cannot be read"),
+        ("shipped/outputs.first", "where none are imitated"),
+        ("truth/mse-1", "where none are imitated"),
+        ("original+undo/mse-1", "attacks what is shipped"),
+        ("scaled+whiten/mse-1", "attacks what is shipped"),
+        ("shipped+undo/mse-1@next", "change none"),
+        ("original/mse-1@before", "does not have"),
     ],
 )
 def test_a_row_that_is_none_is_refused(name, sentence):
@@ -387,6 +395,21 @@ def test_patches_are_aligned_with_their_clean_pictures():
     small = torch.nn.functional.interpolate(patches.clean, scale_factor=0.5, mode="bicubic", antialias=True)
     inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))  # the patch has another border than the picture
     assert float((small[inner] - patches.inputs[inner]).abs().max()) < 2 / 255
+
+
+def test_clean_pictures_of_odd_sizes_and_scales_that_are_no_whole_numbers_fit(clean, tmp_path):
+    for path in list_images(clean):
+        with Image.open(path) as picture:
+            picture.crop((0, 0, 79, 71)).save(tmp_path / path.name)
+    found = data.from_folder(tmp_path, "sr_x2")
+    teacher = example("sr_x2")
+    assert data.cut_patches(teacher, found.train, 2, 0).clean.shape[2:] == (64, 64)
+    pair = data.whole(teacher, found.test[0])
+    assert pair.degraded.shape == (35, 39, 3) and pair.clean.shape == (70, 78, 3)
+    wide = replace(teacher, scale=Fraction(7, 4))
+    pair = data.whole(wide, data.Pair("a", np.zeros((160, 152, 3)), np.zeros((280, 266, 3))))
+    assert pair.degraded.shape == (144, 144, 3) and pair.clean.shape == (252, 252, 3)
+    assert data.fitting(wide, 37) == (40, 40)
 
 
 def test_a_student_is_taught_at_the_same_name_or_the_same_depth():
@@ -453,6 +476,28 @@ def test_ray_trains_the_same_students(protected, clean, tmp_path):
 
     ray.shutdown()
     assert [row.by_seed for row in here.rows] == [row.by_seed for row in there.rows]
+
+
+def test_the_same_weights_of_another_range_are_another_teacher(protected):
+    plain = list(_particulars(protected.teacher))
+    assert not plain and list(_particulars(replace(protected.teacher, data_range=ValueRange(0, 255))))
+
+
+def test_ten_steps_and_a_requirement_that_no_row_answers(protected, clean, tmp_path):
+    assert audited(protected, clean, tmp_path, rows=["truth"], steps=10).by_name["truth"].curve[-1][0] == 10
+    for bar, sentence in (("feature_kd_drop>=1", "is not run"), ("original/outputs>=1", "has no loss")):
+        with pytest.raises(InputError, match=sentence):
+            audited(protected, clean, tmp_path, rows=["shipped/outputs"], require=[bar])
+    assert hold({"shipped/mse-1": 2.0}, ["shipped/mse-1@node>=1"])[0].passed
+
+
+def test_a_student_is_asked_about_every_size_before_it_is_trained(protected, clean, tmp_path):
+    (tmp_path / "picky.py").write_text(
+        "import torch\n\n\nclass Picky(torch.nn.Conv2d):\n    def forward(self, x):\n        assert x.shape[3] == 64, 'no'\n"
+        "        return super().forward(x)\n\n\ndef net():\n    return torch.nn.Sequential(Picky(3, 3, 3, padding=1))\n"
+    )
+    with pytest.raises(InputError, match="cannot be run on an image of"):
+        audited(protected, clean, tmp_path, student=f"{tmp_path / 'picky.py'}:net")
 
 
 def test_a_student_learns(protected, clean, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from asvp_export.audit.degradations import DEGRADATIONS, degrade, generator
 from asvp_export.errors import InputError
 from asvp_export.images import as_channels, list_images, photographs, read_image
+from asvp_export.signature import SizeRule
 from asvp_export.teacher.model import Teacher
 
 _TWINS = 4  # degraded twins of each clean picture that the thief trains with
@@ -149,7 +150,12 @@ def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, .
         for twin in range(twins):
             rng = generator(task, path.stem, twin)
             clean = jitter(picture, rng) if twin else picture
-            found.append(Pair(path.stem, degrade(task, clean, rng), clean))
+            degraded = degrade(task, clean, rng)
+            # Odd sizes lose what half a pixel more would have needed.
+            height, width = (
+                side - side % (side // part) for side, part in zip(clean.shape, degraded.shape[:2], strict=False)
+            )
+            found.append(Pair(path.stem, degraded, clean[:height, :width]))
     return tuple(found)
 
 
@@ -182,16 +188,21 @@ def cut_patches(teacher: Teacher, pairs: Sequence[Pair], count: int, seed: int) 
 
 def fitting(teacher: Teacher, wanted: int) -> tuple[int, int]:
     """The height and width of inputs that the teacher takes, about as large as wanted."""
-    height, width = (fixed or teacher.size.fit(wanted) for fixed in teacher.fixed[2:])
+    height, width = (fixed or _rule(teacher).fit(wanted) for fixed in teacher.fixed[2:])
     return (height, width)
+
+
+def _rule(teacher: Teacher) -> SizeRule:
+    """Sizes that the teacher takes and whose outputs are whole pixels."""
+    return teacher.size.stricter(SizeRule(multiple=Fraction(teacher.scale).denominator))
 
 
 def whole(teacher: Teacher, pair: Pair) -> Pair:
     """The middle of a picture, as large as the teacher takes and 256 clean pixels at most on a side."""
-    size, multiple = [], teacher.size.multiple
+    size, rule = [], _rule(teacher)
     for side, fixed in zip(pair.degraded.shape[:2], teacher.fixed[2:], strict=True):
         most = min(side, math.floor(_LARGEST / teacher.scale))
-        size.append(fixed or max(most // multiple * multiple, teacher.size.minimum))
+        size.append(fixed or max(most // rule.multiple * rule.multiple, rule.minimum))
     if teacher.size.square:
         size = [min(size)] * 2
     x, y = _aligned(teacher, pair, (size[0], size[1]), None)

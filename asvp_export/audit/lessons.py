@@ -55,6 +55,8 @@ def taught(victim: Victim, patches: Patches, teacher: str, attack: str, taps: Se
         seen = look(batch)
         outputs.append(as_unit(victim.teacher, seen.outputs))
         features = {tap: layers for tap, layers in features.items() if tap in seen.features}
+        if "next" in features and any(x.ndim not in (3, 4) for x in seen["next"]):
+            del features["next"]  # such as a gate's: one value a channel
         for tap, layers in features.items():
             for place, axis, x in zip(layers, axes, seen[tap], strict=True):
                 place.append(laid_out(x, axis).cpu().numpy())
