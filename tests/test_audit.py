@@ -412,6 +412,24 @@ def test_clean_pictures_of_odd_sizes_and_scales_that_are_no_whole_numbers_fit(cl
     assert data.fitting(wide, 37) == (40, 40)
 
 
+def test_of_many_and_large_pictures_some_and_their_middle_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_MOST", 5)
+    monkeypatch.setattr(data, "_KEPT", 40)
+    rng = np.random.default_rng(0)
+    for part in ("input", "truth"):
+        (tmp_path / part).mkdir()
+    for i in range(10):
+        small = rng.integers(0, 256, (30, 35, 3), dtype=np.uint8)
+        Image.fromarray(small).save(tmp_path / "input" / f"{i}.png")
+        Image.fromarray(small.repeat(2, 0).repeat(2, 1)).save(tmp_path / "truth" / f"{i}.png")
+    pairs = data._read(tmp_path, None)
+    assert [pair.name for pair in pairs] == ["0", "2", "4", "6", "8"]
+    assert all(np.array_equal(p.degraded.repeat(2, 0).repeat(2, 1), p.clean) for p in pairs)
+    assert {pair.clean.shape for pair in pairs} == {(40, 40, 3)}
+    (twin,) = data._degraded("derain", [tmp_path / "truth" / "0.png"])
+    assert twin.clean.shape == (40, 40, 3)
+
+
 def test_a_student_is_taught_at_the_same_name_or_the_same_depth():
     teacher = example(TASK)
     assert student_for(teacher, [LAYER], STUDENT).taught == (LAYER,)

@@ -20,6 +20,8 @@ from asvp_export.teacher.model import Teacher
 
 _TWINS = 4  # degraded twins of each clean picture that the thief trains with
 _LARGEST = 256  # side of a test picture in clean pixels: more takes time and says no more
+_MOST = 64  # pictures of a folder that are used, spread evenly over the names: there are 256 patches in all
+_KEPT = 512  # side of the middle of them that is used, in clean pixels; together they bound the memory
 _PATCH = 64  # side of a training patch in clean pixels
 
 
@@ -91,7 +93,8 @@ def from_folder(folder: str | Path, task: str | None) -> Data:
 
     Args:
         folder: holds `train/` and `test/`, or is itself cut by name, three fifths to train with. Each has clean pictures,
-            which are degraded as the task says, or the folders `input/` and `truth/` with pairs of one name.
+            which are degraded as the task says, or the folders `input/` and `truth/` with pairs of one name. Of more than 64
+            pictures in a folder 64 are used, and the middle of large ones.
         task: a key of `DEGRADATIONS`; not needed for pairs.
 
     Raises:
@@ -129,17 +132,34 @@ def _read(folder: Path, task: str | None, twins: int = 1) -> list[Pair]:
     inputs, truth = folder / "input", folder / "truth"
     if inputs.is_dir() and truth.is_dir():
         known = {path.stem: path for path in list_images(truth)}
-        found = list_images(inputs)
+        found = _some(list_images(inputs))
         lost = [path.name for path in found if path.stem not in known]
         if lost:
             raise InputError(f"The input {lost[0]} needs a clean picture of its name in {truth}; add it.")
-        return [Pair(path.stem, read_image(path), read_image(known[path.stem])) for path in found]
+        return [_middle(Pair(path.stem, read_image(path), read_image(known[path.stem]))) for path in found]
     if task is None:
         raise InputError(
             f"{folder} has no folders input/ and truth/, so its pictures are taken as clean; --task has to say how they are "
             f"degraded: {', '.join(DEGRADATIONS)}."
         )
-    return list(_degraded(task, list_images(folder), twins))
+    return list(_degraded(task, _some(list_images(folder)), twins))
+
+
+def _some(paths: Sequence[Path]) -> list[Path]:
+    return [paths[i * len(paths) // _MOST] for i in range(_MOST)] if len(paths) > _MOST else list(paths)
+
+
+def _middle(pair: Pair) -> Pair:
+    """The middle of a large pair, copied so that the rest is given up; one of no whole factor stays as it is."""
+    small, large = pair.degraded.shape[:2], pair.clean.shape[:2]
+    factor = large[0] // small[0]
+    if large != (small[0] * factor, small[1] * factor) or max(large) <= _KEPT:
+        return pair
+    most = _KEPT // factor
+    top, left = (max(0, (side - most) // 2) for side in small)
+    rows, columns = slice(top, top + most), slice(left, left + most)
+    wide = (slice(one.start * factor, one.stop * factor) for one in (rows, columns))
+    return Pair(pair.name, pair.degraded[rows, columns].copy(), pair.clean[tuple(wide)].copy())
 
 
 def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, ...]:
@@ -147,6 +167,8 @@ def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, .
     found = []
     for path in paths:
         picture = read_image(path)
+        top, left = (max(0, (side - _KEPT) // 2) for side in picture.shape[:2])
+        picture = picture[top : top + _KEPT, left : left + _KEPT].copy()
         for twin in range(twins):
             rng = generator(task, path.stem, twin)
             clean = jitter(picture, rng) if twin else picture
