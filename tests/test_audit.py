@@ -28,7 +28,7 @@ from asvp_export.audit.losses import LOSSES
 from asvp_export.audit.runner import Workers, _particulars
 from asvp_export.audit.student import student_for
 from asvp_export.audit.verdict import NO_EFFECT, ONE_SEED, Row, check_requirements, hold, judge
-from asvp_export.audit.victim import Seen, Victim
+from asvp_export.audit.victim import Seen, Victim, _next_tensor
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
@@ -161,6 +161,19 @@ def test_a_layer_that_is_called_again_has_a_node_at_each_call(tmp_path, patches)
     ):  # fmt: skip
         assert near(theirs.outputs, ours.outputs) < 1e-4
         assert near(theirs["node"][0], ours["node"][0]) < 1e-4
+
+
+def test_the_next_layer_of_a_graph_reads_the_tensor_and_has_weights_however_they_are_stored():
+    make = onnx.helper.make_node
+    nodes = [
+        make("Relu", ["x"], ["a"]), make("Cast", ["half"], ["w"], to=1), make("Conv", ["x", "w"], ["beside"]),
+        make("Add", ["a", "a"], ["b"]), make("MatMul", ["b", "x"], ["product"]), make("Conv", ["product", "w"], ["next"]),
+    ]  # fmt: skip
+    half = onnx.numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float16), "half")
+    given = onnx.helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])
+    graph = onnx.helper.make_graph(nodes, "g", [given], [onnx.helper.make_tensor_value_info("next", 1, None)], [half])
+    assert _next_tensor(onnx.helper.make_model(graph), "a") == "next"
+    assert _next_tensor(onnx.helper.make_model(graph), "next") is None
 
 
 # Attackers

@@ -23,7 +23,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.plan.strips import NodeFit
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher, named_outputs
-from asvp_export.teacher.onnx_graph import named_tensors
+from asvp_export.teacher.onnx_graph import named_tensors, reads
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 
 TAPS = ("node", "before", "next")
@@ -289,13 +289,20 @@ def _weighted(module: nn.Module) -> list[nn.Module]:
 
 
 def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
-    """What the first layer with weights behind a tensor gives; graphs stand in the order in which they are computed."""
-    weights = {one.name for one in model.graph.initializer}
-    behind = False
+    """What the first layer with weights gives that reads a tensor, or what is made of it; graphs stand in computed order."""
+    stored = {one.name for one in model.graph.initializer}
+    flowing = {
+        one.name for one in model.graph.input
+    } - stored  # what is not is a weight, whatever it is cast or shaped by
+    behind = {tensor}
     for node in model.graph.node:
-        if behind and node.op_type in _LAYERS and any(name in weights for name in node.input):
+        names = reads(node)
+        if behind & names and node.op_type in _LAYERS and any(name not in flowing for name in node.input if name):
             return node.output[0]
-        behind = behind or tensor in node.output
+        if behind & names:
+            behind |= set(node.output)
+        if flowing & names:
+            flowing |= set(node.output)
     return None
 
 
