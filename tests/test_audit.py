@@ -6,13 +6,15 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
-from teachers import ROOT, arch, example, save_pictures, weights
+from teachers import ROOT, arch, example, recurrent, save_pictures, weights
 from test_cli import call
 
 import asvp_export
@@ -23,14 +25,15 @@ from asvp_export.audit.attacks.base import UnavailableError
 from asvp_export.audit.auditing import PROFILES, run_audit
 from asvp_export.audit.lessons import taught
 from asvp_export.audit.losses import LOSSES
-from asvp_export.audit.runner import Workers
+from asvp_export.audit.runner import Workers, _particulars
 from asvp_export.audit.student import student_for
 from asvp_export.audit.verdict import NO_EFFECT, ONE_SEED, Row, check_requirements, hold, judge
-from asvp_export.audit.victim import Victim
+from asvp_export.audit.victim import Seen, Victim, _next_tensor
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
+from asvp_export.signature import ValueRange
 
 TASK, LAYER, GAIN = "derain", "body.3.branch.1", 10.0
 STUDENT = f"{arch(TASK)}_student"
@@ -132,6 +135,47 @@ def test_a_file_without_nodes_and_a_teacher_of_another_kind_are_refused(file, ba
         Victim.of_file(asvp_export.load(torch.nn.Conv2d(3, 3, 3, padding=1)), file)
 
 
+def test_a_file_of_frozen_sizes_shows_the_same_and_another_model_is_refused(victim, file, patches, tmp_path):
+    model = onnx.load(file)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 3
+    del model.graph.value_info[:]
+    onnx.save(model, tmp_path / "frozen.onnx")
+    other = Victim.of_file(victim.teacher, tmp_path / "frozen.onnx")
+    assert other.teacher.fixed[0] == 3
+    ours, theirs = victim.shipped(patches.inputs[:4]), other.shipped(patches.inputs[:4])
+    assert near(theirs.outputs, ours.outputs) < 1e-4 and near(theirs["node"][0], ours["node"][0]) < 1e-4
+    grey = asvp_export.load(torch.nn.Conv2d(1, 1, 3, padding=1))
+    with pytest.raises(InputError, match=r"takes images of .*x3x"):
+        Victim.of_file(grey, file)
+
+
+def test_a_layer_that_is_called_again_has_a_node_at_each_call(tmp_path, patches):
+    here = Victim(insert(asvp_export.load(recurrent()), {"block": Perturbation(1, GAIN)}))
+    there = Victim.of_file(here.teacher, exported(here.protected, tmp_path / "recurrent.onnx"))
+    assert list(there.nodes) == ["block"]
+    for ours, theirs in (
+        (here.shipped(patches.inputs[:2]), there.shipped(patches.inputs[:2])),
+        (here.stripped(patches.inputs[:2], {"block": lambda x: 2 * x}),
+         there.stripped(patches.inputs[:2], {"block": lambda x: 2 * x})),
+    ):  # fmt: skip
+        assert near(theirs.outputs, ours.outputs) < 1e-4
+        assert near(theirs["node"][0], ours["node"][0]) < 1e-4
+
+
+def test_the_next_layer_of_a_graph_reads_the_tensor_and_has_weights_however_they_are_stored():
+    make = onnx.helper.make_node
+    nodes = [
+        make("Relu", ["x"], ["a"]), make("Cast", ["half"], ["w"], to=1), make("Conv", ["x", "w"], ["beside"]),
+        make("Add", ["a", "a"], ["b"]), make("MatMul", ["b", "x"], ["product"]), make("Conv", ["product", "w"], ["next"]),
+    ]  # fmt: skip
+    half = onnx.numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float16), "half")
+    given = onnx.helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])
+    graph = onnx.helper.make_graph(nodes, "g", [given], [onnx.helper.make_tensor_value_info("next", 1, None)], [half])
+    assert _next_tensor(onnx.helper.make_model(graph), "a") == "next"
+    assert _next_tensor(onnx.helper.make_model(graph), "next") is None
+
+
 # Attackers
 
 
@@ -211,6 +255,72 @@ def test_an_attacker_is_one_file_as_the_page_shows_it(tmp_path, monkeypatch, vic
         attacks.cache_clear()
 
 
+class Unlike(torch.nn.Module):
+    """What real nets do: an in-place sum behind a layer, and tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.again = (torch.nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
+        self.again.weight = self.body.weight
+        self.tail = torch.nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.head(x))
+        y = self.body(features)
+        y += features
+        return x + 0.1 * self.tail(self.again(y))
+
+
+@pytest.fixture(scope="module")
+def unlike():
+    torch.manual_seed(0)
+    return asvp_export.load(Unlike())
+
+
+def test_what_flows_on_may_be_written_into(unlike, patches):
+    victim = Victim(insert(unlike, {"body": Perturbation(1, GAIN)}))
+    clean, seen = victim.original(patches.inputs), victim.shipped(patches.inputs)
+    assert torch.equal(seen["before"][0], clean["node"][0]) and (clean["node"][0] < 0).any()
+    assert near(attacks()["undo"].look(victim, patches.inputs)["node"][0], clean["node"][0]) < 1e-5
+
+
+def test_fine_tuning_leaves_tied_weights_of_the_teacher_alone(unlike, patches, monkeypatch):
+    monkeypatch.setattr("asvp_export.audit.attacks.finetune._STEPS", 2)
+    before = unlike.module.body.weight.clone()
+    attacks()["finetune"].prepare(Victim(insert(unlike, {"body": Perturbation(1, GAIN)})), patches.inputs)
+    assert torch.equal(unlike.module.body.weight, before)
+
+
+def test_who_undoes_finds_how_many_were_amplified_where_the_energy_decides(victim, patches):
+    several = Victim(insert(victim.teacher, {LAYER: Perturbation(6, GAIN, 0.8)}))
+    seen = attacks()["undo"].look(several, patches.inputs)
+    assert near(seen["node"][0], victim.original(patches.inputs)["node"][0]) < 1e-5
+
+
+def test_channels_that_are_always_zero_do_not_mislead_who_estimates():
+    torch.manual_seed(0)
+    rows = torch.randn(3, 3) @ torch.diag(torch.tensor([30.0, 1.0, 0.7])) @ torch.randn(3, 400)
+    features = torch.cat([rows, torch.zeros(29, 400)]).view(1, 32, 20, 20)
+    exposed = asvp_export.reference(features, 1, 10.0)
+
+    class Shows:
+        nodes = {LAYER: Perturbation(1, 10.0)}  # noqa: RUF012
+
+        def shipped(self, images):
+            return Seen(images, {"node": [exposed]})
+
+    one = attacks()["estimate"]
+    one.prepare(Shows(), exposed)
+    ((rank, gain),) = one._found.values()
+    assert rank == 1 and 3 < gain < 1000
+
+
+def test_whitening_does_not_take_what_the_gain_left_for_noise(victim, patches):
+    one, loud = attacks()["whiten"], Victim(insert(victim.teacher, {LAYER: Perturbation(1, 100.0)}))
+    clean = one.clean(loud, patches.inputs)["node"][0]
+    assert near(one.look(loud, patches.inputs)["node"][0], clean) < 0.3
+
+
 # Losses
 
 
@@ -258,6 +368,12 @@ def test_every_row_has_a_name_that_is_read_back(profile):
         ("shipped/mse", "needs a weight"),
         ("shipped/outputs-3", "needs a weight"),
         ("shipped/mse-1..2", "cannot be read"),
+        ("shipped/outputs.first", "where none are imitated"),
+        ("truth/mse-1", "where none are imitated"),
+        ("original+undo/mse-1", "attacks what is shipped"),
+        ("scaled+whiten/mse-1", "attacks what is shipped"),
+        ("shipped+undo/mse-1@next", "change none"),
+        ("original/mse-1@before", "does not have"),
     ],
 )
 def test_a_row_that_is_none_is_refused(name, sentence):
@@ -292,6 +408,39 @@ def test_patches_are_aligned_with_their_clean_pictures():
     small = torch.nn.functional.interpolate(patches.clean, scale_factor=0.5, mode="bicubic", antialias=True)
     inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))  # the patch has another border than the picture
     assert float((small[inner] - patches.inputs[inner]).abs().max()) < 2 / 255
+
+
+def test_clean_pictures_of_odd_sizes_and_scales_that_are_no_whole_numbers_fit(clean, tmp_path):
+    for path in list_images(clean):
+        with Image.open(path) as picture:
+            picture.crop((0, 0, 79, 71)).save(tmp_path / path.name)
+    found = data.from_folder(tmp_path, "sr_x2")
+    teacher = example("sr_x2")
+    assert data.cut_patches(teacher, found.train, 2, 0).clean.shape[2:] == (64, 64)
+    pair = data.whole(teacher, found.test[0])
+    assert pair.degraded.shape == (35, 39, 3) and pair.clean.shape == (70, 78, 3)
+    wide = replace(teacher, scale=Fraction(7, 4))
+    pair = data.whole(wide, data.Pair("a", np.zeros((160, 152, 3)), np.zeros((280, 266, 3))))
+    assert pair.degraded.shape == (144, 144, 3) and pair.clean.shape == (252, 252, 3)
+    assert data.fitting(wide, 37) == (40, 40)
+
+
+def test_of_many_and_large_pictures_some_and_their_middle_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_MOST", 5)
+    monkeypatch.setattr(data, "_KEPT", 40)
+    rng = np.random.default_rng(0)
+    for part in ("input", "truth"):
+        (tmp_path / part).mkdir()
+    for i in range(10):
+        small = rng.integers(0, 256, (30, 35, 3), dtype=np.uint8)
+        Image.fromarray(small).save(tmp_path / "input" / f"{i}.png")
+        Image.fromarray(small.repeat(2, 0).repeat(2, 1)).save(tmp_path / "truth" / f"{i}.png")
+    pairs = data._read(tmp_path, None)
+    assert [pair.name for pair in pairs] == ["0", "2", "4", "6", "8"]
+    assert all(np.array_equal(p.degraded.repeat(2, 0).repeat(2, 1), p.clean) for p in pairs)
+    assert {pair.clean.shape for pair in pairs} == {(40, 40, 3)}
+    (twin,) = data._degraded("derain", [tmp_path / "truth" / "0.png"])
+    assert twin.clean.shape == (40, 40, 3)
 
 
 def test_a_student_is_taught_at_the_same_name_or_the_same_depth():
@@ -358,6 +507,28 @@ def test_ray_trains_the_same_students(protected, clean, tmp_path):
 
     ray.shutdown()
     assert [row.by_seed for row in here.rows] == [row.by_seed for row in there.rows]
+
+
+def test_the_same_weights_of_another_range_are_another_teacher(protected):
+    plain = list(_particulars(protected.teacher))
+    assert not plain and list(_particulars(replace(protected.teacher, data_range=ValueRange(0, 255))))
+
+
+def test_ten_steps_and_a_requirement_that_no_row_answers(protected, clean, tmp_path):
+    assert audited(protected, clean, tmp_path, rows=["truth"], steps=10).by_name["truth"].curve[-1][0] == 10
+    for bar, sentence in (("feature_kd_drop>=1", "is not run"), ("original/outputs>=1", "has no loss")):
+        with pytest.raises(InputError, match=sentence):
+            audited(protected, clean, tmp_path, rows=["shipped/outputs"], require=[bar])
+    assert hold({"shipped/mse-1": 2.0}, ["shipped/mse-1@node>=1"])[0].passed
+
+
+def test_a_student_is_asked_about_every_size_before_it_is_trained(protected, clean, tmp_path):
+    (tmp_path / "picky.py").write_text(
+        "import torch\n\n\nclass Picky(torch.nn.Conv2d):\n    def forward(self, x):\n        assert x.shape[3] == 64, 'no'\n"
+        "        return super().forward(x)\n\n\ndef net():\n    return torch.nn.Sequential(Picky(3, 3, 3, padding=1))\n"
+    )
+    with pytest.raises(InputError, match="cannot be run on an image of"):
+        audited(protected, clean, tmp_path, student=f"{tmp_path / 'picky.py'}:net")
 
 
 def test_a_student_learns(protected, clean, tmp_path):

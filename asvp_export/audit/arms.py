@@ -84,6 +84,18 @@ class Arm:
             raise InputError(
                 f"The row {name!r} needs a weight over 0 behind its feature loss, and none behind outputs."
             )
+        if arm.teacher == "truth" or (arm.loss == OUTPUTS and (arm.first or arm.tap != "node")):
+            raise InputError(f"The row {name!r} asks for features where none are imitated.")
+        if arm.attack and not (
+            arm.teacher == "shipped" or (arm.teacher == "original" and attacks()[arm.attack].original_too)
+        ):
+            raise InputError(
+                f"The row {name!r} has the attacker {arm.attack} beside {arm.teacher}; he attacks what is shipped."
+            )
+        if arm.tap != "node" and (arm.attack or arm.teacher not in ("shipped", "original")):
+            raise InputError(f"The row {name!r} reads features @{arm.tap}, where attackers and controls change none.")
+        if arm.tap == "before" and arm.teacher == "original":
+            raise InputError(f"The row {name!r} reads features before a node that the original does not have.")
         return arm
 
     @property

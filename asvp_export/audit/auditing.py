@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from asvp_export.audit.arms import FULL, Arm, quick, screen
+from asvp_export.audit.arms import FULL, Arm, quick, screen, with_baselines
 from asvp_export.audit.data import Data, fitting, from_folder, own
 from asvp_export.audit.runner import Workers, run
 from asvp_export.audit.student import student_for
@@ -82,9 +82,9 @@ def run_audit(
     """
     if profile not in PROFILES:
         raise InputError(f"The profile {profile!r} was asked for; {', '.join(PROFILES)} are known.")
-    check_requirements(require)
     chosen = PROFILES[profile]
     arms = [Arm.parse(name) for name in rows] or list(chosen.rows)
+    check_requirements(require, with_baselines(arms))
     count, budget = chosen.seeds if seeds is None else seeds, Budget(steps=chosen.steps if steps is None else steps)
     if count < 1 or budget.steps < 1:
         raise InputError(f"{count} seeds and {budget.steps} steps were asked for; at least 1 of each is needed.")

@@ -15,10 +15,13 @@ import torch
 from asvp_export.audit.degradations import DEGRADATIONS, degrade, generator
 from asvp_export.errors import InputError
 from asvp_export.images import as_channels, list_images, photographs, read_image
+from asvp_export.signature import SizeRule
 from asvp_export.teacher.model import Teacher
 
 _TWINS = 4  # degraded twins of each clean picture that the thief trains with
 _LARGEST = 256  # side of a test picture in clean pixels: more takes time and says no more
+_MOST = 64  # pictures of a folder that are used, spread evenly over the names: there are 256 patches in all
+_KEPT = 512  # side of the middle of them that is used, in clean pixels; together they bound the memory
 _PATCH = 64  # side of a training patch in clean pixels
 
 
@@ -90,7 +93,8 @@ def from_folder(folder: str | Path, task: str | None) -> Data:
 
     Args:
         folder: holds `train/` and `test/`, or is itself cut by name, three fifths to train with. Each has clean pictures,
-            which are degraded as the task says, or the folders `input/` and `truth/` with pairs of one name.
+            which are degraded as the task says, or the folders `input/` and `truth/` with pairs of one name. Of more than 64
+            pictures in a folder 64 are used, and the middle of large ones.
         task: a key of `DEGRADATIONS`; not needed for pairs.
 
     Raises:
@@ -128,17 +132,34 @@ def _read(folder: Path, task: str | None, twins: int = 1) -> list[Pair]:
     inputs, truth = folder / "input", folder / "truth"
     if inputs.is_dir() and truth.is_dir():
         known = {path.stem: path for path in list_images(truth)}
-        found = list_images(inputs)
+        found = _some(list_images(inputs))
         lost = [path.name for path in found if path.stem not in known]
         if lost:
             raise InputError(f"The input {lost[0]} needs a clean picture of its name in {truth}; add it.")
-        return [Pair(path.stem, read_image(path), read_image(known[path.stem])) for path in found]
+        return [_middle(Pair(path.stem, read_image(path), read_image(known[path.stem]))) for path in found]
     if task is None:
         raise InputError(
             f"{folder} has no folders input/ and truth/, so its pictures are taken as clean; --task has to say how they are "
             f"degraded: {', '.join(DEGRADATIONS)}."
         )
-    return list(_degraded(task, list_images(folder), twins))
+    return list(_degraded(task, _some(list_images(folder)), twins))
+
+
+def _some(paths: Sequence[Path]) -> list[Path]:
+    return [paths[i * len(paths) // _MOST] for i in range(_MOST)] if len(paths) > _MOST else list(paths)
+
+
+def _middle(pair: Pair) -> Pair:
+    """The middle of a large pair, copied so that the rest is given up; one of no whole factor stays as it is."""
+    small, large = pair.degraded.shape[:2], pair.clean.shape[:2]
+    factor = large[0] // small[0]
+    if large != (small[0] * factor, small[1] * factor) or max(large) <= _KEPT:
+        return pair
+    most = _KEPT // factor
+    top, left = (max(0, (side - most) // 2) for side in small)
+    rows, columns = slice(top, top + most), slice(left, left + most)
+    wide = (slice(one.start * factor, one.stop * factor) for one in (rows, columns))
+    return Pair(pair.name, pair.degraded[rows, columns].copy(), pair.clean[tuple(wide)].copy())
 
 
 def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, ...]:
@@ -146,10 +167,17 @@ def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, .
     found = []
     for path in paths:
         picture = read_image(path)
+        top, left = (max(0, (side - _KEPT) // 2) for side in picture.shape[:2])
+        picture = picture[top : top + _KEPT, left : left + _KEPT].copy()
         for twin in range(twins):
             rng = generator(task, path.stem, twin)
             clean = jitter(picture, rng) if twin else picture
-            found.append(Pair(path.stem, degrade(task, clean, rng), clean))
+            degraded = degrade(task, clean, rng)
+            # Odd sizes lose what half a pixel more would have needed.
+            height, width = (
+                side - side % (side // part) for side, part in zip(clean.shape, degraded.shape[:2], strict=False)
+            )
+            found.append(Pair(path.stem, degraded, clean[:height, :width]))
     return tuple(found)
 
 
@@ -182,16 +210,21 @@ def cut_patches(teacher: Teacher, pairs: Sequence[Pair], count: int, seed: int) 
 
 def fitting(teacher: Teacher, wanted: int) -> tuple[int, int]:
     """The height and width of inputs that the teacher takes, about as large as wanted."""
-    height, width = (fixed or teacher.size.fit(wanted) for fixed in teacher.fixed[2:])
+    height, width = (fixed or _rule(teacher).fit(wanted) for fixed in teacher.fixed[2:])
     return (height, width)
+
+
+def _rule(teacher: Teacher) -> SizeRule:
+    """Sizes that the teacher takes and whose outputs are whole pixels."""
+    return teacher.size.stricter(SizeRule(multiple=Fraction(teacher.scale).denominator))
 
 
 def whole(teacher: Teacher, pair: Pair) -> Pair:
     """The middle of a picture, as large as the teacher takes and 256 clean pixels at most on a side."""
-    size, multiple = [], teacher.size.multiple
+    size, rule = [], _rule(teacher)
     for side, fixed in zip(pair.degraded.shape[:2], teacher.fixed[2:], strict=True):
         most = min(side, math.floor(_LARGEST / teacher.scale))
-        size.append(fixed or max(most // multiple * multiple, teacher.size.minimum))
+        size.append(fixed or max(most // rule.multiple * rule.multiple, rule.minimum))
     if teacher.size.square:
         size = [min(size)] * 2
     x, y = _aligned(teacher, pair, (size[0], size[1]), None)

@@ -55,6 +55,8 @@ def taught(victim: Victim, patches: Patches, teacher: str, attack: str, taps: Se
         seen = look(batch)
         outputs.append(as_unit(victim.teacher, seen.outputs))
         features = {tap: layers for tap, layers in features.items() if tap in seen.features}
+        if "next" in features and any(x.ndim not in (3, 4) for x in seen["next"]):
+            del features["next"]  # such as a gate's: one value a channel
         for tap, layers in features.items():
             for place, axis, x in zip(layers, axes, seen[tap], strict=True):
                 place.append(laid_out(x, axis).cpu().numpy())
@@ -92,7 +94,7 @@ def _change(victim: Victim, images: torch.Tensor, layer: int) -> float:
     moved, power = 0.0, 0.0
     for batch in in_batches(images):
         clean, exposed = victim.original(batch)["node"][layer], victim.shipped(batch)["node"][layer]
-        moved += float((exposed.double() - clean.double()).square().sum())
+        moved += float((exposed.to(clean.device).double() - clean.double()).square().sum())
         power += float(clean.double().square().sum())
     return (moved / power) ** 0.5 if power else 0.0
 
@@ -101,5 +103,5 @@ def _noisy(clean: torch.Tensor, exposed: torch.Tensor, generator: torch.Generato
     """Gaussian noise as large, sample by sample, as the exposed map is away from the clean one."""
     axes = tuple(range(1, clean.ndim))
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    size = (exposed - clean).square().sum(axes, keepdim=True).sqrt()
+    size = (exposed.to(clean.device) - clean).square().sum(axes, keepdim=True).sqrt()
     return clean + noise * size / noise.square().sum(axes, keepdim=True).sqrt()

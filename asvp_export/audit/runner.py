@@ -25,7 +25,7 @@ from asvp_export.audit.attacks import attacks
 from asvp_export.audit.attacks.base import UnavailableError
 from asvp_export.audit.data import Data, Patches, cut_patches, whole
 from asvp_export.audit.lessons import as_unit, taught, truth
-from asvp_export.audit.student import Student
+from asvp_export.audit.student import Student, check_student
 from asvp_export.audit.training import Budget, Course, Exam, Question, shown, train
 from asvp_export.audit.victim import Victim
 from asvp_export.errors import InputError
@@ -33,6 +33,8 @@ from asvp_export.files import atomic_write
 from asvp_export.images import as_channels
 from asvp_export.parity.metrics import peak_of, psnr, ssim
 from asvp_export.progress import Say, reporter
+from asvp_export.signature import ValueRange
+from asvp_export.teacher.model import Teacher
 
 _METHOD = 1  # raised when students are taught or examined in another way: nothing that was kept before counts then
 _PATCHES = 0  # the seed of the patches: the same for all students
@@ -125,10 +127,13 @@ def run(
     say("preparing the test pictures")
     exam, own, pictures = _exam(victim, data)
     common = _digest(
-        _METHOD, data.fingerprint, student.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__
-    )
+        _METHOD, data.fingerprint, student.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__,
+        *_particulars(victim.teacher),
+    )  # fmt: skip
     keys = {(arm, seed): _digest(common, _depends(victim, arm), arm, seed) for arm in rows for seed in seeds}
-    missing = [one for one, key in keys.items() if not (cache / f"{key}.json").exists()]
+    missing = [
+        one for one, key in keys.items() if not all((cache / f"{key}.{kind}").exists() for kind in ("json", "png"))
+    ]
     unavailable: dict[Arm, str] = {}
     if missing:
         kept = len(keys) - len(missing)
@@ -137,6 +142,7 @@ def run(
             + (f"; {kept} are there already" if kept else "")
         )
         patches = cut_patches(victim.teacher, data.train, budget.patches, _PATCHES)
+        check_student(student, victim.teacher, [patches.inputs, *(q.image for q in (*exam.select, *exam.test))])
         workers = workers or Workers()
         jobs = _jobs(victim, patches, missing, exam, student, budget, unavailable)
         start, total = time.monotonic(), len(missing)
@@ -153,6 +159,18 @@ def run(
             scores[arm] = [json.loads((cache / f"{keys[arm, seed]}.json").read_text()) for seed in seeds]
             pictures[str(arm)] = (cache / f"{keys[arm, seeds[0]]}.png").read_bytes()
     return Findings(scores, unavailable, own, student, budget, pictures)
+
+
+def _particulars(teacher: Teacher) -> Iterator[object]:
+    """How the same weights could teach something else; nothing where all is as it usually is."""
+    if teacher.data_range != ValueRange():
+        yield teacher.data_range
+    for other in teacher.signature.others:
+        yield other.name, other.follows, hashlib.sha256(other.example.tobytes()).hexdigest()
+    if any(teacher.fixed[2:]):
+        yield teacher.fixed[2:]
+    if teacher.device != "cpu":  # the bits of a GPU are others
+        yield torch.device(teacher.device).type
 
 
 def _depends(victim: Victim, arm: Arm) -> str:
@@ -189,7 +207,7 @@ def _jobs(
             continue
         for arm, seed in due:
             if arm.loss != OUTPUTS and arm.tap not in known.features:
-                unavailable[arm] = f"no layer with weights stands behind {', '.join(victim.nodes)}"
+                unavailable[arm] = f"no layer that gives a feature map stands behind {', '.join(victim.nodes)}"
                 continue
             course = Course(images, known.outputs, known.features[arm.tap] if arm.loss != OUTPUTS else ())
             yield delayed(_trained)(student, arm, course, exam, budget, seed, victim.teacher.device)
@@ -261,6 +279,11 @@ def _exam(victim: Victim, data: Data) -> tuple[Exam, Own, dict[str, bytes]]:
             images = torch.from_numpy(teacher.data_range.of(unit)).to(teacher.device)
             original, shipped = (as_unit(teacher, run(images).outputs) for run in (victim.original, victim.shipped))
             if original.shape != clean.shape:
+                if original.shape[1] != clean.shape[1]:
+                    raise InputError(
+                        f"{teacher.source} takes {clean.shape[1]} channels and makes {original.shape[1]}; an audit needs a model that "
+                        "makes what it takes."
+                    )
                 raise InputError(
                     f"{teacher.source} makes {original.shape[2:]} of {pair.name}, and its clean picture is {clean.shape[2:]}: it cuts a "
                     "border off, so its outputs cannot be held against clean pictures."

@@ -6,11 +6,12 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -132,6 +133,17 @@ def student_for(
         depth = _depth(teacher, layer)
         taught.append(layer if layer in maps else places[min(int(depth * len(places)), len(places) - 1)])
     return Student(plain.factory, plain.arguments, plain.channels, plain.scale, tuple(taught))
+
+
+def check_student(student: Student, teacher: Teacher, images: Iterable[torch.Tensor | np.ndarray]) -> None:
+    """Run it on images of all the sizes that it will get, before the long work.
+
+    Raises:
+        InputError: it does not take one of them, or does not restore it as the teacher does.
+    """
+    module = student.make(0).eval()
+    for shape in sorted({(1, *one.shape[1:]) for one in images}):
+        _feature_maps(module, torch.zeros(shape), Fraction(teacher.scale), student.factory)
 
 
 def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: str) -> dict[str, bool]:

@@ -108,7 +108,9 @@ def _train(
     net = student.make(seed).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     guide = _Guide(net, student.taught, arm, course, device) if arm.loss != OUTPUTS else None
     optimizer = torch.optim.Adam([*net.parameters(), *(guide.parameters() if guide else ())], lr=budget.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, budget.rate, budget.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, budget.rate, budget.steps, pct_start=_warm_up(budget.steps)
+    )
     rng = np.random.default_rng([seed, 6])
     curve: list[tuple[int, float]] = []
     for step in range(budget.steps):
@@ -135,6 +137,11 @@ def _train(
     return found | {"seconds": round(time.perf_counter() - start, 1)}, scores["picture"]
 
 
+def _warm_up(steps: int) -> float:
+    """A tenth of the steps; of few, the first two, since one step alone is no phase of a cycle."""
+    return max(0.1, 2 / steps) if steps > 2 else 0.1
+
+
 class _Guide:
     """The feature loss: the student's taught layers are held against the teacher's maps."""
 
@@ -143,6 +150,7 @@ class _Guide:
         self._maps: dict[int, torch.Tensor] = {}
         modules = dict(net.named_modules())
         self._handles = [modules[name].register_forward_hook(self._hook(i)) for i, name in enumerate(layers)]
+        self._handles.append(net.register_forward_pre_hook(lambda module, inputs: self._maps.clear()))
         with torch.no_grad():
             _output(net, _to(course.images[:1], device))
         self._adaptors = nn.ModuleList(
@@ -151,7 +159,9 @@ class _Guide:
 
     def _hook(self, place: int):
         def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            self._maps[place] = output
+            # The first call counts, as for the teacher; a copy, since what flows on may be written into.
+            if place not in self._maps:
+                self._maps[place] = output.clone()
 
         return keep
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -242,13 +242,17 @@ def hold(result_metrics: Mapping[str, float | None], requirements: Sequence[str]
     bars = []
     for text in requirements:
         what, compare, bar = _parsed(text)
-        found = result_metrics.get(what)
+        found = result_metrics.get(str(Arm.parse(what)) if "/" in what else what)
         bars.append(Bar(text, None if found is None else round(found, 2), found is not None and compare(found, bar)))
     return tuple(bars)
 
 
-def check_requirements(requirements: Sequence[str]) -> None:
+def check_requirements(requirements: Sequence[str], rows: Collection[Arm] | None = None) -> None:
     """Refuse a requirement that cannot be read or names nothing, before the long work.
+
+    Args:
+        requirements: as for `hold`.
+        rows: that are to be run; None: not known yet.
 
     Raises:
         InputError: there is one.
@@ -256,12 +260,15 @@ def check_requirements(requirements: Sequence[str]) -> None:
     known = (*_DROPS, "best_attacker_drop", "own_loss", "preservation")
     for text in requirements:
         what = _parsed(text)[0]
-        if what not in known:
-            if "/" not in what:
-                raise InputError(
-                    f"The requirement {text!r} is about {what!r}; {', '.join(known)}, or the name of a row, is known."
-                )
-            Arm.parse(what)
+        if what not in known and "/" not in what:
+            raise InputError(
+                f"The requirement {text!r} is about {what!r}; {', '.join(known)}, or the name of a row, is known."
+            )
+        row = Arm.parse(_DROPS.get(what, what)) if what in _DROPS or "/" in what else None
+        if row and not row.baseline:
+            raise InputError(f"The requirement {text!r} is about a row that others are compared with; it has no loss.")
+        if row and rows is not None and row not in rows:
+            raise InputError(f"The requirement {text!r} is about the row {row}, which is not run; add --rows {row}.")
 
 
 def _parsed(text: str) -> tuple[str, Any, float]:
@@ -288,10 +295,16 @@ def _sentences(result: AuditResult) -> list[str]:
     best = result.best
     loss = best["original"].psnr - best["shipped"].psnr
     spread = max(best["original"].spread or 0.0, best["shipped"].spread or 0.0)
-    still = "loses nothing that the seeds do not explain" if loss <= spread else f"loses {loss:.2f} dB"
+    untested = best["shipped"].spread is None
+    still = f"loses {loss:.2f} dB" if loss > spread else "loses nothing that the seeds do not explain"
+    if untested and loss <= 0:
+        still = "loses nothing"
+    who = "The best student of the shipped model"
+    if best["shipped"].arm.teacher == "truth":
+        who = "Of those who hold the shipped model the best does without it: his student of clean pictures"
     told.append(
-        f"The best student of the shipped model ({best['shipped'].arm}) {still} beside the best of the original "
-        f"({best['original'].arm})."
+        f"{who} ({best['shipped'].arm}) {still} beside the best of the original ({best['original'].arm})"
+        + (" (one seed, not tested)." if untested else ".")
     )
     return told
 
@@ -301,7 +314,9 @@ def _told(result: AuditResult, name: str, subject: str, whom: str = "") -> list[
     if row is None or row.loss is None:
         return []
     if whom:
-        what = f"makes no difference to {whom}" if row.effect == NO_EFFECT else f"costs {whom} {row.loss:.2f} dB"
+        what = f"makes no difference to {whom}"
+        if row.effect != NO_EFFECT:
+            what = f"costs {whom} {row.loss:.2f} dB" if row.loss > 0 else f"helps {whom} by {-row.loss:.2f} dB"
     elif row.effect == NO_EFFECT:
         what = "is not affected"
     else:

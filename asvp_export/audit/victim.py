@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.plan.strips import NodeFit
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher, named_outputs
-from asvp_export.teacher.onnx_graph import named_tensors
+from asvp_export.teacher.onnx_graph import named_tensors, reads
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 
 TAPS = ("node", "before", "next")
@@ -70,17 +70,35 @@ class Victim:
         """The shipped file beside the original.
 
         Raises:
-            InputError: the file carries no node, or names layers that the original does not have.
+            InputError: the file carries no node, names layers that the original does not have, or takes or gives something else.
         """
         file = _File(path)
+        dims = file.module.image_dims(teacher.signature)
+        for ours, theirs in zip((teacher.fixed[0], teacher.channels, *teacher.fixed[2:]), dims, strict=True):
+            if ours and theirs and ours != theirs:
+                shapes = dims, (teacher.fixed[0], teacher.channels, *teacher.fixed[2:])
+                found, wanted = ("x".join(str(one or "?") for one in each) for each in shapes)
+                raise InputError(
+                    f"{path} takes images of {found} (N x C x H x W) and {teacher.source} of {wanted}; give the teacher that the "
+                    "file was exported from."
+                )
+        if len(file.module.output_names) != len(teacher.signature.outputs):
+            raise InputError(
+                f"{path} has {len(file.module.output_names)} outputs and {teacher.source} {len(teacher.signature.outputs)}; give "
+                "the teacher that the file was exported from."
+            )
+        batch, _, height, width = (ours or theirs for ours, theirs in zip(teacher.fixed, dims, strict=True))
+        teacher = replace(teacher, fixed=(batch, teacher.fixed[1], height, width))
         return cls(Protected(teacher, file.bare, file.nodes), file)
 
-    def _sites(self, teacher: Teacher) -> dict[str, str]:
-        """Layer to the module, or the tensor of a graph, that its node stands behind."""
+    def _sites(self, teacher: Teacher) -> dict[str, tuple[str, ...]]:
+        """Layer to the module, or the tensors of a graph, that its node stands behind."""
         if (graph := graph_of(teacher)) is None:
-            return {layer: layer for layer in self.nodes}
+            return {layer: (layer,) for layer in self.nodes}
         tensors, _ = named_tensors(graph.model)
-        return {layer: tensors[layer] for layer in self.nodes}
+        if lost := [layer for layer in self.nodes if layer not in tensors]:
+            raise _no_layer(lost[0], teacher.source)
+        return {layer: (tensors[layer],) for layer in self.nodes}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -95,31 +113,38 @@ class Victim:
 
     def original(self, images: torch.Tensor) -> Seen:
         """The unprotected teacher; at its taps the clean feature maps."""
-        seen = self._original.run(self.teacher, images, {})
+        seen = self._look(lambda lot: self._original.run(self.teacher, lot, {}), images)
         return Seen(seen.outputs, {tap: seen[tap] for tap in seen.features if tap != "before"})
 
     def shipped(self, images: torch.Tensor) -> Seen:
         """The shipped model as it is."""
-        if self._file:
-            return self._file.run(self.teacher, images)
-        return self._shipped.run(self.teacher, images, {name: _perturb(node) for name, node in self.nodes.items()})
+        if file := self._file:
+            return self._look(lambda lot: file.run(self.teacher, lot), images)
+        return self.stripped(images, {name: _perturb(node) for name, node in self.nodes.items()})
 
     def stripped(self, images: torch.Tensor, maps: Mapping[str, Map]) -> Seen:
         """The shipped graph with each node replaced by the map of its layer, deleted where there is none."""
-        return self._shipped.run(self.teacher, images, maps)
+        return self._look(lambda lot: self._shipped.run(self.teacher, lot, maps), images)
 
     def deleted(self) -> nn.Module | None:
         """The shipped graph without its nodes, weights of its own, to train further; None where there are no gradients."""
         if self._file or graph_of(self.teacher) is not None:
             return None
         module = insert(self.teacher, {}, self.protected.weights).module
-        own = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+        own = {  # under every name of a tied weight: the one left out would be the teacher's own memory
+            f"{part}.{leaf}" if part else leaf: weight.detach().clone()
+            for part, one in module.named_modules()
+            for leaf, weight in one.named_parameters(recurse=False)
+        }
         return insert(self.teacher, {}, own).module
 
     def tapped(self, module: nn.Module) -> Callable[[torch.Tensor], Seen]:
         """A changed graph, from `deleted`, with taps at the same layers."""
         tapped = _Tapped(module, self._sites(self.teacher), self.nodes)
-        return lambda images: tapped.run(self.teacher, images, {})
+        return lambda images: self._look(lambda lot: tapped.run(self.teacher, lot, {}), images)
+
+    def _look(self, look: Callable[[torch.Tensor], Seen], images: torch.Tensor) -> Seen:
+        return _in_lots(look, images, self.teacher.fixed[0])
 
     def fits(self, images: torch.Tensor) -> dict[str, NodeFit]:
         """For each node what a thief can fit to it: from the tensors before and behind it."""
@@ -143,41 +168,42 @@ def _perturb(node: Perturbation) -> Map:
 class _Tapped:
     """A module whose feature maps are read, and replaced, behind some layers."""
 
-    def __init__(self, module: nn.Module, sites: Mapping[str, str], nodes: Mapping[str, Perturbation]) -> None:
+    def __init__(
+        self, module: nn.Module, sites: Mapping[str, Sequence[str]], nodes: Mapping[str, Perturbation]
+    ) -> None:
         self._sites = dict(sites)
         self._maps: Mapping[str, Map] = {}
         self._seen: dict[tuple[str, str], torch.Tensor] = {}
         if isinstance(module, OnnxModule):
-            following = {layer: _next_tensor(module.model, tensor) for layer, tensor in sites.items()}
-            cuts = list(dict.fromkeys([*sites.values(), *(name for name in following.values() if name)]))
+            following = {layer: _next_tensor(module.model, calls[0]) for layer, calls in sites.items()}
+            every = [site for calls in sites.values() for site in calls]
+            cuts = list(dict.fromkeys([*every, *(name for name in following.values() if name)]))
             self.module = module.with_cuts(cuts)
             places = dict(zip(cuts, self.module.sites, strict=True))
         else:
             self.module = module
             following, places = {}, dict(module.named_modules())
-        lost = [layer for layer, site in sites.items() if site not in places]
+        lost = [layer for layer, calls in sites.items() if not all(site in places for site in calls)]
         if lost:
-            raise InputError(
-                f"{lost[0]} carries a node, and {type(module).__name__} has no layer of that name; give the teacher that the file "
-                "was exported from."
-            )
+            raise _no_layer(lost[0], type(module).__name__)
         self._open: list[str] = []
         if not isinstance(module, OnnxModule):
             for leaf in _weighted(module):  # before the layers themselves: a layer does not follow itself
                 leaf.register_forward_hook(self._after)
-        for layer, site in sites.items():
-            places[site].register_forward_hook(self._hook(layer))
-        for layer, name in following.items():
+        for layer, name in following.items():  # before the layers themselves: what follows may carry a node too
             if name:
                 places[name].register_forward_hook(self._watch(layer))
+        for layer, calls in sites.items():
+            for site in calls:
+                places[site].register_forward_hook(self._hook(layer))
 
     def _hook(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-            if (layer, "before") in self._seen:  # a layer that is called again
-                return self._maps.get(layer, _same)(output)
-            self._seen[layer, "before"] = output
-            self._seen[layer, "node"] = after = self._maps.get(layer, _same)(output)
-            self._open.append(layer)
+            after = self._maps.get(layer, _same)(output)
+            if (layer, "before") not in self._seen:  # else it is called again
+                # Copies: an in-place ReLU, or a sum, may write into what flows on.
+                self._seen[layer, "before"], self._seen[layer, "node"] = output.clone(), after.clone()
+                self._open.append(layer)
             return after
 
         return hook
@@ -193,7 +219,7 @@ class _Tapped:
         waiting, self._open = self._open, []
         for layer in waiting:
             if isinstance(output, torch.Tensor):
-                self._seen[layer, "next"] = output
+                self._seen[layer, "next"] = output.clone()
 
     def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Map]) -> Seen:
         self._maps, self._seen, self._open = maps, {}, []
@@ -216,16 +242,18 @@ class _File:
             raise InputError(
                 f"{path} carries no ASVP node; give the protected file, or --layers to protect the model here."
             )
-        self.nodes = {name: attributes_of(node) for name, node in nodes.items()}
-        bare = without_nodes(model)
-        made = {name for node in bare.graph.node for name in node.output}
-        self.tensors = {name: node.input[0] for name, node in nodes.items() if node.input[0] in made}
-        self.bare = OnnxModule(bare, path.parent)
+        self.bare = OnnxModule(without_nodes(model), path.parent)
+        self.nodes: dict[str, Perturbation] = {}
+        self.tensors: dict[str, tuple[str, ...]] = {}
         self._taps: dict[tuple[str, str], str] = {}
-        for name, node in nodes.items():
-            self._taps |= {(name, "before"): node.input[0], (name, "node"): node.output[0]}
-            if following := _next_tensor(model, node.output[0]):
-                self._taps[name, "next"] = following
+        for call, node in nodes.items():
+            layer = call.partition("#")[0]  # a layer that is called again has a node at each call; the first is read
+            self.tensors[layer] = (*self.tensors.get(layer, ()), node.input[0])
+            if layer not in self.nodes:
+                self.nodes[layer] = attributes_of(node)
+                self._taps |= {(layer, "before"): node.input[0], (layer, "node"): node.output[0]}
+                if following := _next_tensor(model, node.output[0]):
+                    self._taps[layer, "next"] = following
 
     @cached_property
     def _outputs(self) -> tuple[str, ...]:
@@ -261,18 +289,46 @@ def _weighted(module: nn.Module) -> list[nn.Module]:
 
 
 def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
-    """What the first layer with weights behind a tensor gives; graphs stand in the order in which they are computed."""
-    weights = {one.name for one in model.graph.initializer}
-    behind = False
+    """What the first layer with weights gives that reads a tensor, or what is made of it; graphs stand in computed order."""
+    stored = {one.name for one in model.graph.initializer}
+    flowing = {
+        one.name for one in model.graph.input
+    } - stored  # what is not is a weight, whatever it is cast or shaped by
+    behind = {tensor}
     for node in model.graph.node:
-        if behind and node.op_type in _LAYERS and any(name in weights for name in node.input):
+        names = reads(node)
+        if behind & names and node.op_type in _LAYERS and any(name not in flowing for name in node.input if name):
             return node.output[0]
-        behind = behind or tensor in node.output
+        if behind & names:
+            behind |= set(node.output)
+        if flowing & names:
+            flowing |= set(node.output)
     return None
 
 
 def _same(x: torch.Tensor) -> torch.Tensor:
     return x
+
+
+def _no_layer(layer: str, where: str) -> InputError:
+    return InputError(
+        f"{layer} carries a node, and {where} has no layer of that name; give the teacher that the file was exported from."
+    )
+
+
+def _in_lots(look: Callable[[torch.Tensor], Seen], images: torch.Tensor, size: int | None) -> Seen:
+    """What a model shows that takes no other number of images at a time, None: it takes any."""
+    if size is None or len(images) == size:
+        return look(images)
+    seen = []
+    for lot in images.split(size):
+        one = look(torch.cat([lot, lot[-1:].expand(size - len(lot), *lot.shape[1:])]))
+        seen.append(Seen(one.outputs[: len(lot)], {tap: [x[: len(lot)] for x in one[tap]] for tap in one.features}))
+    outputs = torch.cat([one.outputs for one in seen])
+    return Seen(
+        outputs,
+        {tap: [torch.cat(lots) for lots in zip(*(one[tap] for one in seen), strict=True)] for tap in seen[0].features},
+    )
 
 
 def laid_out(features: torch.Tensor, axis: int) -> torch.Tensor:

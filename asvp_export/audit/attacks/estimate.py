@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from asvp_export.audit.attacks.base import Attack, changed
 from asvp_export.audit.victim import Seen, Victim, in_batches
 
 _MOST = 16  # the largest rank that is looked for
+_NOISE = 1e-6  # of the largest singular value: what is below it is rounding, and a fall to there tells nothing
 
 
 class Estimate(Attack):
@@ -21,7 +24,8 @@ class Estimate(Attack):
         for batch in in_batches(images):
             for (layer, node), x in zip(victim.nodes.items(), victim.shipped(batch)["node"], strict=True):
                 rows = x.movedim(node.axis, 1).flatten(2).double()
-                logs[layer].append(torch.linalg.eigvalsh(rows @ rows.mT).flip(-1).clamp_min(1e-300).log() / 2)
+                values = torch.linalg.eigvalsh(rows @ rows.mT).flip(-1)
+                logs[layer].append(torch.maximum(values, values[:, :1] * _NOISE**2 + 1e-300).log() / 2)
         self._found = {layer: _rank_and_gain(torch.cat(found).mean(0)) for layer, found in logs.items()}
 
     def look(self, victim: Victim, images: torch.Tensor) -> Seen:
@@ -34,7 +38,8 @@ class Estimate(Attack):
 
 def _rank_and_gain(spectrum: torch.Tensor) -> tuple[int, float]:
     """From [C] mean logarithms of the singular values, descending."""
-    falls = (spectrum[:-1] - spectrum[1:])[: min(_MOST, len(spectrum) // 2)]
+    alive = int((spectrum > spectrum[0] + math.log(_NOISE) + 1).sum())
+    falls = (spectrum[:-1] - spectrum[1:])[: max(0, min(_MOST, len(spectrum) // 2, alive - 1))]
     if len(falls) < 2:
         return 1, 1.0
     rank = int(falls.argmax())

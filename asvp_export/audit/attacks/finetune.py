@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from asvp_export.audit.attacks.base import Attack, UnavailableError
 from asvp_export.audit.victim import Seen, Victim, in_batches
+from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.model import named_outputs
 
 _STEPS, _BATCH, _RATE, _SEED = 300, 8, 3e-4, 2510
@@ -30,11 +31,14 @@ class FineTune(Attack):
         generator = torch.Generator().manual_seed(_SEED)
         with torch.enable_grad():
             for _ in range(_STEPS):
-                chosen = torch.randint(len(images), (_BATCH,), generator=generator)
+                chosen = torch.randint(len(images), (teacher.fixed[0] or _BATCH,), generator=generator)
                 result = module(*teacher.inputs(images[chosen].to(teacher.device)))
                 found = list(named_outputs(result).values())[teacher.signature.main]
                 optimizer.zero_grad()
-                functional.mse_loss(found, wanted[chosen]).backward()
+                try:
+                    functional.mse_loss(found, wanted[chosen]).backward()
+                except RuntimeError as error:  # an archive made for inference, for instance, or an in-place operation
+                    raise UnavailableError(f"the shipped graph cannot be trained ({one_line(error)})") from error
                 torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()

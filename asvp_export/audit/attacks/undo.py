@@ -6,10 +6,14 @@ import torch
 
 from asvp_export.audit.attacks.base import Attack, changed
 from asvp_export.audit.victim import Seen, Victim
+from asvp_export.operator import Perturbation
 
 
 class Undo(Attack):
-    """An SVD of the exposed map, and the leading singular values divided by the gain: exact while they lead (gain over 1)."""
+    """An SVD of the exposed map, and the leading singular values divided by the gain: exact while they lead (gain over 1).
+
+    Where an energy decides how many were multiplied, it is the number that explains the exposed map.
+    """
 
     name = "undo"
     title = "undoes the gain, rank and gain known"
@@ -17,4 +21,14 @@ class Undo(Attack):
     def look(self, victim: Victim, images: torch.Tensor) -> Seen:
         seen = victim.shipped(images)
         maps = zip(seen["node"], victim.nodes.values(), strict=True)
-        return changed(seen, [torch.ops.asvp.perturb(x, node.rank, 1 / node.gain, 1.0, node.axis) for x, node in maps])
+        return changed(seen, [_undone(x, node) for x, node in maps])
+
+
+def _undone(x: torch.Tensor, node: Perturbation) -> torch.Tensor:
+    if node.energy == 1:
+        return torch.ops.asvp.perturb(x, node.rank, 1 / node.gain, 1.0, node.axis)
+    ranks = range(1, min(node.rank, x.shape[node.axis]) + 1)
+    tried = torch.stack([torch.ops.asvp.perturb(x, rank, 1 / node.gain, 1.0, node.axis) for rank in ranks])
+    again = torch.stack([torch.ops.asvp.perturb(one, **node.attributes()) for one in tried])
+    best = (again - x).flatten(2).norm(dim=2).argmin(0)
+    return tried[best, torch.arange(len(x), device=x.device)]

@@ -7,7 +7,7 @@ import torch
 from asvp_export.audit.attacks.base import Attack, changed
 from asvp_export.audit.victim import Seen, Victim
 
-_FLOOR = 1e-4  # of the largest variance: directions below it are noise
+_FLOOR = 1e-4  # of the largest variance that no node amplifies: directions below it are noise
 
 
 class Whiten(Attack):
@@ -31,7 +31,8 @@ def _whitened(victim: Victim, seen: Seen) -> Seen:
         rows = moved.flatten(2).double()
         rows = rows - rows.mean(2, keepdim=True)
         values, vectors = torch.linalg.eigh(rows @ rows.mT / rows.shape[2])
-        floor = values[:, -1:] * _FLOOR + 1e-30
+        behind = node.rank if node.rank < values.shape[1] else 0  # else the gain would lift the floor over the content
+        floor = values[:, -1 - behind, None] * _FLOOR + 1e-30
         root = vectors @ torch.diag_embed((values + floor).rsqrt()) @ vectors.mT
         features.append((root @ rows).float().view(moved.shape).movedim(1, node.axis))
     return changed(seen, features)
