@@ -27,7 +27,7 @@ _POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, n
 _CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
 _FEW = 12, 3  # crops and held-out inputs on which candidates are ranked first
 _CHAIN = 3  # layers re-solved one after the other: longer chains are ranked as if they were not re-solved
-_CLOSER = 5  # candidates beyond N that are looked at more closely
+_CLOSER = 4  # candidates beyond N that are looked at more closely
 _SCALES_BACK = 4
 _NONE = -200.0  # dB: stands for outputs that are not finite
 
@@ -182,7 +182,7 @@ def _chosen(
     close = [layer for layer in order if found[layer][0].compensable(layer)][: wishes.count + _CLOSER]
     order = rank(
         close,
-        replace(images, crops=images.crops[::2], held_out=images.held_out[len(images.held_out) // 2 :]),
+        replace(images, crops=images.crops[::3], held_out=images.held_out[len(images.held_out) // 2 :]),
         "ranking the best on more crops",
     )
 
