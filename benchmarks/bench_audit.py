@@ -73,7 +73,7 @@ def run(what: str, task: str) -> None:
         print(f"{row.arm!s:36} {row.psnr:.2f} {row.spread or 0:.2f} {row.loss or 0:6.2f} {row.effect}")
     print("\n".join(result.sentences()), flush=True)
     strengths = {layer.name: layer.strength for layer in model.plan.layers}
-    found = result.as_dict() | {"strength": strengths}
+    found = {key: value for key, value in result.as_dict().items() if key != "verdict"} | {"strength": strengths}
     found["rows"] = [{key: value for key, value in row.items() if key != "curve"} for row in found["rows"]]
     RESULTS.touch()
     with RESULTS.open("r+") as stream:

@@ -147,6 +147,8 @@ def screen() -> list[Arm]:
             Arm("original", loss, 10, "next"),
             Arm("shipped", loss, 10, "next"),
         ]
+    for weight in (0.01, 0.1):  # whose features are larger imitates them with a smaller weight
+        found += [Arm(teacher, "mse", weight) for teacher in ("original", "shipped", "scaled")]
     return found + _adaptive("mse", 1) + _adaptive("normalised", 10)
 
 

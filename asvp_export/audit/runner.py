@@ -147,7 +147,7 @@ def run(
         jobs = _jobs(victim, patches, missing, exam, student, budget, unavailable)
         start, total = time.monotonic(), len(missing)
         with say.track(missing, "training students") as tracked:
-            for done, (arm, seed, found) in enumerate(_parallel(jobs, workers, victim.teacher.device), 1):
+            for done, (arm, seed, found) in enumerate(_parallel(jobs, workers, _device(victim.teacher)), 1):
                 _keep(cache, keys[arm, seed], *found)
                 next(tracked, None)
                 if done * 10 // total > (done - 1) * 10 // total and done < total:
@@ -169,8 +169,13 @@ def _particulars(teacher: Teacher) -> Iterator[object]:
         yield other.name, other.follows, hashlib.sha256(other.example.tobytes()).hexdigest()
     if any(teacher.fixed[2:]):
         yield teacher.fixed[2:]
-    if teacher.device != "cpu":  # the bits of a GPU are others
-        yield torch.device(teacher.device).type
+    if _device(teacher) != "cpu":  # the bits of a GPU are others
+        yield torch.device(_device(teacher)).type
+
+
+def _device(teacher: Teacher) -> str:
+    """Where students are trained: beside the teacher, or on a GPU where there is one."""
+    return "cuda" if teacher.device == "cpu" and torch.cuda.is_available() else teacher.device
 
 
 def _depends(victim: Victim, arm: Arm) -> str:
@@ -210,7 +215,7 @@ def _jobs(
                 unavailable[arm] = f"no layer that gives a feature map stands behind {', '.join(victim.nodes)}"
                 continue
             course = Course(images, known.outputs, known.features[arm.tap] if arm.loss != OUTPUTS else ())
-            yield delayed(_trained)(student, arm, course, exam, budget, seed, victim.teacher.device)
+            yield delayed(_trained)(student, arm, course, exam, budget, seed, _device(victim.teacher))
 
 
 def _trained(student: Student, arm: Arm, course: Course, exam: Exam, budget: Budget, seed: int, device: str) -> Any:

@@ -314,11 +314,11 @@ def _told(result: AuditResult, name: str, subject: str, whom: str = "") -> list[
     if row is None or row.loss is None:
         return []
     if whom:
-        what = f"makes no difference to {whom}"
+        what = f"costs {whom} nothing beyond the spread of its seeds"
         if row.effect != NO_EFFECT:
             what = f"costs {whom} {row.loss:.2f} dB" if row.loss > 0 else f"helps {whom} by {-row.loss:.2f} dB"
     elif row.effect == NO_EFFECT:
-        what = "is not affected"
+        what = "loses nothing beyond the spread of its seeds"
     else:
         what = f"loses {row.loss:.2f} dB" if row.loss > 0 else f"gains {-row.loss:.2f} dB"
     return [f"{subject} {what}" + (" (one seed, not tested)." if row.effect == ONE_SEED else ".")]
