@@ -74,7 +74,7 @@ def _cell(row: Results | None) -> str:
         return f"{row['psnr']:.2f}{spread}"
     p = f", p {row['p']:.2g}" if row["p"] is not None else ""
     return (
-        f"{row['psnr']:.2f}{spread}<br>{row['loss']:+.2f}{p}: {row['effect'].split(' ')[0]}".replace(": loses", "")
+        f"{row['psnr']:.2f}{spread}<br>{row['loss']:+z.2f}{p}: {row['effect'].split(' ')[0]}".replace(": loses", "")
         .replace(": gains", "")
         .replace(": no", ": no effect")
     )
@@ -83,4 +83,4 @@ def _cell(row: Results | None) -> str:
 def _best(result: Results) -> str:
     names = {row["name"]: row for row in result["rows"]}
     clean, shipped = (result["best"][who] for who in ("original", "shipped"))
-    return f"`{clean}`: `{shipped}`, {names[clean]['psnr'] - names[shipped]['psnr']:+.2f}"
+    return f"`{clean}`: `{shipped}`, {names[clean]['psnr'] - names[shipped]['psnr']:+z.2f}"

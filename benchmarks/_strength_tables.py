@@ -84,7 +84,7 @@ def _psnr(row: Rows | None) -> str:
 
 def _strip(row: Rows, name: str) -> str:
     worst, lost = row["strips"][name]
-    return f"{worst:.1f} ({lost - row['own_loss']:+.2f})"
+    return f"{worst:.1f} ({lost - row['own_loss']:+z.2f})"
 
 
 def plot(rows: Rows) -> None:

@@ -35,4 +35,4 @@ def strip_table(strips: Sequence[Strip]) -> Table:
 
 
 def _decibels(name: str) -> Column:
-    return Column(name, ".2f", "dB")
+    return Column(name, "z.2f", "dB")

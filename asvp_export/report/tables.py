@@ -124,7 +124,7 @@ def _strips(strips: Sequence[Strip]) -> Table:
     for one in strips:
         values = [one.min_psnr, one.mean_psnr]
         values += [one.truth_min_psnr, one.truth_mean_psnr, one.loss] if with_truth else []
-        table.add_row(one.name, *(f"{value:.2f} dB" for value in values))
+        table.add_row(one.name, *(f"{value:z.2f} dB" for value in values))
     return table
 
 
