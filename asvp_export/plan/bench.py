@@ -39,7 +39,10 @@ class Bench(Protocol):
         ...
 
     def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
-        """The floating outputs for input `i`; without nodes and weights those of the original."""
+        """The floating outputs for input `i`; without nodes and weights those of the original.
+
+        In PyTorch they have gradients where weights ask for them.
+        """
         ...
 
     def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
@@ -126,8 +129,9 @@ class TorchBench:
     def _run(self, i: int, nodes: Nodes, weights: Values) -> object:
         self.passes += 1
         self._nodes = nodes
+        trained = any(weight.requires_grad for weight in weights.values())
         try:
-            with torch.inference_mode(False), torch.no_grad(), self._recorded(i).replayed():
+            with torch.inference_mode(False), torch.set_grad_enabled(trained), self._recorded(i).replayed():
                 if not weights:
                     return self._module(*self._inputs[i])
                 return torch.func.functional_call(self._module, dict(weights), self._inputs[i], tie_weights=False)

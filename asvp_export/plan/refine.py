@@ -7,12 +7,11 @@ import math
 import numpy as np
 import torch
 
-from asvp_export.graph.protect import insert
 from asvp_export.plan.calibration import Calibration
 from asvp_export.plan.search import Search, Trial
 from asvp_export.plan.solve import Weights
 from asvp_export.progress import Say, reporter
-from asvp_export.teacher.model import Teacher, named_outputs
+from asvp_export.teacher.model import Teacher
 
 STEPS = 400
 _BATCH = 4  # crops a step
@@ -42,8 +41,7 @@ def refine(
         The weights that the held-out images liked best; those of the trial where training did not help.
     """
     behind = {name: search.bench.value(name) for name in search.bench.readers.behind} | dict(trial.weights)
-    module = insert(teacher, trial.nodes, {name: one.clone() for name, one in behind.items()}).module
-    trained = {name: module.get_parameter(name).requires_grad_(True) for name in behind}
+    trained = {name: one.detach().clone().requires_grad_(True) for name, one in behind.items()}
     rate = min(_RATE * 10 ** (-trial.psnr / 20), _MOST)
     optimizer = torch.optim.Adam(trained.values(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -57,7 +55,7 @@ def refine(
         for step in tracked:
             optimizer.zero_grad()
             for i in rng.choice(small, size=_BATCH):
-                _loss(module, originals[i], images.crops[i], search.peak).backward()
+                _loss(search.bench.outputs(i, trial.nodes, trained), originals[i], search.peak).backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
             optimizer.step()
             schedule.step()
@@ -69,10 +67,7 @@ def refine(
     return weights
 
 
-def _loss(
-    module: torch.nn.Module, originals: list[torch.Tensor], inputs: tuple[torch.Tensor, ...], peak: float
-) -> torch.Tensor:
+def _loss(found: list[torch.Tensor], originals: list[torch.Tensor], peak: float) -> torch.Tensor:
     with torch.enable_grad():
-        found = [one for one in named_outputs(module(*inputs)).values() if one.is_floating_point()]
         errors = [(one - original).square().mean() / peak**2 for one, original in zip(found, originals, strict=True)]
         return torch.stack([(error + _FLOOR).log() for error in errors]).mean() / _BATCH
