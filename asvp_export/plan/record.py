@@ -172,7 +172,7 @@ def _weights(plan: Path, stored: Mapping[str, str]) -> dict[str, torch.Tensor]:
         raise InputError(f"The weights of {plan}, {path.name}, are not beside it; put them there.") from error
     if hashlib.sha256(blob).hexdigest() != stored["sha256"]:
         raise InputError(f"{path} is not the file that {plan.name} names (its sha256 differs); make the plan anew.")
-    return load_tensors(blob)
+    return dict(sorted(load_tensors(blob).items()))  # the reader's own order differs from run to run
 
 
 def plan_path(output: Path) -> Path:
