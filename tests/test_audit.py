@@ -114,6 +114,7 @@ def test_a_shipped_file_shows_what_the_model_in_pytorch_shows(victim, file, patc
         assert near(theirs[tap][0], ours[tap][0]) < 1e-4, tap
     assert near(theirs.outputs, ours.outputs) < 1e-4
     assert near(other.stripped(patches.inputs[:4], {}).outputs, victim.stripped(patches.inputs[:4], {}).outputs) < 1e-4
+    assert not other.notes and "not exported from these bytes" in Victim.of_file(example("lowlight"), file).notes[0]
     with pytest.raises(UnavailableError, match="ONNX"):
         attacks()["finetune"].prepare(other, patches.inputs)
 
@@ -391,11 +392,13 @@ def test_no_scene_is_in_two_parts_and_pairs_are_read_as_they_are(clean, tmp_path
     found = data.from_folder(clean, TASK)
     parts = [{pair.name for pair in part} for part in (found.train, found.select, found.test)]
     assert sum(map(len, parts)) == 8 and len(set.union(*parts)) == 8
-    for part in ("train", "test"):
+    for part, some in (("train", list_images(clean)[:6]), ("test", list_images(clean)[6:])):
         for kind in ("input", "truth"):
-            shutil.copytree(clean, tmp_path / part / kind)
+            (tmp_path / part / kind).mkdir(parents=True)
+            for path in some:
+                shutil.copy(path, tmp_path / part / kind)
     pairs = data.from_folder(tmp_path, None)
-    assert np.array_equal(pairs.test[0].degraded, pairs.test[0].clean) and len(pairs.test) == 8
+    assert np.array_equal(pairs.test[0].degraded, pairs.test[0].clean) and len(pairs.test) == 2
     (tmp_path / "test" / "truth" / f"{pairs.test[0].name}.png").unlink()
     with pytest.raises(InputError, match="needs a clean picture of its name"):
         data.from_folder(tmp_path, None)
@@ -465,6 +468,11 @@ def test_pictures_that_do_not_fit_are_refused(protected, clean, tmp_path):
         shutil.copy(path, few)
     with pytest.raises(InputError, match="at least 4 and 1"):
         data.from_folder(few, TASK)
+    shutil.copytree(clean, tmp_path / "both" / "train")
+    (tmp_path / "both" / "test").mkdir()
+    shutil.copy(list_images(clean)[2], tmp_path / "both" / "test" / "again.png")
+    with pytest.raises(InputError, match=f"{list_images(clean)[2].stem}, to train with, and again, to test with"):
+        data.from_folder(tmp_path / "both", TASK)
 
 
 # Runs
@@ -511,7 +519,20 @@ def test_ray_trains_the_same_students(protected, clean, tmp_path):
 
 def test_the_same_weights_of_another_range_are_another_teacher(protected):
     plain = list(_particulars(protected.teacher))
-    assert not plain and list(_particulars(replace(protected.teacher, data_range=ValueRange(0, 255))))
+    assert list(_particulars(replace(protected.teacher, data_range=ValueRange(0, 255)))) != plain
+    other = replace(protected.teacher, module=example("sr_x2").module)  # as if the same weights fitted another class
+    assert list(_particulars(other)) != plain
+
+
+def test_a_student_that_puts_out_no_numbers_is_said_to_have_diverged(protected, clean, tmp_path):
+    (tmp_path / "lost.py").write_text(
+        "import torch\n\n\nclass Lost(torch.nn.Conv2d):\n    def forward(self, x):\n"
+        "        return super().forward(x) * float('nan')\n\n\ndef net():\n"
+        "    return torch.nn.Sequential(Lost(3, 3, 3, padding=1))\n"
+    )
+    found = audited(protected, clean, tmp_path, rows=["shipped/outputs"], student=f"{tmp_path / 'lost.py'}:net")
+    assert all(row.diverged == 1 for row in found.rows)
+    assert "1 of 1 diverged" in found.by_name["shipped/outputs"].effect
 
 
 def test_ten_steps_and_a_requirement_that_no_row_answers(protected, clean, tmp_path):
@@ -547,7 +568,8 @@ def found(**scores: list[float]):
 
     made = {
         Arm.parse(name): [
-            {"psnr": one, "ssim": 0.9, "to_teacher": one, "select": one, "curve": [[1, one]]} for one in values
+            {"psnr": one, "ssim": 0.9, "to_teacher": one, "select": one, "curve": [[1, one]], "diverged": one < 10}
+            for one in values
         ]
         for name, values in scores.items()
     }
@@ -572,6 +594,8 @@ def test_a_loss_within_the_spread_of_the_seeds_is_no_effect():
     noisy = rows_of(**{"original/mse-1": base, "shipped/mse-1": [28.9, 30.1, 28.2]})["shipped/mse-1"]
     assert noisy.p == pytest.approx(1 - 2.1167 / (2.1167**2 + 2) ** 0.5, abs=1e-4)  # t of two degrees of freedom
     assert rows_of(**{"original/mse-1": [30.0], "shipped/mse-1": [20.0]})["shipped/mse-1"].effect == ONE_SEED
+    lost = rows_of(**{"original/mse-1": base, "shipped/mse-1": [29.0, 6.0, 29.0]})["shipped/mse-1"]
+    assert lost.effect.endswith("; 1 of 3 diverged")
 
 
 def test_requirements_are_held_against_the_numbers():
@@ -637,6 +661,7 @@ def test_the_command_audits_a_file_and_fails_where_a_bar_is_not_cleared(file, cl
         (["--layers", LAYER, "--gain", "3", "--seeds", "0"], "at least 1 of each"),
         (["--layers", "none", "--gain", "3"], "nothing to audit"),
         (["missing.onnx"], "missing.onnx"),
+        (["missing.onnx", "--max-gain", "3"], "--max-gain was given, and missing.onnx says what is shipped"),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, clean):

@@ -117,10 +117,21 @@ def from_folder(folder: str | Path, task: str | None) -> Data:
             f"{folder} has {len(names)} picture(s) to train students with and {len(test)} to test them on; at least 4 and 1 are "
             "needed. Add pictures."
         )
+    _check_apart(folder, train, test)
     chosen = set(names[-max(1, len(names) // 4) :])
     kept = tuple(pair for pair in train if pair.name not in chosen)
     first = {pair.name: pair for pair in reversed(train) if pair.name in chosen}
     return Data(kept, tuple(first[name] for name in sorted(first)), tuple(test))
+
+
+def _check_apart(folder: Path, train: Sequence[Pair], test: Sequence[Pair]) -> None:
+    seen = {pair.clean.tobytes(): pair.name for pair in train}
+    for pair in test:
+        if (name := seen.get(pair.clean.tobytes())) is not None:
+            raise InputError(
+                f"The pictures {name}, to train with, and {pair.name}, to test with, of {folder} are the same; remove one, so that no "
+                "student is tested on what it has seen."
+            )
 
 
 def _check(task: str) -> None:

@@ -25,7 +25,7 @@ from asvp_export.audit.attacks import attacks
 from asvp_export.audit.attacks.base import UnavailableError
 from asvp_export.audit.data import Data, Patches, cut_patches, whole
 from asvp_export.audit.lessons import as_unit, taught, truth
-from asvp_export.audit.student import Student, check_student
+from asvp_export.audit.student import Student, check_student, source_hash
 from asvp_export.audit.training import Budget, Course, Exam, Question, shown, train
 from asvp_export.audit.victim import Victim
 from asvp_export.errors import InputError
@@ -34,9 +34,10 @@ from asvp_export.images import as_channels
 from asvp_export.parity.metrics import peak_of, psnr, ssim
 from asvp_export.progress import Say, reporter
 from asvp_export.signature import ValueRange
+from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
 
-_METHOD = 1  # raised when students are taught or examined in another way: nothing that was kept before counts then
+_METHOD = 2  # raised when students are taught or examined in another way: nothing that was kept before counts then
 _PATCHES = 0  # the seed of the patches: the same for all students
 
 
@@ -162,7 +163,9 @@ def run(
 
 
 def _particulars(teacher: Teacher) -> Iterator[object]:
-    """How the same weights could teach something else; nothing where all is as it usually is."""
+    """How the same weights could teach something else; options only where they are not as usual."""
+    if graph_of(teacher) is None:
+        yield source_hash(teacher.module)
     if teacher.data_range != ValueRange():
         yield teacher.data_range
     for other in teacher.signature.others:
@@ -230,7 +233,8 @@ def _parallel(jobs: Iterator[Any], workers: Workers, device: str) -> Iterator[An
             yield from pool(return_as="generator_unordered", pre_dispatch="n_jobs", batch_size=1)(jobs)
         return
     count = _start_ray(workers)
-    with parallel_config(backend="ray", n_jobs=count):
+    options: dict[str, Any] = {"ray_remote_args": {"num_gpus": 1}} if device != "cpu" else {}
+    with parallel_config(backend="ray", n_jobs=count, **options):
         while several := list(
             itertools.islice(jobs, count)
         ):  # it gives nothing back before all that it was given is done

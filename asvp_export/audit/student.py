@@ -90,11 +90,16 @@ class Student:
         """SHA-256 of its layers' names, shapes and source code."""
         module = self.make(0)
         known = replace(self, factory=PurePath(self.factory).name)  # the same from any folder
-        digest = hashlib.sha256(f"{known}{module}".encode())
-        for kind in sorted({type(one) for one in module.modules()}, key=lambda one: one.__qualname__):
-            if not kind.__module__.startswith("torch."):
-                digest.update(_source(kind))
-        return digest.hexdigest()
+        return hashlib.sha256(f"{known}{module}{source_hash(module)}".encode()).hexdigest()
+
+
+def source_hash(module: nn.Module) -> str:
+    """SHA-256 of the names and the source code of all classes in a module that are not PyTorch's own."""
+    digest = hashlib.sha256()
+    for kind in sorted({type(one) for one in module.modules()}, key=lambda one: one.__qualname__):
+        if not kind.__module__.startswith("torch."):
+            digest.update(kind.__qualname__.encode() + _source(kind))
+    return digest.hexdigest()
 
 
 def _source(kind: type) -> bytes:

@@ -89,8 +89,8 @@ def train(
 
     Returns:
         The scores: "psnr" and "ssim" against the clean test pictures, "to_teacher" against the original's outputs, "select" on
-        the pictures that attackers choose by (dB, means over the pictures), "per_image", "curve" (step, "select" so far) and
-        "seconds"; and the middle of the first test picture, [H, W, C] uint8.
+        the pictures that attackers choose by (dB, means over the pictures), "per_image", "diverged" (something that is not
+        finite was put out, and is scored as black), "curve" (step, "select" so far) and "seconds"; and the middle of the first test picture, [H, W, C] uint8.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the bits of a student must not depend on how many are trained beside it
@@ -133,7 +133,8 @@ def _train(
     scores = _examine(net, exam.test, device)
     select = _examine(net, exam.select, device)["psnr"]
     rounded = {name: round(value, 4) for name, value in scores.items() if isinstance(value, float)}
-    found = {"seed": seed, "select": round(select, 4), **rounded, "per_image": scores["per_image"], "curve": curve}
+    kept = {name: scores[name] for name in ("per_image", "diverged")}
+    found = {"seed": seed, "select": round(select, 4), **rounded, **kept, "curve": curve}
     return found | {"seconds": round(time.perf_counter() - start, 1)}, scores["picture"]
 
 
@@ -199,10 +200,11 @@ def _to(array: np.ndarray, device: torch.device) -> torch.Tensor:
 def _examine(net: nn.Module, questions: Sequence[Question], device: torch.device) -> dict[str, Any]:
     net.eval()
     scores: dict[str, list[float]] = {"psnr": [], "ssim": [], "to_teacher": []}
-    picture = np.zeros(0)
+    picture, finite = np.zeros(0), True
     for question in questions:
         with torch.inference_mode():
             got = _output(net, _to(question.image, device)).cpu().numpy()
+        finite &= bool(np.isfinite(got).all())
         got = np.clip(np.nan_to_num(got), 0, 1)
         scores["psnr"].append(psnr(question.clean, got, 1.0))
         scores["ssim"].append(ssim(question.clean, got, 1.0))
@@ -212,7 +214,7 @@ def _examine(net: nn.Module, questions: Sequence[Question], device: torch.device
     net.train()
     means = {name: float(np.mean(found)) for name, found in scores.items()}
     per_image = {q.name: round(one, 3) for q, one in zip(questions, scores["psnr"], strict=True)}
-    return means | {"per_image": per_image, "picture": picture}
+    return means | {"per_image": per_image, "diverged": not finite, "picture": picture}
 
 
 def shown(image: np.ndarray, size: float = 1.0) -> np.ndarray:

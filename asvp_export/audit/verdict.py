@@ -90,6 +90,9 @@ class Row:
     effect: str = ""
     """In words: "no effect" where the loss is within the spread of the two rows."""
 
+    diverged: int = 0
+    """How many of the students put out NaN or infinity, which is scored as black."""
+
     curve: tuple[tuple[int, float], ...] = ()
     """Step and `select` of the first seed."""
 
@@ -212,7 +215,8 @@ def _row(arm: Arm, scores: Sequence[Mapping[str, Any]]) -> Row:
     )
     spread = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     curve = tuple((int(step), float(value)) for step, value in scores[0]["curve"])
-    return Row(arm, psnr, ssim, to_teacher, select, by_seed, spread, curve=curve)
+    diverged = sum(bool(one["diverged"]) for one in scores)
+    return Row(arm, psnr, ssim, to_teacher, select, by_seed, spread, curve=curve, diverged=diverged)
 
 
 def _compared(row: Row, base: Row) -> Row:
@@ -223,12 +227,12 @@ def _compared(row: Row, base: Row) -> Row:
         p = float(ttest_rel(base.by_seed, row.by_seed).pvalue) if np.ptp(differences) else float(loss == 0)
     if row.spread is None or base.spread is None:
         effect = ONE_SEED
-    elif not math.isfinite(loss):
-        effect = "not finite"
     elif abs(loss) <= max(row.spread, base.spread):
         effect = NO_EFFECT
     else:
         effect = f"loses {loss:.2f} dB" if loss > 0 else f"gains {-loss:.2f} dB"
+    if row.diverged:
+        effect += f"; {row.diverged} of {len(row.by_seed)} diverged"
     return replace(row, baseline=str(base.arm), loss=loss, p=p, effect=effect)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.graph.inline import fold
+from asvp_export.graph.metadata import read_provenance
 from asvp_export.graph.passes import attributes_of, perturbation_nodes, without_nodes
 from asvp_export.graph.protect import Map, Protected, insert
 from asvp_export.operator import Perturbation
@@ -90,6 +91,16 @@ class Victim:
         batch, _, height, width = (ours or theirs for ours, theirs in zip(teacher.fixed, dims, strict=True))
         teacher = replace(teacher, fixed=(batch, teacher.fixed[1], height, width))
         return cls(Protected(teacher, file.bare, file.nodes), file)
+
+    @property
+    def notes(self) -> list[str]:
+        """What an auditor should know of the two."""
+        if self._file and self._file.source_sha256 not in ("", self.teacher.sha256):
+            return [
+                f"{self._file.path.name} was not exported from these bytes of {self.teacher.source}: unless it is the same model in another "
+                "file, the verdict is of a difference between two models"
+            ]
+        return []
 
     def _sites(self, teacher: Teacher) -> dict[str, tuple[str, ...]]:
         """Layer to the module, or the tensors of a graph, that its node stands behind."""
@@ -242,6 +253,8 @@ class _File:
             raise InputError(
                 f"{path} carries no ASVP node; give the protected file, or --layers to protect the model here."
             )
+        provenance = read_provenance({one.key: one.value for one in model.metadata_props})
+        self.source_sha256 = provenance.source_sha256 if provenance else ""
         self.bare = OnnxModule(without_nodes(model), path.parent)
         self.nodes: dict[str, Perturbation] = {}
         self.tensors: dict[str, tuple[str, ...]] = {}
