@@ -158,6 +158,8 @@ _protect_options = _options(
     click.option("--axis", type=int, help="The channel axis. Default: what the layer's output shows."),
 )
 
+_WISHES = ("rank", "gain", "max_gain", "compensate", "energy", "axis")
+
 _tile_options = _options(
     click.option("--tile", type=int, metavar="PIXELS", help="Run tile by tile, for pictures that memory does not hold whole. "
                  "The SVD is global: the result differs from a whole run."),
@@ -241,6 +243,8 @@ def export(
 
     if not layers and plan is None:
         raise click.UsageError("No layers were named: --layers NAMES, --layers auto, or --plan FILE was expected.")
+    if plan:
+        _refuse_given(("layers", *_WISHES), f"{plan} says what is put in; give one of the two.")
     chosen = Plan.load(plan) if plan else None  # what is wrong with the words is told before a large model is loaded
     check_wishes(rank, gain, max_gain, compensate, energy)
     output = output or Path(f"{model.stem}.protected.onnx")
@@ -414,6 +418,9 @@ def audit(
         raise click.UsageError(
             "One of the PROTECTED file, --plan FILE and --layers NAMES was expected: what is shipped?"
         )
+    if not layers:
+        wishes = (*_WISHES, "images", "verify_images", "min_psnr")
+        _refuse_given(wishes, f"{protected or plan} says what is shipped; name layers, or leave the option out.")
     if task is None and data is None:
         raise click.UsageError("No pictures were named: --task NAME, --data DIR, or both, was expected.")
     check_requirements(require)
@@ -679,6 +686,14 @@ def _report_files(
         except OSError as error:
             raise write_error(error, file if path.parent == file.parent else path) from error
     return found
+
+
+def _refuse_given(names: Sequence[str], reason: str) -> None:
+    """Refuse options that would say nothing here."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} was given, and {reason}")
 
 
 def _keep(read: dict[str, Path], written: dict[str, Path]) -> None:
