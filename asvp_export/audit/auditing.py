@@ -32,7 +32,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(tuple(quick()), 2, 400),
+    "quick": Profile(tuple(quick()), 2, 300),
     "screen": Profile(tuple(screen()), 1, 400),
     "full": Profile(tuple(FULL), 3, 1500),
 }
@@ -89,6 +89,8 @@ def run_audit(
     if count < 1 or budget.steps < 1:
         raise InputError(f"{count} seeds and {budget.steps} steps were asked for; at least 1 of each is needed.")
     victim = _victim(model, file)
+    for note in victim.notes:
+        progress(f"note: {note}")
     teacher = victim.teacher
     if teacher.signature.frames:
         raise InputError(f"{teacher.source} restores videos; an audit trains students of pictures only.")
