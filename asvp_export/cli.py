@@ -356,7 +356,7 @@ def check(
     "--rows",
     multiple=True,
     metavar="NAME",
-    help="Rows instead of the profile's, such as shipped+undo/mse-1; may repeat.",
+    help="Rows instead of the profile's, such as shipped+undo/mse-1, separated by commas; may repeat.",
 )
 @click.option("--seeds", type=int, help="Students a row. Default: the profile's.")
 @click.option("--steps", type=int, help="Of each student's training. Default: the profile's.")
@@ -442,7 +442,7 @@ def audit(
             )  # fmt: skip
         result = run_audit(
             subject, protected, task=task, data=data, student=student, student_args=student_args, profile=profile,
-            rows=rows, seeds=seeds, steps=steps, require=require, cache=cache, workers=Workers(jobs, backend, address),
+            rows=[name.strip() for one in rows for name in one.split(",") if name.strip()], seeds=seeds, steps=steps, require=require, cache=cache, workers=Workers(jobs, backend, address),
             progress=say,
         )  # fmt: skip
     with contextlib.suppress(FileExistsError):

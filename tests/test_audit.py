@@ -633,7 +633,7 @@ def test_the_verdict_follows_the_numbers(protected, clean, tmp_path):
 def command(clean, tmp_path, *arguments):
     return call(
         "audit", weights(TASK), *arguments, "--arch", arch(TASK), "--task", TASK, "--data", clean, "--student", STUDENT,
-        "--rows", "shipped/mse-1", "--seeds", 1, "--steps", 2, "--cache", tmp_path / "cache", "--report", tmp_path / "report",
+        "--rows", "shipped/mse-1, shipped/outputs", "--seeds", 1, "--steps", 2, "--cache", tmp_path / "cache", "--report", tmp_path / "report",
     )  # fmt: skip
 
 
