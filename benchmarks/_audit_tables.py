@@ -18,8 +18,13 @@ Results = dict[str, Any]
 
 def write(results: Results) -> None:
     text = PAGE.read_text()
-    tables = {what: five(results, what) for what in ("full", "scale")}
-    tables |= {"limit": limits(results), "tried": tried(results), "screen": screened(results)}
+    tables = {
+        "full": five(results),
+        "scale": scales(results),
+        "limit": limits(results),
+        "tried": tried(results),
+        "screen": screened(results),
+    }
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = mark.subn(lambda found, table=table: found[1] + table + found[2], text)
@@ -27,9 +32,9 @@ def write(results: Results) -> None:
     PAGE.write_text(text)
 
 
-def five(results: Results, what: str) -> str:
+def five(results: Results) -> str:
     """What is shipped, then a line a row with a column a teacher."""
-    found = _of(results, what)
+    found = _of(results, "full")
     if not found:
         return MISSING
     lines = [
@@ -45,18 +50,39 @@ def five(results: Results, what: str) -> str:
               "it what is lost beside the same student of the original, and the p of a paired t-test.", ""]  # fmt: skip
     lines += [f"| student | {' | '.join(found)} | mean loss |", "|---" * (len(found) + 2) + "|"]
     lines += _students(found, ("truth", *SHOWN))
-    if what == "full":  # two rows and what they are compared with are no choice
-        lines.append("| best of the original: of the shipped | " + " | ".join(map(_best, found.values())) + " | |")
+    lines.append("| best of the original: of the shipped | " + " | ".join(map(_best, found.values())) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def scales(results: Results) -> str:
+    """A line a gain and row with a column a teacher."""
+    found = _of(results, "scale")
+    if not found:
+        return MISSING
+    gains = sorted({float(key.rpartition("/")[2]) for key in results if key.startswith("scale/")})
+    of_gain = {gain: {task: results[f"scale/{task}/{gain:g}"] for task in found} for gain in gains}
+    nodes = [f"{task}, `{one['layers'][0]['name']}`" for task, one in found.items()]
+    lines = [f"| gain | student | {' | '.join(nodes)} | mean loss |", "|---" * (len(found) + 3) + "|"]
+    lines += [f"| |{row.removeprefix('|')}" for row in _students(found, ("original/mse-1",))]
+    for gain, those in of_gain.items():
+        lines += [f"| {gain:g} |{row.removeprefix('|')}" for row in _students(those, ("shipped/mse-1", "scaled/mse-1"))]
+        kept = [f"{one['own']['worst_preservation']:.0f}" for one in those.values()]
+        lines.append(f"| {gain:g} | worst preservation, dB | {' | '.join(kept)} | |")
     return "\n".join(lines) + "\n"
 
 
 def limits(results: Results) -> str:
-    """A line a row with a column a teacher; nothing is shipped here."""
+    """A line a row with a column a teacher, for one node and for three; nothing is shipped here."""
     found = _of(results, "limit")
     if not found:
         return MISSING
-    lines = ["| student | " + " | ".join(f"{task}, `{one['layer']}`" for task, one in found.items()) + " | mean loss |"]
-    lines += ["|---" * (len(found) + 2) + "|", *_students(found, ("original/normalised-10", "shipped/normalised-10"))]
+    lines = [f"| nodes | student | {' | '.join(found)} | mean loss |", "|---" * (len(found) + 3) + "|"]
+    for name in ("one", "three"):
+        those = {task: results[f"limit/{task}/{name}"] for task in found}
+        layers = ["<br>".join(f"`{layer}`" for layer in one["layers"]) for one in those.values()]
+        lines.append(f"| {name} | | {' | '.join(layers)} | |")
+        rows = _students(those, ("original/normalised-10", "shipped/normalised-10"))
+        lines += [f"| |{row.removeprefix('|')}" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -94,7 +120,13 @@ def screened(results: Results) -> str:
 
 
 def _of(results: Results, what: str) -> dict[str, Results]:
-    return {task: results[f"{what}/{task}"] for task in TASKS if f"{what}/{task}" in results}
+    """Teacher to its first result."""
+    found = {}
+    for task in TASKS:
+        keys = [key for key in results if f"{key}/".startswith(f"{what}/{task}/")]
+        if keys:
+            found[task] = results[keys[0]]
+    return found
 
 
 def _nodes(result: Results) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from _teachers import ROOT, teacher
-from bench_strength import ONE, TASKS, degraded
+from bench_strength import ONE, TASKS, THREE, degraded
 
 import asvp_export
 from asvp_export.audit.arms import Arm
@@ -43,7 +43,7 @@ from asvp_export.teacher.model import natural_images
 RESULTS = ROOT / "docs" / "audit.json"
 CACHE = ROOT / "build" / "audit"
 STEPS = 400
-SCALE = 1000.0
+SCALES = (100.0, 1000.0, 10000.0)
 NORMALISED = ("shipped/outputs", "shipped/normalised-10")
 ROWS = {"full": (), "screen": (), "scale": ("shipped/mse-1", "scaled/mse-1"), "tried": NORMALISED}
 
@@ -91,15 +91,15 @@ class Untouched(Victim):
         return f"untouched {super().fingerprint}"
 
 
-def limit(task: str) -> None:
-    victim = Untouched(insert(teacher(task), {RELU[task]: Perturbation(1, 1000.0)}))
+def limit(task: str, name: str, layers: list[str]) -> None:
+    victim = Untouched(insert(teacher(task), dict.fromkeys(layers, Perturbation(1, 1000.0))))
     size = fitting(victim.teacher, 64)
     pupil = student_for(
         victim.teacher, list(victim.nodes), student(task), images=natural_images(1, victim.teacher.channels, *size)
     )
     arms = [Arm.parse(name) for name in NORMALISED]
     rows = judge(run_students(victim, own(task), pupil, arms, range(3), Budget(steps=STEPS), CACHE))
-    keep(f"limit/{task}", {"layer": RELU[task], "rows": [shown(row) for row in rows]})
+    keep(f"limit/{task}/{name}", {"layers": layers, "rows": [shown(row) for row in rows]})
 
 
 def run(what: str, task: str, name: str, model: Protected) -> None:
@@ -143,12 +143,14 @@ def main() -> None:
         return
     for task in tasks or TASKS:
         if what == "limit":
-            limit(task)
+            limit(task, "one", [RELU[task]])
+            limit(task, "three", [f"body.{i}.branch.1" for i in THREE[task]])
         elif what == "tried":
             for name, wishes in TRIED.items():
                 run(what, task, f"{task}/{name}", protected(task, **wishes))
         elif what == "scale":
-            run(what, task, task, protected(task, [RELU[task]], gain=SCALE, rank=32))
+            for gain in SCALES:
+                run(what, task, f"{task}/{gain:g}", protected(task, [RELU[task]], gain=gain, rank=32))
         else:
             run(what, task, task, protected(task))
 
