@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from _pages import fill
 from _teachers import ROOT, TASKS
 
 PAGE = ROOT / "docs" / "audit.md"
@@ -17,7 +17,6 @@ Results = dict[str, Any]
 
 
 def write(results: Results) -> None:
-    text = PAGE.read_text()
     tables = {
         "full": five(results),
         "scale": scales(results),
@@ -25,11 +24,7 @@ def write(results: Results) -> None:
         "tried": tried(results),
         "screen": screened(results),
     }
-    for name, table in tables.items():
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = mark.subn(lambda found, table=table: found[1] + table + found[2], text)
-        assert count == 1, name
-    PAGE.write_text(text)
+    fill(PAGE, tables)
 
 
 def five(results: Results) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from _pages import fill
 from _teachers import ROOT, TASKS
 
 PAGE = ROOT / "docs" / "strength.md"
+FRONT = ROOT / "README.md"
 PLOT = ROOT / "docs" / "strength.png"
 MODES = {"none": "plain", "solve": "solved", "refine": "refined"}
 
@@ -15,12 +16,8 @@ Rows = dict[str, Any]
 
 
 def write(rows: Rows) -> None:
-    text = PAGE.read_text()
-    for name, table in (("bars", bars(rows)), ("tolerances", tolerances(rows)), ("crops", crops(rows))):
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = mark.subn(lambda found, table=table: found[1] + table + found[2], text)
-        assert count == 1, name
-    PAGE.write_text(text)
+    fill(PAGE, {"bars": bars(rows), "sums": sums(rows), "tolerances": tolerances(rows), "crops": crops(rows)})
+    fill(FRONT, {"sums": sums(rows)})
     plot(rows)
 
 
@@ -41,6 +38,22 @@ def bars(rows: Rows) -> str:
                 f"| {_psnr(mix)} | {_psnr(solved)} | {_psnr(refined)} "
                 f"| {_strip(best, 'nodes deleted')} | {_strip(best, 'best 1x1 map')} |"
             )
+    return "\n".join(lines) + "\n"
+
+
+def sums(rows: Rows) -> str:
+    """What 48 dB buy."""
+    lines = [
+        "| teacher | plain: gains | strengths | unseen, worst | compensated: gains | strengths | unseen, worst | nodes deleted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task in (*TASKS, "dat_light_x2"):
+        cells = []
+        for mode in ("none", "solve"):
+            row = rows[f"tolerances/{task}/{mode}/48"]
+            gains = ", ".join(f"{node[1]:.3g}" for node in row["nodes"].values())
+            cells += [gains, f"{sum(node[2] for node in row['nodes'].values()):.2f}", f"{row['psnr']:.1f} dB"]
+        lines.append(f"| {task} | {' | '.join(cells)} | {_strip(row, 'nodes deleted')} |")
     return "\n".join(lines) + "\n"
 
 
