@@ -10,6 +10,7 @@ from _teachers import ROOT, TASKS
 PAGE = ROOT / "docs" / "strength.md"
 FRONT = ROOT / "README.md"
 PLOT = ROOT / "docs" / "strength.png"
+SHOWN = (*TASKS, "dat_light_x2")
 MODES = {"none": "plain", "solve": "solved", "refine": "refined"}
 
 Rows = dict[str, Any]
@@ -47,7 +48,7 @@ def sums(rows: Rows) -> str:
         "| teacher | plain: gains | strengths | unseen, worst | compensated: gains | strengths | unseen, worst | nodes deleted |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for task in (*TASKS, "dat_light_x2"):
+    for task in SHOWN:
         cells = []
         for mode in ("none", "solve"):
             row = rows[f"tolerances/{task}/{mode}/48"]
@@ -62,7 +63,7 @@ def tolerances(rows: Rows) -> str:
         "| teacher | tolerance, dB | weights | layer: rank, gain, strength, feature change | audit images, worst / mean, dB | nodes deleted | 1x1 map | s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for task in (*TASKS, "dat_light_x2"):
+    for task in SHOWN:
         for tolerance in (40, 45, 48, 55):
             for mode, shown in MODES.items():
                 if row := rows.get(f"tolerances/{task}/{mode}/{tolerance}"):
@@ -106,11 +107,9 @@ def plot(rows: Rows) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    tasks = [task for task in TASKS if any(key.startswith(f"tolerances/{task}/") for key in rows)]
-    figure, panels = plt.subplots(
-        1, len(tasks), figsize=(1 + 3.2 * len(tasks), 3.4), squeeze=False, layout="constrained"
-    )
-    for panel, task in zip(panels[0], tasks, strict=True):
+    tasks = [task for task in SHOWN if any(key.startswith(f"tolerances/{task}/") for key in rows)]
+    figure, panels = plt.subplots(-(-len(tasks) // 3), 3, figsize=(10, 6.4), squeeze=False, layout="constrained")
+    for panel, task in zip(panels.flat, tasks, strict=False):
         for (mode, shown), marker in zip(MODES.items(), "o^s", strict=True):
             points = sorted(
                 (row["psnr"], sum(node[2] for node in row["nodes"].values()))
@@ -122,6 +121,7 @@ def plot(rows: Rows) -> None:
         panel.set(title=task, xlabel="worst audit image, dB")
         panel.grid(alpha=0.3)
         panel.set_ylim(bottom=0)
-    panels[0, 0].set_ylabel("sum of strengths")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("sum of strengths")
     panels[0, 0].legend()
     figure.savefig(PLOT, dpi=90)
