@@ -2,7 +2,7 @@
 
     python benchmarks/bench_audit.py full TASK ...    eight rows, three seeds, with the strongest rank-1 node that fits 48 dB
     python benchmarks/bench_audit.py scale TASK ...   the plain MSE, three seeds, with a node of full rank: a scalar
-    python benchmarks/bench_audit.py limit TASK ...   gain 1000 with the original's outputs beside it: what no plan can surpass
+    python benchmarks/bench_audit.py limit TASK ...   gain 1000 with the original's outputs beside it: one node, and three
     python benchmarks/bench_audit.py tried TASK       other ranks, nodes, energies and gains, held to 48 dB where that can be
     python benchmarks/bench_audit.py screen TASK      every row, one seed
     python benchmarks/bench_audit.py tables           docs/audit.md's tables from docs/audit.json
