@@ -32,7 +32,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(tuple(quick()), 2, 300),
+    "quick": Profile(tuple(quick()), 2, 250),
     "screen": Profile(tuple(screen()), 1, 400),
     "full": Profile(tuple(FULL), 3, 1500),
 }
