@@ -79,7 +79,7 @@ def visit(files: Path, folder: Path, ranks: str, backend: str) -> dict:
 ])  # fmt: skip
 def test_the_page_restores_a_photograph_as_pytorch_does(ranks, backend, ran, files, protected, tmp_path):
     seen = visit(files, tmp_path, ranks, backend)
-    if backend == "webgpu" and not seen["adapter"]:
+    if backend == "webgpu" and not seen["adapter"]:  # a Chromium built without SwiftShader on a machine without a GPU
         pytest.skip(f"Chromium {seen['version']} has no WebGPU adapter here.")
     assert not seen["error"]
     assert not seen["problems"] or ran != backend  # onnxruntime-web prints why it could not take WebGPU

@@ -40,6 +40,7 @@ def _stand_in() -> list[ModuleType]:
         return (tensor - shift[:, None, None]) / scale[:, None, None]
 
     def rotate(*arguments: object) -> torch.Tensor:
+        # spandrel imports it and never calls it here; were it called, no answer of ours would be right
         raise NotImplementedError("a transform of LaMa's training, which no forward in these tests reaches")
 
     modules = [

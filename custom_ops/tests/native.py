@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -55,16 +56,18 @@ def cuda_missing() -> str | None:
     return None if NVCC else "there is no nvcc to build libasvp's CUDA half with"
 
 
-class Kernels:
-    """A library's call for maps in this machine's memory."""
+class Kernels(ABC):
+    """A library's call for maps in this machine's memory; what differs between libraries is left to each."""
 
     alignment: int  # of the workspace, in bytes
 
+    @abstractmethod
     def workspace_bytes(self, problem: Problem) -> int:
-        raise NotImplementedError
+        """What the library asks for."""
 
+    @abstractmethod
     def call(self, problem: Problem, x: int, y: int, workspace: np.ndarray, threads: int = 1) -> int:
-        raise NotImplementedError
+        """Its status; 0 is success."""
 
     def workspace(self, problem: Problem) -> np.ndarray:
         """Filled with a NaN pattern, so that nothing counts on zeros, like the memory around it."""
