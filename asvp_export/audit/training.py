@@ -90,7 +90,8 @@ def train(
     Returns:
         The scores: "psnr" and "ssim" against the clean test pictures, "to_teacher" against the original's outputs, "select" on
         the pictures that attackers choose by (dB, means over the pictures), "per_image", "diverged" (something that is not
-        finite was put out, and is scored as black), "curve" (step, "select" so far) and "seconds"; and the middle of the first test picture, [H, W, C] uint8.
+        finite was put out, and is scored as black), "curve" (step, "select" so far) and "seconds"; and the middle of the first
+        test picture, [H, W, C] uint8.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the bits of a student must not depend on how many are trained beside it
