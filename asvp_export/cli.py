@@ -50,19 +50,20 @@ class _Size(click.ParamType):
 
 
 class _Auto(click.ParamType):
-    """A number, or auto."""
+    """A number, or one of some words."""
 
-    def __init__(self, number: type[int] | type[float]) -> None:
+    def __init__(self, number: type[int] | type[float], *words: str) -> None:
         self.number = number
-        self.name = "auto|INTEGER" if number is int else "auto|FLOAT"
+        self.words = words or ("auto",)
+        self.name = "|".join((*self.words, "INTEGER" if number is int else "FLOAT"))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float | str:
-        if value == "auto":
+        if value in self.words:
             return value
         try:
             return self.number(value)
         except ValueError:
-            self.fail(f"{value!r} is neither auto nor a number.", param, ctx)
+            self.fail(f"{value!r} is neither {' nor '.join(self.words)} nor a number.", param, ctx)
 
 
 class _Json(click.ParamType):
@@ -108,6 +109,8 @@ _gate_options = _options(
     click.option("--images", type=_PATH, help="Folder with inputs of the teacher: degraded pictures where the task is "
                  "restoration. Default: the project's own photographs."),
     click.option("--size", "sizes", type=_Size(), multiple=True, help="Compare on crops of this size; may repeat."),
+    click.option("--thorough", is_flag=True, help="Compare on all of the project's own photographs, whole, whatever the model "
+                 "costs. Default: as many, and as large crops, as a budget of multiply-adds allows."),
     click.option("--min-psnr", type=float, default=48.0, show_default=True,
                  help="dB that the worst image has to reach against the original."),
     click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
@@ -137,15 +140,23 @@ _protect_options = _options(
         type=_Auto(float),
         default="auto",
         show_default=True,
-        help="The factor on them. auto: the largest that leaves --min-psnr and 1 dB on the verification images.",
+        help="The factor on them in the exposed map. auto: the largest that leaves 80 dB of the outputs on the verification "
+        "images; with --residual gain the largest that leaves --min-psnr and 1 dB.",
     ),
-    click.option("--max-gain", type=float, default=10.0, show_default=True, help="No gain that is chosen is larger."),
+    click.option(
+        "--residual",
+        type=_Auto(float, "auto", "gain"),
+        help="The factor that is left in the map that the layer's readers get. Default: 1, the outputs stay the original's. "
+        "auto (the default beside --compensate): what the re-solved readers allow. gain: no inverse node.",
+    ),
+    click.option("--max-gain", type=float, default=100.0, show_default=True, help="No gain that is chosen is larger."),
     click.option(
         "--compensate",
         type=click.Choice(["none", "solve", "refine"]),
         default="none",
         show_default=True,
-        help="Re-solve the layers that read a protected tensor, so that outputs stay (solve); then train all behind it (refine).",
+        help="Re-solve the layers that read a protected tensor for the residual gain, so that outputs stay (solve); then "
+        "train all behind it (refine).",
     ),
     click.option("--plan", type=_PATH, help="Apply the plan of an earlier export, instead of calibrating."),
     click.option(
@@ -158,7 +169,7 @@ _protect_options = _options(
     click.option("--axis", type=int, help="The channel axis. Default: what the layer's output shows."),
 )
 
-_WISHES = ("rank", "gain", "max_gain", "compensate", "energy", "axis")
+_WISHES = ("rank", "gain", "residual", "max_gain", "compensate", "energy", "axis")
 
 _tile_options = _options(
     click.option("--tile", type=int, metavar="PIXELS", help="Run tile by tile, for pictures that memory does not hold whole. "
@@ -225,11 +236,12 @@ def cli() -> None:
 )
 @_output_options
 def export(
-    model: Path, layers: Sequence[str], rank: int | str, gain: float | str, max_gain: float, compensate: str, plan: Path | None,
+    model: Path, layers: Sequence[str], rank: int | str, gain: float | str, residual: float | str | None, max_gain: float,
+    compensate: str, plan: Path | None,
     energy: float, axis: int | None, output: Path | None,
     arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
     inputs: Path | None, device: str,
-    images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float, provider: str, report: Path | None,
+    images: Path | None, sizes: Sequence[tuple[int, int]], thorough: bool, min_psnr: float, provider: str, report: Path | None,
     junit: Path | None, verify_images: Path | None, opset: int | None, dtype: str, static: bool, external_data: bool, portable: str | None,
     force: bool, model_card: bool, keep_failed: bool, ground_truth: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
@@ -246,14 +258,14 @@ def export(
     if plan:
         _refuse_given(("layers", *_WISHES), f"{plan} says what is put in; give one of the two.")
     chosen = Plan.load(plan) if plan else None  # what is wrong with the words is told before a large model is loaded
-    check_wishes(rank, gain, max_gain, compensate, energy)
+    check_wishes(rank, gain, max_gain, compensate, energy, residual)
     output = output or Path(f"{model.stem}.protected.onnx")
     check_output(output, force=force)
     shipped = {"manifest": manifest_path(output), **({"model card": card_path(output)} if model_card else {})}
     reports = _report_files(output, report or output.parent, junit, shipped, page=report is not None)
     if model_card:
         check_output(card_path(output), force=force, what="model card")
-    if chosen is None and (gain == "auto" or compensate != "none"):
+    if chosen is None and (gain == "auto" or compensate != "none" or any(word.startswith("auto") for word in layers)):
         reports["plan"] = plan_path(output)
     code = {"architecture": Path(arch.rpartition(":")[0])} if arch else {}
     _keep({"model": model, **code, **({"plan": plan} if plan else {})}, {"output": output, **reports})
@@ -266,15 +278,16 @@ def export(
             protected = apply(teacher, chosen)
         else:
             protected = protect(
-                teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis, min_psnr=min_psnr, max_gain=max_gain,
-                compensate=compensate, images=images, verify_images=verify_images, progress=say,
+                teacher, layers, rank=rank, gain=gain, residual=residual, energy=energy, axis=axis, min_psnr=min_psnr,
+                max_gain=max_gain, compensate=compensate, images=images, verify_images=verify_images, sizes=sizes,
+                thorough=thorough, dtype=dtype, progress=say,
             )  # fmt: skip
         if images is None or verify_images is not None:
             images = verify_images
         elif protected.verify_images:
             images = None  # those of the plan
         result = run_export(
-            protected, output, images=images, sizes=sizes, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
+            protected, output, images=images, sizes=sizes, thorough=thorough, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
             external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
             provider=provider, evidence="page" in reports, ground_truth=ground_truth, progress=say,
         )  # fmt: skip
@@ -291,8 +304,8 @@ def export(
 @_output_options
 def check(
     original: Path, protected: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
-    data_range: str | None, inputs: Path | None, device: str, images: Path | None, sizes: Sequence[tuple[int, int]], min_psnr: float,
-    provider: str, report: Path | None, junit: Path | None, tile: int | None,
+    data_range: str | None, inputs: Path | None, device: str, images: Path | None, sizes: Sequence[tuple[int, int]], thorough: bool,
+    min_psnr: float, provider: str, report: Path | None, junit: Path | None, tile: int | None,
     overlap: int, plan: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
@@ -314,6 +327,7 @@ def check(
             protected,
             images=images,
             sizes=sizes,
+            thorough=thorough,
             min_psnr=min_psnr,
             tiling=tiling,
             plan=Plan.load(plan) if plan else None,
@@ -396,8 +410,8 @@ def audit(
     model: Path, protected: Path | None, task: str | None, data: Path | None, student: str,
     student_args: dict[str, Any] | None, profile: str, rows: Sequence[str], seeds: int | None, steps: int | None,
     require: Sequence[str], report: Path | None, cache: Path, jobs: int, backend: str, address: str,
-    layers: Sequence[str], rank: int | str, gain: float | str, max_gain: float, compensate: str, plan: Path | None,
-    energy: float, axis: int | None, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
+    layers: Sequence[str], rank: int | str, gain: float | str, residual: float | str | None, max_gain: float, compensate: str,
+    plan: Path | None, energy: float, axis: int | None, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
     data_range: str | None, inputs: Path | None, device: str, images: Path | None, verify_images: Path | None, min_psnr: float,
     as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
@@ -425,7 +439,7 @@ def audit(
         raise click.UsageError("No pictures were named: --task NAME, --data DIR, or both, was expected.")
     check_requirements(require)
     named = [name.strip() for one in rows for name in one.split(",") if name.strip()]
-    check_wishes(rank, gain, max_gain, compensate, energy)
+    check_wishes(rank, gain, max_gain, compensate, energy, residual)
     reports = _audit_files(report or Path(), (protected or model).stem)
     given = {"model": model, **({"protected file": protected} if protected else {}), **({"plan": plan} if plan else {})}
     _keep(given, reports)
@@ -438,8 +452,8 @@ def audit(
             subject = apply(teacher, chosen)
         elif protected is None:
             subject = protect(
-                teacher, layers, rank=rank, gain=gain, energy=energy, axis=axis, min_psnr=min_psnr, max_gain=max_gain,
-                compensate=compensate, images=images, verify_images=verify_images, progress=say,
+                teacher, layers, rank=rank, gain=gain, residual=residual, energy=energy, axis=axis, min_psnr=min_psnr,
+                max_gain=max_gain, compensate=compensate, images=images, verify_images=verify_images, progress=say,
             )  # fmt: skip
         result = run_audit(
             subject, protected, task=task, data=data, student=student, student_args=student_args, profile=profile,

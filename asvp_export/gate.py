@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +12,16 @@ import onnxruntime as ort
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.graph.metadata import INLINE, Provenance, read_provenance, tiling_notes
-from asvp_export.graph.passes import attributes_of, perturbation_nodes
+from asvp_export.graph.pairs import differing
+from asvp_export.graph.passes import perturbation_nodes
 from asvp_export.graph.protect import insert
-from asvp_export.images import inputs_in
-from asvp_export.operator import Perturbation
-from asvp_export.parity.cases import Case, build_cases
+from asvp_export.parity.cases import Case
+from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.judge import judge, judge_tiled, library_notes
-from asvp_export.parity.latency import file_latency
+from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider, fits, inputs_of, session
 from asvp_export.parity.verify import check_threshold
@@ -43,6 +42,7 @@ def check(
     *,
     images: str | Path | None = None,
     sizes: Sequence[tuple[int, int]] = (),
+    thorough: bool = False,
     min_psnr: float = PRESERVATION_DB,
     tiling: Tiling | None = None,
     plan: Plan | None = None,
@@ -56,8 +56,10 @@ def check(
         original: a teacher, or a file that `load` takes without further words, an ONNX file for instance; its value range
             is then the one that the protected file names.
         protected: the shipped ONNX file.
-        images: folder of inputs of the teacher; by default the project's own photographs.
+        images: folder of inputs of the teacher; by default the project's own photographs, as many, and as large crops of
+            them, as the model's cost allows.
         sizes: (height, width) of the crops to compare on.
+        thorough: take all of the default photographs, whole, whatever they cost.
         min_psnr: dB that the worst image has to reach against the original.
         tiling: compare a run of the file tile by tile as well, against the original's run on the whole image.
         provider: of onnxruntime, "cpu" or "cuda".
@@ -80,17 +82,10 @@ def check(
     fixed = _frozen_dimensions(path, opened, against.signature)
     notes = _node_notes(path, provenance)
     portable = provenance.portable if provenance else ""
-    cases = build_cases(
-        inputs_in(images),
-        size=rule,
-        data_range=against.data_range,
-        signature=against.signature,
-        sizes=sizes,
-        fixed=fixed,
-    )
+    cases, comparison = verification_inputs(against, InputsAsked(images, sizes, thorough), rule, fixed)
     for case in cases:
         fits(opened, case)
-    progress(f"comparing on {len(cases)} inputs")
+    progress(str(comparison))
     half = is_half(onnx.load(path, load_external_data=False))
     thresholds = (FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
     expected, more = _expected(against, provenance, cases, plan, progress)
@@ -119,9 +114,10 @@ def check(
         effects=expected.effects,
         fidelity=fidelity,
         preservation=preservation,
-        latency_ms=file_latency(path, _onnx_file(original), cases[0].inputs, provider),
+        latency_ms=file_latency(path, _onnx_file(original), cases[0].inputs, provider, affordable(comparison.first)),
         notes=(*notes, *more, *library_notes(provider, portable), *frozen_notes(*fixed[2:])),
         evidence=seen,
+        comparison=comparison,
     )
 
 
@@ -159,8 +155,7 @@ def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
     nodes = perturbation_nodes(model)
     if provenance is None:
         return [] if nodes else ["The file carries no ASVP node."]
-    found = {node.name.removeprefix("asvp/").partition("#")[0]: attributes_of(node) for node in nodes}
-    wrong = [name for name, node in provenance.layers.items() if not _same(found.get(name), node)]
+    wrong = differing(model, provenance.layers)
     if provenance.portable == INLINE:
         wrong = misbehaving(model, provenance.layers)
     if wrong:
@@ -169,13 +164,6 @@ def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
             "changed after the export. Export it anew."
         )
     return []
-
-
-def _same(found: Perturbation | None, named: Perturbation) -> bool:
-    """Equal attributes, up to the float32 in which they stand on a node."""
-    if found is None or (found.rank, found.axis) != (named.rank, named.axis):
-        return False
-    return math.isclose(found.gain, named.gain, rel_tol=1e-6) and math.isclose(found.energy, named.energy, rel_tol=1e-6)
 
 
 def _expected(

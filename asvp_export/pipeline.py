@@ -19,17 +19,17 @@ from asvp_export.graph.inline import inline
 from asvp_export.graph.metadata import INLINE, Provenance, write_provenance
 from asvp_export.graph.protect import Protected
 from asvp_export.graph.publish import Staging
-from asvp_export.images import inputs_in
-from asvp_export.parity.cases import Case, build_cases
+from asvp_export.parity.cases import Case
+from asvp_export.parity.choice import InputsAsked, same_inputs, verification_inputs
 from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.judge import judge, library_notes
-from asvp_export.parity.latency import file_latency
+from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.overflow import first_overflow
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider
 from asvp_export.parity.truth import read_truth
-from asvp_export.parity.verify import GateResult, check_threshold
+from asvp_export.parity.verify import GateResult, check_threshold, least_psnr
 from asvp_export.plan.strips import Strip, smallest, strip_tests
 from asvp_export.progress import Say
 from asvp_export.teacher.layers import graph_of
@@ -48,6 +48,7 @@ def export(
     *,
     images: str | Path | None = None,
     sizes: Sequence[tuple[int, int]] = (),
+    thorough: bool = False,
     min_psnr: float = PRESERVATION_DB,
     opset: int | None = None,
     dtype: str = "fp32",
@@ -67,8 +68,10 @@ def export(
         protected: from `protect`.
         output: the ONNX file to write.
         images: folder of inputs of the teacher (degraded pictures where the task is restoration) to verify on; by default
-            those that the plan was verified on, else the project's own photographs.
+            those that the plan was verified on, else the project's own photographs: as many, and as large crops of them, as
+            the model's cost allows (`asvp_export.parity.choice`).
         sizes: (height, width) of the crops to verify on; with `static` exactly one, which is frozen.
+        thorough: take all of the default photographs, whole, whatever they cost.
         min_psnr: dB that the worst image has to reach against the original teacher.
         opset: of the default ONNX domain, 18 to 26; None: that of an ONNX original, else 18.
         dtype: "fp32", or "fp16" for float16 weights and feature maps (inputs and outputs too); the operator computes in
@@ -115,9 +118,9 @@ def export(
     version = opset_of(graph.model) if graph else opset or DEFAULT_OPSET
     with Staging(path, force=force, external_data=external_data, data_folder=folder) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
-        pictures = list(protected.verify_images) if images is None and protected.verify_images else inputs_in(images)
-        cases = _cases(teacher, pictures, sizes, fixed)
-        truth = read_truth(ground_truth, pictures, teacher) if ground_truth is not None else None
+        asked = InputsAsked(protected.verify_images or None if images is None else images, sizes, thorough)
+        cases, comparison = verification_inputs(teacher, asked, teacher.size, fixed)
+        truth = read_truth(ground_truth, asked.paths, teacher) if ground_truth is not None else None
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
         model, overflow = to_onnx(protected, opset=opset, static=frozen, data_folder=staging.data_folder), None
         if dtype == "fp16":
@@ -131,8 +134,8 @@ def export(
             staging.data_folder = staging.scratch
         if portable:
             inline(model)
-        progress(f"verifying on {len(cases)} inputs")
-        expected = expected_of_teacher(protected, cases, progress)
+        progress(f"verifying: {comparison}")
+        expected = _expected(protected, cases, progress)
         for one in (graph, protected.module):
             if isinstance(one, OnnxModule):
                 one.release()
@@ -140,10 +143,13 @@ def export(
         fidelity, preservation = _settled(
             staging, model, protected, cases, expected, thresholds, provider, portable, progress
         )
-        timed = file_latency(staging.path, None, cases[0].inputs, provider)
+        timed = file_latency(staging.path, None, cases[0].inputs, provider, affordable(comparison.first))
         seen = gather(staging.path, protected, cases, expected, preservation, provider) if evidence else None
         strips: tuple[Strip, ...] = ()
-        if protected.nodes and (protected.plan is not None or truth is not None):
+        changed = any(
+            node.left != 1 for node in protected.nodes.values()
+        )  # else the graph without its nodes is the original
+        if protected.nodes and (truth is not None or (protected.plan is not None and changed)):
             progress("strip tests: the nodes deleted, and fitted maps in their place")
             strips = strip_tests(protected, cases, smallest(cases, teacher.device), truth, progress, expected)
         passed = fidelity.passed and preservation.passed and overflow is None
@@ -168,7 +174,15 @@ def export(
         evidence=seen,
         strips=strips,
         plan=protected.plan,
+        comparison=comparison,
     )
+
+
+def _expected(protected: Protected, cases: Sequence[Case], progress: Say) -> Expected:
+    """What the file is held against: what is known of these inputs already, else from a run of both models."""
+    if protected.verified and same_inputs(protected.verified[0], cases):
+        return protected.verified[1]
+    return expected_of_teacher(protected, cases, progress)
 
 
 def _settled(
@@ -182,8 +196,13 @@ def _settled(
     portable: str,
     progress: Say,
 ) -> tuple[GateResult, GateResult]:
-    """Write and measure until what was measured stands in the metadata of the very bytes that were measured."""
-    teacher, measured = protected.teacher, {}
+    """Write and measure until what was measured stands in the metadata of the very bytes that were measured.
+
+    The first bytes have what PyTorch gave for the protected module, so that as a rule one measurement is enough.
+    """
+    teacher = protected.teacher
+    near = least_psnr(cases, expected.original, expected.protected, teacher.data_range.peak)
+    measured = {"fidelity": _stamp(thresholds[0], _ROUNDING_DB), "preservation": _stamp(thresholds[1], near)}
     for _ in range(5):
         write_provenance(model, _provenance(protected, measured, portable))
         staging.write(model)
@@ -191,7 +210,10 @@ def _settled(
             staging.path, cases, expected, thresholds, teacher.data_range, provider, portable, progress
         )
         assert fidelity is not None
-        stamps = {"fidelity": _stamp(fidelity), "preservation": _stamp(preservation)}
+        stamps = {
+            "fidelity": _stamp(fidelity.threshold, fidelity.min_psnr),
+            "preservation": _stamp(preservation.threshold, preservation.min_psnr),
+        }
         if _agree(stamps, measured):
             return fidelity, preservation
         measured = stamps
@@ -201,13 +223,13 @@ def _settled(
     )
 
 
-def _stamp(gate: GateResult) -> dict[str, float | None]:
+def _stamp(threshold: float, psnr: float) -> dict[str, float | None]:
     """A gate for the metadata, rounded down to 0.1 dB.
 
     Over 100 dB only the rounding of float32 is measured, which changes with the number of threads: 100 stands there then.
     """
-    found = min(gate.min_psnr, _ROUNDING_DB)
-    return {"threshold": gate.threshold, "min_psnr": math.floor(found * 10) / 10 if math.isfinite(found) else None}
+    found = min(psnr, _ROUNDING_DB)
+    return {"threshold": threshold, "min_psnr": math.floor(found * 10) / 10 if math.isfinite(found) else None}
 
 
 def _agree(stamps: Stamps, written: Stamps) -> bool:
@@ -239,19 +261,6 @@ def _half_notes(teacher: Teacher, dtype: str) -> list[str]:
     if dtype != "fp16" or known is None or known.supports_half:
         return []
     return [f"spandrel does not vouch for {known.name} in float16: pictures beyond those verified may overflow."]
-
-
-def _cases(
-    teacher: Teacher, images: Sequence[Path], sizes: Sequence[tuple[int, int]], fixed: Sequence[int | None]
-) -> list[Case]:
-    return build_cases(
-        images,
-        size=teacher.size,
-        data_range=teacher.data_range,
-        signature=teacher.signature,
-        sizes=sizes,
-        fixed=fixed,
-    )
 
 
 def _frozen_size(teacher: Teacher, sizes: Sequence[tuple[int, int]], static: bool) -> tuple[int, int] | None:

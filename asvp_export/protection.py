@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asvp_export.errors import InputError
-from asvp_export.graph.protect import Protected, fixed, insert, nodes_for
+from asvp_export.graph.protect import Protected, insert, no_layers, nodes_for
 from asvp_export.images import list_images
 from asvp_export.operator import Perturbation
+from asvp_export.parity.choice import InputsAsked, verification_inputs
+from asvp_export.parity.expected import least_of
 from asvp_export.parity.result import PRESERVATION_DB
+from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
 from asvp_export.progress import Say
 from asvp_export.teacher.model import Teacher
 
-AUTO = "auto"
+AUTO, GAIN = "auto", "gain"
 DEFAULT_GAIN = 1.1  # beside no tolerance to fit: `Perturbation`'s own
-MAX_GAIN = 10.0
+MAX_GAIN = 100.0
 COMPENSATIONS = ("none", "solve", "refine")
 
 
@@ -27,6 +30,7 @@ def protect(
     *,
     rank: int | str = AUTO,
     gain: float | str = AUTO,
+    residual: float | str | None = None,
     energy: float = 1.0,
     axis: int | None = None,
     min_psnr: float = PRESERVATION_DB,
@@ -34,70 +38,173 @@ def protect(
     compensate: str = "none",
     images: str | Path | None = None,
     verify_images: str | Path | None = None,
+    sizes: Sequence[tuple[int, int]] = (),
+    thorough: bool = False,
+    dtype: str = "fp32",
     progress: Say = lambda line: None,
 ) -> Protected:
-    """Insert one node behind each selected layer; a layer that is called several times gets it at each call.
+    """Insert a node, and its inverse, behind each selected layer; a layer that is called several times gets them at each call.
 
-    With `gain="auto"` the nodes get the ranks and gains that buy the most strength while the worst verification image
-    keeps `min_psnr` and 1 dB to spare. With `compensate` the layers that read a protected tensor are re-solved so that the
-    outputs come back to the original's, where all of them are linear in it.
+    Each layer has two gains: with `gain` its map is exposed, and with `residual` the layers that read it get it. With a
+    residual of 1, the default, the outputs stay the original's to rounding, and `gain="auto"` is the largest gain up to
+    `max_gain` that leaves 80 dB of them on the verification inputs (float16: that leaves `min_psnr` and 1 dB).
+
+    With `residual="auto"` and `compensate` the readers get the largest gain that keeps `min_psnr` and 1 dB to spare once
+    they are re-solved, where all of them are linear in the map; the exposed gain is free of that. With `residual="gain"`
+    there is no inverse, and `gain="auto"` is what the tolerance allows.
 
     Args:
         teacher: from `asvp_export.load`; it is not changed.
         layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or "auto:N": the
-            N (3) layers that take the largest strength for the allowance; "none" or nothing: no node.
-        rank: how many leading singular values are amplified (at most the layer's channels); "auto": what is best with the
-            gain, 1 beside a gain that is given.
-        gain: the factor on them, or "auto".
-        energy: share of the squared singular values after which the count stops.
+            N (3) layers that take the largest strength; "none" or nothing: no node.
+        rank: how many leading singular values are amplified (at most the layer's channels); "auto": 1, and with
+            `residual="gain"` what is best with the gain that is calibrated.
+        gain: the factor on them in the exposed map, or "auto".
+        residual: the factor in the map that the layer's readers get, 1 to `gain`; "auto" (beside `compensate`); "gain": the
+            gain itself. None: 1, and "auto" beside `compensate`.
+        energy: share of the squared singular values after which the count stops; below 1 with `residual="gain"` only.
         axis: the channel axis; by default what the layer's output shows.
         min_psnr: dB that the worst image has to reach against the original, for "auto".
         max_gain: no gain that is chosen is larger.
         compensate: "none"; "solve" (in closed form); "refine" (then a training of all weights behind the first node against
             the original's outputs, minutes).
-        images: folder of inputs of the teacher to calibrate on; without `verify_images` two fifths of them are kept to
-            verify on. By default the project's own photographs.
+        images: folder of inputs of the teacher. Where gains are calibrated, they are calibrated on these, and without
+            `verify_images` two fifths of them are kept to verify on; else all of them are verified on. By default the
+            project's own photographs.
         verify_images: folder of inputs to verify on.
+        sizes: (height, width) of the crops to verify on.
+        thorough: verify on all default photographs, whatever that costs.
+        dtype: "fp32" or "fp16": in which type the file will be exported, whose rounding the exposed gain has to survive.
         progress: called with a line at each step.
 
     Returns:
-        The protected teacher, with its plan where numbers were fitted.
+        The protected teacher, with its plan where numbers were chosen.
 
     Raises:
         InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that no gain
             meets, too few images, or compensation where no reader is linear.
     """
-    check_wishes(rank, gain, max_gain, compensate, energy)
-    automatic = gain == AUTO
-    if isinstance(layers, str):
-        layers = [layers]
-    asked = [word for word in layers if word == AUTO or word.startswith(f"{AUTO}:")]
-    if asked and len(layers) > 1:
-        raise InputError(f"The layers {', '.join(layers)} were asked for; auto stands alone.")
+    given = residual is not None
+    wanted = check_wishes(rank, gain, max_gain, compensate, energy, residual)
+    residual, calibrated = wanted.residual, wanted.calibrated
+    layers, count = _layers(layers)
+    if given and not count and no_layers(layers):
+        raise InputError(
+            f"A residual gain of {residual} was asked for and no layer is protected; leave one of the two out."
+        )
+    asked = InputsAsked(verify_images if verify_images is not None else images, sizes, thorough)
     known = Perturbation(
         1 if rank == AUTO else int(rank),
-        DEFAULT_GAIN if gain == AUTO else float(gain),
+        wanted.start,
         energy,
         1 if axis is None else axis,
+        None if calibrated or residual == GAIN else float(residual),
     )
-    if not asked and not automatic and compensate == "none":
-        return fixed(teacher, layers, known, axis)
-    count = _count(asked[0]) if asked else 0
-    nodes = nodes_for(teacher, ["**"] if asked else layers, known, axis)
+    nodes = nodes_for(teacher, ["**"] if count else layers, known, axis)
     if not nodes:
         return insert(teacher, {})
+    ranking: tuple[RankedLayer, ...] = ()
+    if count and compensate == "none":
+        from asvp_export.plan.ranking import rank as ranked
+
+        nodes, ranking = ranked(teacher, nodes, count, _calibration_images(images), progress)
+        count = 0
+    if calibrated:
+        protected = _calibrated(teacher, nodes, wanted, min_psnr, count, ranking, images, verify_images, progress)
+        if residual == GAIN:
+            return protected
+        nodes = {name: replace(node, residual=node.gain) for name, node in protected.nodes.items()}
+        protected = replace(protected, nodes=nodes)
+        asked = replace(asked, images=protected.verify_images)
+    else:
+        protected = insert(teacher, nodes)
+    if gain == AUTO and residual != GAIN:
+        from asvp_export.plan.exposure import exposed
+
+        cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.fixed)
+        protected = exposed(protected, max_gain, cases, dtype=dtype, min_psnr=min_psnr, progress=progress)
+    elif calibrated:
+        from asvp_export.plan.exposure import with_gain
+
+        made = with_gain(protected.nodes, float(gain))
+        protected = replace(
+            insert(teacher, made, protected.weights, protected.plan), verify_images=protected.verify_images
+        )
+    return _with_plan(protected, ranking, min_psnr, max_gain) if gain == AUTO or ranking or calibrated else protected
+
+
+def _layers(layers: Sequence[str] | str) -> tuple[Sequence[str], int]:
+    """The names and globs, and how many layers are to be chosen; 0: none is."""
+    names = [layers] if isinstance(layers, str) else list(layers)
+    asked = [word for word in names if word == AUTO or word.startswith(f"{AUTO}:")]
+    if asked and len(names) > 1:
+        raise InputError(f"The layers {', '.join(names)} were asked for; auto stands alone.")
+    return names, _count(asked[0]) if asked else 0
+
+
+def _calibrated(
+    teacher: Teacher,
+    nodes: dict[str, Perturbation],
+    wanted: Wanted,
+    min_psnr: float,
+    count: int,
+    ranking: tuple[RankedLayer, ...],
+    images: str | Path | None,
+    verify_images: str | Path | None,
+    progress: Say,
+) -> Protected:
+    """Gains, and weights behind them, that keep the tolerance without any inverse."""
     from asvp_export.plan.planner import Wishes, plan
 
     wishes = Wishes(
-        ranks=() if rank == AUTO and gain == AUTO else (known.rank,),
-        gain=None if gain == AUTO else known.gain,
+        ranks=() if wanted.rank_free and wanted.fitted is None else (next(iter(nodes.values())).rank,),
+        gain=wanted.fitted,
         min_psnr=min_psnr,
-        max_gain=max_gain,
-        compensate=compensate,
+        max_gain=wanted.limit,
+        compensate=wanted.compensate,
         count=count,
     )
     calibrate, verify = images_for(images, verify_images)
-    return replace(plan(teacher, nodes, wishes, calibrate, verify, progress), verify_images=tuple(verify))
+    made = plan(teacher, nodes, wishes, calibrate, verify, progress)
+    if ranking and made.plan:
+        made = replace(made, plan=replace(made.plan, ranking=ranking))
+    return replace(made, verify_images=tuple(verify))
+
+
+def _with_plan(protected: Protected, ranking: tuple[RankedLayer, ...], min_psnr: float, max_gain: float) -> Protected:
+    """The plan brought up to the gains that the nodes have, or made where there was nothing to calibrate."""
+    effects = protected.verified[1].effects if protected.verified else {}
+    layers = []
+    for name, node in protected.nodes.items():
+        before = next((one for one in protected.plan.layers if one.name == name), None) if protected.plan else None
+        effect, ranked = effects.get(name), next((one for one in ranking if one.name == name), None)
+        if node.gain >= max_gain:
+            stopped = f"the largest gain, {max_gain:g}"
+        else:
+            stopped = "rounding, on the verification images" if protected.verified else "the gain that was asked for"
+        if before and before.stopped_by != stopped:
+            stopped = f"exposed: {stopped}; residual: {before.stopped_by}"
+        layers.append(
+            PlannedLayer(
+                name, node,
+                round(effect.strength, 4) if effect else ranked.strength if ranked else None,
+                round(effect.relative_feature_change, 4) if effect else None,
+                stopped,
+                before.consumers if before else (),
+                before.uncompensated if before else "",
+            )
+        )  # fmt: skip
+    if protected.plan:
+        return replace(protected, plan=replace(protected.plan, layers=tuple(layers)))
+    worst = round(least_of(protected), 2) if protected.verified else None
+    made = Plan(protected.teacher.sha256, tuple(layers), min_psnr, "none", None, worst, None, ranking=ranking)
+    return replace(protected, plan=made)
+
+
+def _calibration_images(images: str | Path | None) -> list[Path]:
+    from asvp_export.plan.calibration import default_images
+
+    return default_images() if images is None else list_images(images)
 
 
 def images_for(images: str | Path | None, verify_images: str | Path | None) -> tuple[list[Path], list[Path]]:
@@ -123,17 +230,83 @@ def _count(word: str) -> int:
     return int(number)
 
 
-def check_wishes(rank: int | str, gain: float | str, max_gain: float, compensate: str, energy: float) -> None:
-    """What is wrong with the numbers and words alone.
+@dataclass(frozen=True)
+class Wanted:
+    """What the numbers and words ask for, once the ones that depend on others are settled."""
+
+    residual: float | str
+    """1 or more, "auto" or "gain"."""
+
+    calibrated: bool
+    """Whether gains, or weights, are fitted on images."""
+
+    fitted: float | None
+    """The gain that the readers are fitted to; None: the largest that the tolerance allows."""
+
+    start: float
+    """The gain that nodes have before any is chosen."""
+
+    limit: float
+    """No gain that readers get is larger."""
+
+    rank_free: bool
+    """Whether the rank may be chosen."""
+
+    compensate: str
+    """"none", "solve" or "refine"."""
+
+
+def check_wishes(
+    rank: int | str,
+    gain: float | str,
+    max_gain: float,
+    compensate: str,
+    energy: float,
+    residual: float | str | None = None,
+) -> Wanted:
+    """What the numbers and words alone ask for, and what is wrong with them.
 
     Raises:
-        InputError: an attribute out of range, or a word that is not known.
+        InputError: an attribute out of range, a word that is not known, or two that do not go together.
     """
     if compensate not in COMPENSATIONS:
         raise InputError(f"The compensation {compensate!r} was asked for; {', '.join(COMPENSATIONS)} are known.")
-    for what, value in (("rank", rank), ("gain", gain)):
-        if isinstance(value, str) and value != AUTO:
-            raise InputError(f"The {what} {value!r} was asked for; a number or auto was expected.")
+    words = {"rank": (rank, (AUTO,)), "gain": (gain, (AUTO,)), "residual gain": (residual, (AUTO, GAIN))}
+    for what, (value, known) in words.items():
+        if isinstance(value, str) and value not in known:
+            raise InputError(f"The {what} {value!r} was asked for; a number or {' or '.join(known)} was expected.")
     if not (math.isfinite(max_gain) and max_gain > 1):
         raise InputError(f"The largest gain {max_gain:g} was asked for; a number over 1 was expected.")
-    Perturbation(1 if rank == AUTO else int(rank), DEFAULT_GAIN if gain == AUTO else float(gain), energy)
+    if residual is None:
+        residual = 1.0 if compensate == "none" else AUTO
+    if residual == AUTO and compensate == "none":
+        raise InputError(
+            "An automatic residual gain was asked for without compensation; only re-solved readers can take one. Add "
+            "--compensate solve, or leave --residual out (1: the outputs stay the original's)."
+        )
+    if compensate != "none" and not isinstance(residual, str):
+        raise InputError(
+            f"Compensation was asked for beside a residual gain of {residual:g}; the readers are re-solved for a gain that "
+            "is found with them. Use --residual auto, or gain."
+        )
+    first = max_gain if gain == AUTO else float(gain)
+    if gain == AUTO and residual == GAIN:
+        first = DEFAULT_GAIN
+    Perturbation(
+        1 if rank == AUTO else int(rank), first, energy, 1, None if isinstance(residual, str) else float(residual)
+    )
+    if energy < 1 and residual != GAIN:
+        raise InputError(
+            f"The energy is {energy:g}; an energy below 1 goes with --residual gain only, since the exposed map does not tell "
+            "how many values were amplified."
+        )
+    calibrated = compensate != "none" or (residual == GAIN and gain == AUTO)
+    return Wanted(
+        residual=residual,
+        calibrated=calibrated,
+        fitted=float(gain) if residual == GAIN and gain != AUTO else None,
+        start=first,
+        limit=max_gain if gain == AUTO else max(float(gain), 1.001),
+        rank_free=rank == AUTO and residual == GAIN,
+        compensate=compensate,
+    )

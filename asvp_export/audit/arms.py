@@ -18,6 +18,9 @@ Gaussian noise, that changes them as much as the shipped ones are changed."""
 OUTPUTS = "outputs"
 FIRST = "first"
 
+_OURS = ("before", "readers")  # taps that are there because of our nodes
+_OLD_TAPS = {"node": "exposed"}  # as row files of before have it
+
 _NAME = re.compile(
     r"(?P<teacher>\w+)(\+(?P<attack>\w+))?/(?P<loss>[a-z]+)(-(?P<weight>\d+(\.\d+)?))?(@(?P<tap>\w+))?(?P<first>\.first)?"
 )
@@ -36,7 +39,7 @@ class Arm:
     weight: float = 0.0
     """Of the feature loss; the outputs' mean absolute error weighs 1."""
 
-    tap: str = "node"
+    tap: str = TAPS[0]
     """Where the features are read, one of `TAPS`."""
 
     attack: str = ""
@@ -46,12 +49,12 @@ class Arm:
     """Features alone for the first half of the steps, then outputs alone; else both together."""
 
     def __str__(self) -> str:
-        """The name of the row: shipped+undo/normalised-10@node.first, parts that are usual left out."""
+        """The name of the row: shipped+undo/normalised-10@exposed.first, parts that are usual left out."""
         if self.teacher == "truth":
             return "truth"
         attack = f"+{self.attack}" if self.attack else ""
         weight = f"-{self.weight:g}" if self.loss != OUTPUTS else ""
-        tap = f"@{self.tap}" if self.tap != "node" else ""
+        tap = f"@{self.tap}" if self.tap != TAPS[0] else ""
         return f"{self.teacher}{attack}/{self.loss}{weight}{tap}{'.first' if self.first else ''}"
 
     @classmethod
@@ -69,7 +72,7 @@ class Arm:
                 f"The row {name!r} cannot be read; such as shipped/normalised-10 or shipped+undo/mse-1 was expected."
             )
         arm = cls(
-            found["teacher"], found["loss"], float(found["weight"] or 0), found["tap"] or "node", found["attack"] or "",
+            found["teacher"], found["loss"], float(found["weight"] or 0), _OLD_TAPS.get(found["tap"], found["tap"]) or TAPS[0], found["attack"] or "",
             bool(found["first"]),
         )  # fmt: skip
         for what, word, known in (
@@ -84,7 +87,7 @@ class Arm:
             raise InputError(
                 f"The row {name!r} needs a weight over 0 behind its feature loss, and none behind outputs."
             )
-        if arm.teacher == "truth" or (arm.loss == OUTPUTS and (arm.first or arm.tap != "node")):
+        if arm.teacher == "truth" or (arm.loss == OUTPUTS and (arm.first or arm.tap != TAPS[0])):
             raise InputError(f"The row {name!r} asks for features where none are imitated.")
         if arm.attack and not (
             arm.teacher == "shipped" or (arm.teacher == "original" and attacks()[arm.attack].original_too)
@@ -92,10 +95,12 @@ class Arm:
             raise InputError(
                 f"The row {name!r} has the attacker {arm.attack} beside {arm.teacher}; he attacks what is shipped."
             )
-        if arm.tap != "node" and (arm.attack or arm.teacher not in ("shipped", "original")):
+        if arm.tap != TAPS[0] and (arm.attack or arm.teacher not in ("shipped", "original")):
             raise InputError(f"The row {name!r} reads features @{arm.tap}, where attackers and controls change none.")
-        if arm.tap == "before" and arm.teacher == "original":
-            raise InputError(f"The row {name!r} reads features before a node that the original does not have.")
+        if arm.tap in _OURS and arm.teacher == "original":
+            raise InputError(
+                f"The row {name!r} reads features @{arm.tap}, beside a node that the original does not have."
+            )
         return arm
 
     @property
@@ -108,7 +113,7 @@ class Arm:
         """The row that it is compared with: the same student on the original; None for what is itself one."""
         if self.teacher in ("truth", "original"):
             return None
-        tap = "node" if self.tap == "before" else self.tap
+        tap = TAPS[0] if self.tap in _OURS else self.tap
         same = bool(self.attack) and attacks()[self.attack].original_too
         return replace(self, teacher="original", tap=tap, attack=self.attack if same else "")
 
@@ -118,19 +123,21 @@ def _rows(*names: str) -> list[Arm]:
 
 
 _HEADS = ("truth", "original/outputs", "shipped/outputs")
+_LOSSES = ("mse-0.1", "mse-1", "normalised-1", "normalised-10", "attention-10", "affinity-1")
 
-FULL = _rows(
-    *_HEADS, "original/mse-1", "shipped/mse-1", "scaled/mse-1", "original/normalised-10", "shipped/normalised-10"
-)
-"""Eight rows for many seeds."""
+FULL = tuple(
+    _rows(*_HEADS, *(f"{teacher}/{loss}" for loss in _LOSSES for teacher in ("original", "shipped")))
+)  # fmt: skip
+"""Eight kinds of student for many seeds, each of the original and of the shipped model."""
 
 
 def quick() -> list[Arm]:
     """The rows of the quick profile: each question once."""
     return _rows(
-        *(str(arm) for arm in FULL), "noise/mse-1", "scaled/normalised-10", "noise/normalised-10",
-        "original/mse-1.first", "shipped/mse-1.first", "original/attention-10", "shipped/attention-10",
-        "original/affinity-10", "shipped/affinity-10", "shipped/normalised-10@before", "original/normalised-10@next",
+        *_HEADS, "original/mse-1", "shipped/mse-1", "scaled/mse-1", "noise/mse-1", "original/normalised-10",
+        "shipped/normalised-10", "scaled/normalised-10", "noise/normalised-10", "original/mse-1.first", "shipped/mse-1.first",
+        "original/attention-10", "shipped/attention-10", "original/affinity-1", "shipped/affinity-1",
+        "shipped/normalised-10@before", "shipped/normalised-10@readers", "original/normalised-10@next",
         "shipped/normalised-10@next",
     ) + _adaptive("normalised", 10)  # fmt: skip
 
@@ -142,11 +149,8 @@ def screen() -> list[Arm]:
         for weight in (1, 10, 100):
             found += [Arm(teacher, loss, weight) for teacher in ("original", "shipped", "scaled", "noise")]
         found += [Arm(teacher, loss, 10, first=True) for teacher in ("original", "shipped")]
-        found += [
-            Arm("shipped", loss, 10, "before"),
-            Arm("original", loss, 10, "next"),
-            Arm("shipped", loss, 10, "next"),
-        ]
+        found += [Arm("shipped", loss, 10, tap) for tap in _OURS]
+        found += [Arm(teacher, loss, 10, "next") for teacher in ("original", "shipped")]
     for weight in (0.01, 0.1):  # whose features are larger imitates them with a smaller weight
         found += [Arm(teacher, "mse", weight) for teacher in ("original", "shipped", "scaled")]
     return found + _adaptive("mse", 1) + _adaptive("normalised", 10)

@@ -79,12 +79,12 @@ def _look(victim: Victim, images: torch.Tensor, teacher: str, attack: str) -> Ca
     generator = torch.Generator().manual_seed(_SEED)
 
     def control(batch: torch.Tensor) -> Seen:
-        seen, clean = victim.shipped(batch), victim.original(batch)["node"]
+        seen, clean = victim.shipped(batch), victim.original(batch)["exposed"]
         if teacher == "scaled":
             made = [x * (1 + change) for x, change in zip(clean, changes, strict=True)]
         else:
-            made = [_noisy(x, y, generator) for x, y in zip(clean, seen["node"], strict=True)]
-        return Seen(seen.outputs, {"node": made})
+            made = [_noisy(x, y, generator) for x, y in zip(clean, seen["exposed"], strict=True)]
+        return Seen(seen.outputs, {"exposed": made})
 
     return control
 
@@ -93,7 +93,7 @@ def _change(victim: Victim, images: torch.Tensor, layer: int) -> float:
     """||F' - F|| / ||F|| over all images, F the clean and F' the exposed feature map."""
     moved, power = 0.0, 0.0
     for batch in in_batches(images):
-        clean, exposed = victim.original(batch)["node"][layer], victim.shipped(batch)["node"][layer]
+        clean, exposed = victim.original(batch)["exposed"][layer], victim.shipped(batch)["exposed"][layer]
         moved += float((exposed.to(clean.device).double() - clean.double()).square().sum())
         power += float(clean.double().square().sum())
     return (moved / power) ** 0.5 if power else 0.0

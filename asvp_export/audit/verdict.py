@@ -42,7 +42,11 @@ _TEACHERS = {
     "scaled": "clean features times a scalar",
     "noise": "clean features and noise",
 }
-_TAPS = {"before": ", read before the node", "next": ", read behind the next layer"}
+_TAPS = {
+    "before": ", read before the node",
+    "readers": ", read behind the inverse",
+    "next": ", read behind the next layer",
+}
 
 
 def title(arm: Arm) -> str:
@@ -183,7 +187,7 @@ class AuditResult:
             "source_sha256": self.source_sha256,
             "file": self.file,
             "task": self.task,
-            "layers": [{"name": name, **node.attributes()} for name, node in self.nodes.items()],
+            "layers": [{"name": name, **node.described()} for name, node in self.nodes.items()],
             "own": {key: _rounded(value) for key, value in (asdict(self.own) | {"loss": self.own.loss}).items()},
             "verdict": self.sentences(),
             "best": {name: str(row.arm) for name, row in best.items()},

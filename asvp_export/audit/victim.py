@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.graph.inline import fold
 from asvp_export.graph.metadata import read_provenance
-from asvp_export.graph.passes import attributes_of, perturbation_nodes, without_nodes
-from asvp_export.graph.protect import Map, Protected, insert
+from asvp_export.graph.pairs import pairs
+from asvp_export.graph.passes import without_nodes
+from asvp_export.graph.protect import Map, Protected, exposed_and_residual, insert
 from asvp_export.operator import Perturbation
 from asvp_export.plan.strips import NodeFit
 from asvp_export.teacher.layers import graph_of
@@ -27,8 +28,12 @@ from asvp_export.teacher.model import Teacher, named_outputs
 from asvp_export.teacher.onnx_graph import named_tensors, reads
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 
-TAPS = ("node", "before", "next")
-"""Where a thief reads: the protected tensor, the tensor that goes into the node, the output of the next layer with weights."""
+TAPS = ("exposed", "before", "readers", "next")
+"""Where attackers read: the exposed map, under the layer's name; the tensor that goes into the node; the residual map, which
+the layer's readers get; the output of the next layer with weights."""
+
+Pair = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From a layer's clean map to its exposed and its residual one."""
 
 _BATCH = 8
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -117,7 +122,7 @@ class Victim:
         digest = hashlib.sha256(self.teacher.sha256.encode())
         if self._file:
             digest.update(sha256(self._file.path).encode())
-        digest.update(json.dumps({name: node.attributes() for name, node in self.nodes.items()}).encode())
+        digest.update(json.dumps({name: node.described() for name, node in self.nodes.items()}).encode())
         for name, weight in sorted(self.protected.weights.items()):
             digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -125,17 +130,19 @@ class Victim:
     def original(self, images: torch.Tensor) -> Seen:
         """The unprotected teacher; at its taps the clean feature maps."""
         seen = self._look(lambda lot: self._original.run(self.teacher, lot, {}), images)
-        return Seen(seen.outputs, {tap: seen[tap] for tap in seen.features if tap != "before"})
+        return Seen(seen.outputs, {tap: seen[tap] for tap in seen.features if tap in ("exposed", "next")})
 
     def shipped(self, images: torch.Tensor) -> Seen:
         """The shipped model as it is."""
         if file := self._file:
             return self._look(lambda lot: file.run(self.teacher, lot), images)
-        return self.stripped(images, {name: _perturb(node) for name, node in self.nodes.items()})
+        pairs = {name: partial(exposed_and_residual, node=node) for name, node in self.nodes.items()}
+        return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
 
     def stripped(self, images: torch.Tensor, maps: Mapping[str, Map]) -> Seen:
-        """The shipped graph with each node replaced by the map of its layer, deleted where there is none."""
-        return self._look(lambda lot: self._shipped.run(self.teacher, lot, maps), images)
+        """The shipped graph with node and inverse replaced by the map of their layer, deleted where there is none."""
+        pairs = {name: partial(_once, one) for name, one in maps.items()}
+        return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
 
     def deleted(self) -> nn.Module | None:
         """The shipped graph without its nodes, weights of its own, to train further; None where there are no gradients."""
@@ -158,12 +165,12 @@ class Victim:
         return _in_lots(look, images, self.teacher.fixed[0])
 
     def fits(self, images: torch.Tensor) -> dict[str, NodeFit]:
-        """For each node what a thief can fit to it: from the tensors before and behind it."""
+        """For each layer what attackers can fit in the place of node and inverse: from the clean and the residual map."""
         found = {layer: NodeFit(node.axis) for layer, node in self.nodes.items()}
         for batch in images.split(_BATCH):
             seen = self.shipped(batch)
-            for fit, before, after in zip(found.values(), seen["before"], seen["node"], strict=True):
-                fit.add(before, after)
+            for fit, clean, residual in zip(found.values(), seen["before"], seen["readers"], strict=True):
+                fit.add(clean, residual)
         return found
 
 
@@ -172,8 +179,10 @@ def in_batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from images.split(_BATCH)
 
 
-def _perturb(node: Perturbation) -> Map:
-    return lambda x: torch.ops.asvp.perturb(x, **node.attributes())
+def _once(change: Map, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One map in the place of both nodes: what is exposed is what the readers get."""
+    changed = change(x)
+    return changed, changed
 
 
 class _Tapped:
@@ -183,7 +192,7 @@ class _Tapped:
         self, module: nn.Module, sites: Mapping[str, Sequence[str]], nodes: Mapping[str, Perturbation]
     ) -> None:
         self._sites = dict(sites)
-        self._maps: Mapping[str, Map] = {}
+        self._maps: Mapping[str, Pair] = {}
         self._seen: dict[tuple[str, str], torch.Tensor] = {}
         if isinstance(module, OnnxModule):
             following = {layer: _next_tensor(module.model, calls[0]) for layer, calls in sites.items()}
@@ -210,12 +219,13 @@ class _Tapped:
 
     def _hook(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-            after = self._maps.get(layer, _same)(output)
+            exposed, residual = self._maps[layer](output) if layer in self._maps else (output, output)
             if (layer, "before") not in self._seen:  # else it is called again
                 # Copies: an in-place ReLU, or a sum, may write into what flows on.
-                self._seen[layer, "before"], self._seen[layer, "node"] = output.clone(), after.clone()
+                maps = {"before": output, "exposed": exposed, "readers": residual}
+                self._seen |= {(layer, tap): x.clone() for tap, x in maps.items()}
                 self._open.append(layer)
-            return after
+            return residual
 
         return hook
 
@@ -232,7 +242,7 @@ class _Tapped:
             if isinstance(output, torch.Tensor):
                 self._seen[layer, "next"] = output.clone()
 
-    def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Map]) -> Seen:
+    def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Pair]) -> Seen:
         self._maps, self._seen, self._open = maps, {}, []
         with torch.inference_mode():
             outputs = _main(teacher, self.module(*teacher.inputs(images.to(teacher.device))))
@@ -248,24 +258,25 @@ class _File:
         model = onnx.ModelProto()
         model.CopyFrom(self.module.model)
         fold(model)
-        nodes = {node.name.removeprefix("asvp/"): node for node in perturbation_nodes(model)}
-        if not nodes:
+        provenance = read_provenance({one.key: one.value for one in model.metadata_props})
+        calls = [one for one in pairs(model, provenance.layers if provenance else ()) if not one.name.inverse]
+        if not calls:
             raise InputError(
                 f"{path} carries no ASVP node; give the protected file, or --layers to protect the model here."
             )
-        provenance = read_provenance({one.key: one.value for one in model.metadata_props})
         self.source_sha256 = provenance.source_sha256 if provenance else ""
         self.bare = OnnxModule(without_nodes(model), path.parent)
         self.nodes: dict[str, Perturbation] = {}
         self.tensors: dict[str, tuple[str, ...]] = {}
         self._taps: dict[tuple[str, str], str] = {}
-        for call, node in nodes.items():
-            layer = call.partition("#")[0]  # a layer that is called again has a node at each call; the first is read
-            self.tensors[layer] = (*self.tensors.get(layer, ()), node.input[0])
-            if layer not in self.nodes:
-                self.nodes[layer] = attributes_of(node)
-                self._taps |= {(layer, "before"): node.input[0], (layer, "node"): node.output[0]}
-                if following := _next_tensor(model, node.output[0]):
+        for call in calls:
+            layer, (clean, exposed) = call.name.layer, (call.node.input[0], call.node.output[0])
+            self.tensors[layer] = (*self.tensors.get(layer, ()), clean)
+            if layer not in self.nodes:  # a layer that is called again has a node at each call; the first is read
+                self.nodes[layer] = call.perturbation()
+                taps = {"before": clean, "exposed": exposed, "readers": call.readers}
+                self._taps |= {(layer, tap): tensor for tap, tensor in taps.items()}
+                if following := _next_tensor(model, call.readers):
                     self._taps[layer, "next"] = following
 
     @cached_property
@@ -317,10 +328,6 @@ def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
         if flowing & names:
             flowing |= set(node.output)
     return None
-
-
-def _same(x: torch.Tensor) -> torch.Tensor:
-    return x
 
 
 def _no_layer(layer: str, where: str) -> InputError:

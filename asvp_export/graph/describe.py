@@ -11,7 +11,8 @@ import onnx
 from asvp_export.errors import InputError
 from asvp_export.graph.inline import fold
 from asvp_export.graph.metadata import read_provenance
-from asvp_export.graph.passes import attributes_of, perturbation_nodes
+from asvp_export.graph.pairs import pairs
+from asvp_export.graph.passes import attributes_of
 from asvp_export.teacher.onnx_graph import external_files
 
 
@@ -23,7 +24,7 @@ def describe(path: str | Path) -> dict[str, object]:
 
     Returns:
         `file`, `bytes`, `sha256`, `ir_version`, `opset` (domain to version), `inputs` and `outputs` (name to shape),
-        `nodes` (name, rank, gain, energy, axis), `functions` (overload to number of nodes), `provenance` (None where
+        `nodes` (name, rank, gain, energy, axis, residual: the factor that the layer's readers get), `functions` (overload to number of nodes), `provenance` (None where
         the file has no `asvp.` metadata).
 
     Raises:
@@ -54,7 +55,10 @@ def describe(path: str | Path) -> dict[str, object]:
         "opset": imports,
         "inputs": {v.name: _shape(v) for v in model.graph.input},
         "outputs": {v.name: _shape(v) for v in model.graph.output},
-        "nodes": [{"name": n.name, **attributes_of(n).attributes()} for n in perturbation_nodes(model)],
+        "nodes": [
+            {"name": pair.node.name, **attributes_of(pair.node).attributes(), "residual": pair.left}
+            for pair in pairs(model, provenance.layers if provenance else ())
+        ],
         "functions": {f"{f.domain}.{f.name}:{f.overload}": len(f.node) for f in model.functions},
         "provenance": asdict(provenance) if provenance else None,
     }

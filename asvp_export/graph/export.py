@@ -168,7 +168,7 @@ def _calls(protected: Protected, frozen: tuple[int | None, ...]) -> list[str]:
     """
     calls: list[str] = []
     places = {name: weight.data_ptr() for name, weight in protected.module.named_parameters()}
-    with observed(protected, lambda layer, before, after: calls.append(layer)):
+    with observed(protected, lambda layer, *maps: calls.append(layer)):
         protected(_example(protected.teacher, frozen))
     moved = [name for name, weight in protected.module.named_parameters() if weight.data_ptr() != places[name]]
     if moved:

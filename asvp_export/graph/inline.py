@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -10,8 +11,9 @@ import onnx.inliner
 from onnx import helper
 
 from asvp_export.graph.metadata import INLINE, read_provenance
+from asvp_export.graph.names import PREFIX, read_name
 from asvp_export.graph.passes import perturbation_nodes
-from asvp_export.operator import DOMAIN, OP_TYPE
+from asvp_export.operator import DOMAIN, OP_TYPE, Perturbation
 from asvp_export.teacher.onnx_graph import graphs
 
 
@@ -75,7 +77,7 @@ class Body:
 
 
 def inlined_bodies(model: onnx.ModelProto) -> dict[str, Body]:
-    """The inlined bodies, by the name of the node that each stands for: `asvp/<layer>` or `asvp/<layer>#2`.
+    """The inlined bodies, by the name of the node that each stands for (`asvp_export.graph.names`).
 
     Only what is whole counts: one tensor goes in, one comes out and is used. What the body computes is not looked at.
     """
@@ -100,7 +102,14 @@ def inlined_bodies(model: onnx.ModelProto) -> dict[str, Body]:
 def _call_of(node: onnx.NodeProto) -> str:
     """The node that this one is a part of, "" for none."""
     call, _, _ = node.name.rpartition("/")
-    return call if call.startswith("asvp/") else ""
+    return call if call.startswith(PREFIX) else ""
+
+
+def named_node(layers: Mapping[str, Perturbation], name: str) -> Perturbation | None:
+    """The attributes that the metadata's layers give to the node of a name; None where it is none of theirs."""
+    found = read_name(name, layers)
+    node = layers.get(found.layer) if found else None
+    return node and (node.inverse if found and found.inverse else node)
 
 
 def fold(model: onnx.ModelProto) -> None:
@@ -114,10 +123,10 @@ def fold(model: onnx.ModelProto) -> None:
     whole = inlined_bodies(model)
     instead: dict[str, list[onnx.NodeProto]] = {}
     for call, body in whole.items():
-        layer = provenance.layers.get(call.removeprefix("asvp/").partition("#")[0])
-        if layer is None:
+        node = named_node(provenance.layers, call)
+        if node is None:
             continue
-        node = helper.make_node(OP_TYPE, [body.input], [body.output], call, domain=DOMAIN, overload=layer.overload)
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in layer.attributes().items())
-        instead |= {part.name: [] for part in body.nodes[:-1]} | {body.nodes[-1].name: [node]}
+        proto = helper.make_node(OP_TYPE, [body.input], [body.output], call, domain=DOMAIN, overload=node.overload)
+        proto.attribute.extend(helper.make_attribute(key, value) for key, value in node.attributes().items())
+        instead |= {part.name: [] for part in body.nodes[:-1]} | {body.nodes[-1].name: [proto]}
     _replace(model.graph, instead)

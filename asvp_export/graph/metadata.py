@@ -29,7 +29,7 @@ class Provenance:
     """Of asvp-export."""
 
     layers: dict[str, Perturbation]
-    """Layer name to the attributes of its node."""
+    """Layer name to the attributes of its node and the residual gain; files of before have none, and no inverse."""
 
     source_sha256: str
     """Of the file that the teacher was loaded from."""
@@ -69,7 +69,7 @@ def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
     """Replace the model's `asvp.` entries; others stay. Keys come in one order, so that bytes repeat."""
     entries = {
         "version": provenance.version,
-        "layers": _json([{"name": name, **node.attributes()} for name, node in provenance.layers.items()]),
+        "layers": _json([{"name": name, **node.described()} for name, node in provenance.layers.items()]),
         "source_sha256": provenance.source_sha256,
         "data_range": _json([provenance.data_range.low, provenance.data_range.high]),
         "scale": _json(provenance.scale),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import onnx
 from onnx import helper
 
 from asvp_export.errors import AsvpError
+from asvp_export.graph.names import PREFIX, NodeName
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
-from asvp_export.teacher.onnx_graph import graphs, graphs_in, opset_of
+from asvp_export.teacher.onnx_graph import all_nodes, graphs, opset_of, rename_reads
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -37,6 +39,9 @@ def attributes_of(node: onnx.NodeProto) -> Perturbation:
 def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Sequence[str]) -> None:
     """Give each ASVP node its layer's name and, written out in one order, the attributes asked for.
 
+    The exposed tensor gets the layer's name, so that whoever looks for the layer finds it; what an inverse makes for the
+    layer's readers is `<layer>/residual`.
+
     Args:
         model: as the exporter wrote it.
         nodes: layer name to attributes.
@@ -46,21 +51,72 @@ def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Se
         AsvpError: a layer lost its node on the way through the exporter.
     """
     protos = perturbation_nodes(model)
-    if len(protos) != len(calls):  # equal calls were merged, or unused ones dropped: read each node's module path
-        calls = [_layer_of(proto, nodes) for proto in protos]
-    lost = [layer for layer in nodes if layer not in calls]
+    names = _in_order(nodes, calls)
+    if len(protos) != len(names):  # equal calls were merged, or unused ones dropped: read each node's module path
+        names = _by_scope(protos, nodes)
+    found = {(name.layer, name.inverse) for name in names}
+    lost = [layer for layer, node in nodes.items() for inverse in (False, True)[: 2 if node.inverse else 1]
+            if (layer, inverse) not in found]  # fmt: skip
     if lost:
         raise AsvpError(
-            f"The exported graph has no node for {', '.join(lost)}: the exporter drops what the output does not depend on. "
-            "Choose other layers."
+            f"The exported graph has no node for {', '.join(dict.fromkeys(lost))}: the exporter drops what the output does not "
+            "depend on. Choose other layers."
         )
+    for proto, name in zip(protos, names, strict=True):
+        node = nodes[name.layer].inverse if name.inverse else nodes[name.layer]
+        assert node is not None
+        write_node(proto, name, node)
+    _name_tensors(model, zip(protos, names, strict=True))
+
+
+def write_node(proto: onnx.NodeProto, name: NodeName, node: Perturbation) -> None:
+    """Name a node and write its attributes out, in one order."""
+    proto.name, proto.overload = str(name), node.overload
+    del proto.attribute[:]
+    proto.attribute.extend(helper.make_attribute(key, value) for key, value in node.attributes().items())
+
+
+def _in_order(nodes: dict[str, Perturbation], calls: Sequence[str]) -> list[NodeName]:
+    """The nodes of each call of a layer, one behind the other."""
     count: Counter[str] = Counter()
-    for proto, layer in zip(protos, calls, strict=True):
+    names = []
+    for layer in calls:
         count[layer] += 1
-        proto.name = f"asvp/{layer}" + (f"#{count[layer]}" if count[layer] > 1 else "")
-        proto.overload = nodes[layer].overload
-        del proto.attribute[:]
-        proto.attribute.extend(helper.make_attribute(k, v) for k, v in nodes[layer].attributes().items())
+        exposing = NodeName(layer, count[layer])
+        names += [exposing, replace(exposing, inverse=True)] if nodes[layer].inverse else [exposing]
+    return names
+
+
+def _by_scope(protos: Sequence[onnx.NodeProto], nodes: dict[str, Perturbation]) -> list[NodeName]:
+    """What each node is, by the module in whose scope it was made: an inverse reads what another node of its layer made."""
+    count: Counter[str] = Counter()
+    made: dict[str, NodeName] = {}
+    for proto in protos:
+        layer = _layer_of(proto, nodes)
+        before = made.get(proto.input[0])
+        if before and before.layer == layer and not before.inverse:
+            made[proto.output[0]] = replace(before, inverse=True)
+        else:
+            count[layer] += 1
+            made[proto.output[0]] = NodeName(layer, count[layer])
+    return list(made.values())
+
+
+def _name_tensors(model: onnx.ModelProto, named: Iterable[tuple[onnx.NodeProto, NodeName]]) -> None:
+    taken = {name for node in all_nodes(model) for name in (*node.input, *node.output)}
+    taken |= {
+        value.name for graph in graphs(model.graph) for value in (*graph.input, *graph.output, *graph.initializer)
+    }
+    names = {}
+    for proto, name in named:
+        wanted = str(name.exposing).removeprefix(PREFIX) + ("/residual" if name.inverse else "")
+        if wanted not in taken and proto.output[0] not in {value.name for value in model.graph.output}:
+            names[proto.output[0]] = wanted
+    for node in model.graph.node:
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in model.graph.value_info:
+        value.name = names.get(value.name, value.name)
+    rename_reads(model.graph.node, names)
 
 
 def _layer_of(proto: onnx.NodeProto, nodes: dict[str, Perturbation]) -> str:
@@ -118,8 +174,7 @@ def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
         return name
 
     kept = [node for node in bare.graph.node if not (node.domain == DOMAIN and node.op_type == OP_TYPE)]
-    for node in (*kept, *(inner for graph in graphs_in(kept) for inner in graph.node)):
-        node.input[:] = [clean(name) for name in node.input]
+    rename_reads(kept, {name: clean(name) for name in before})
     outputs = [value.name for value in bare.graph.output if value.name in before]
     kept += [helper.make_node("Identity", [clean(name)], [name]) for name in outputs]
     del bare.graph.node[:]

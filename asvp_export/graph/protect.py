@@ -21,9 +21,11 @@ from asvp_export.teacher.onnx_graph import named_tensors, stored_weights
 from asvp_export.teacher.onnx_model import OnnxModule
 
 if TYPE_CHECKING:
+    from asvp_export.parity.cases import Case
+    from asvp_export.parity.expected import Expected
     from asvp_export.plan.record import Plan
 
-Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
+Observer = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -35,10 +37,12 @@ class Protected:
     """The original, untouched."""
 
     module: torch.nn.Module
-    """A copy of the teacher's module with a node behind each protected layer; a drop-in replacement."""
+    """A copy of the teacher's module with a node, and its inverse, behind each protected layer; a drop-in replacement.
+
+    A forward hook that is registered on a protected layer of it sees the residual map; `observed` shows the exposed one."""
 
     nodes: dict[str, Perturbation]
-    """Layer name to the attributes of its node, in the order in which the layers are first called."""
+    """Layer name to the attributes of its node and its residual gain, in the order in which the layers are first called."""
 
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Compensated weights, by name, in the place of the teacher's own."""
@@ -48,6 +52,9 @@ class Protected:
 
     verify_images: tuple[Path, ...] = ()
     """Pictures that the plan was verified on; an export is, by default."""
+
+    verified: tuple[tuple[Case, ...], Expected] | None = None
+    """Inputs that original and protected module were run on already, and their outputs."""
 
     def __call__(self, image: torch.Tensor, *others: torch.Tensor) -> Any:
         """Restore an image batch with the defence running.
@@ -63,16 +70,11 @@ class Protected:
             return self.module(*((image, *others) if others else self.teacher.inputs(image)))
 
 
-def fixed(teacher: Teacher, layers: Sequence[str] | str, asked: Perturbation, axis: int | None) -> Protected:
-    """Insert one and the same node behind each selected layer; see `asvp_export.protection.protect`."""
-    return insert(teacher, nodes_for(teacher, layers, asked, axis))
-
-
 def nodes_for(
     teacher: Teacher, layers: Sequence[str] | str, asked: Perturbation, axis: int | None
 ) -> dict[str, Perturbation]:
     """The selected layers with the node that each would get: on its channel axis, of a rank that it has."""
-    if _none(layers):
+    if no_layers(layers):
         return {}
     if (graph := graph_of(teacher)) is not None:
         check_carrier(graph.model)
@@ -83,7 +85,8 @@ def nodes_for(
     return nodes
 
 
-def _none(layers: Sequence[str] | str) -> bool:
+def no_layers(layers: Sequence[str] | str) -> bool:
+    """Whether no layer is asked for: "none", or nothing."""
     return layers == "none" or len(layers) == 0 or list(layers) == ["none"]
 
 
@@ -144,7 +147,11 @@ def copied(teacher: Teacher) -> torch.nn.Module:
 
 @contextmanager
 def observed(protected: Protected, observer: Observer) -> Iterator[None]:
-    """Within the block, `observer(layer, before, after)` is called at each node of the protected module."""
+    """Within the block, `observer(layer, clean, exposed, residual)` is called at each node of the protected module.
+
+    The clean feature map is what the layer made, the exposed one what is behind the node, and the residual one what the
+    layer's readers get: the exposed one too where there is no inverse.
+    """
     hooks = _nodes(protected)
     for hook in hooks:
         hook.observer = observer
@@ -157,7 +164,7 @@ def observed(protected: Protected, observer: Observer) -> Iterator[None]:
 
 @contextmanager
 def replaced(protected: Protected, maps: Mapping[str, Map]) -> Iterator[None]:
-    """Within the block, `maps[layer](before)` leaves each node of these layers in the place of what it would make."""
+    """Within the block, the readers of these layers get `maps[layer](clean)`, in the place of node and inverse."""
     hooks = [hook for hook in _nodes(protected) if hook.layer in maps]
     for hook in hooks:
         hook.instead = maps[hook.layer]
@@ -173,7 +180,7 @@ def _nodes(protected: Protected) -> list[_Node]:
 
 
 class _Node:
-    """The forward hook that is the node; a class, so that it survives deepcopy and pickle with its module."""
+    """The forward hook that is the node and its inverse; a class, so that it survives deepcopy and pickle with its module."""
 
     def __init__(self, layer: str, node: Perturbation) -> None:
         self.layer = layer
@@ -182,10 +189,20 @@ class _Node:
         self.instead: Map | None = None
 
     def __call__(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-        after = self.instead(output) if self.instead else torch.ops.asvp.perturb(output, **self.node.attributes())
+        if self.instead:
+            exposed = residual = self.instead(output)
+        else:
+            exposed, residual = exposed_and_residual(output, self.node)
         if self.observer:
-            self.observer(self.layer, output, after)
-        return after
+            self.observer(self.layer, output, exposed, residual)
+        return residual
+
+
+def exposed_and_residual(clean: torch.Tensor, node: Perturbation) -> tuple[torch.Tensor, torch.Tensor]:
+    """The map that a layer exposes, and the one that its readers get, [N, ...] like the clean one."""
+    exposed = torch.ops.asvp.perturb(clean, **node.attributes())
+    inverse = node.inverse
+    return exposed, exposed if inverse is None else torch.ops.asvp.perturb(exposed, **inverse.attributes())
 
 
 def _plain_axis(axis: int, layer: str, shape: tuple[int, ...]) -> int:

@@ -31,9 +31,9 @@ class SpectrumMeter:
         self.found: dict[str, SingularValues] = {}
         """By layer; without those whose feature map has more than 2048 channels and positions."""
 
-    def __call__(self, layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
-        """Take one call of a node in: its feature map before and after, [N, ...]."""
-        maps = [x.movedim(self._axes[layer], 1)[0].flatten(1) for x in (before, after)]
+    def __call__(self, layer: str, clean: torch.Tensor, exposed: torch.Tensor, residual: torch.Tensor) -> None:
+        """Take one call of a layer in: its clean, its exposed and its residual feature map, [N, ...]."""
+        maps = [x.movedim(self._axes[layer], 1)[0].flatten(1) for x in (clean, exposed)]
         if layer not in self.found and min(maps[0].shape) <= MOST:
             self.found[layer] = SingularValues(*map(_singular_values, maps))
 

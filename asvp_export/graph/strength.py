@@ -32,14 +32,14 @@ class EffectMeter:
         self._gains = {name: node.gain for name, node in nodes.items()}
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
 
-    def __call__(self, layer: str, before: torch.Tensor, after: torch.Tensor) -> None:
-        """Take one call of a node in: its feature map before and after, [N, ...]."""
-        for clean, exposed in zip(before.double().flatten(1), after.double().flatten(1), strict=True):
-            power = float(clean @ clean)
+    def __call__(self, layer: str, clean: torch.Tensor, exposed: torch.Tensor, residual: torch.Tensor) -> None:
+        """Take one call of a layer in: its clean, its exposed and its residual feature map, [N, ...]."""
+        for before, after in zip(clean.double().flatten(1), exposed.double().flatten(1), strict=True):
+            power = float(before @ before)
             if not math.isfinite(power) or power == 0:
                 continue
-            change = float((exposed - clean).square().sum()) / power
-            aligned = float(clean @ exposed) ** 2 / (power * float(exposed @ exposed))
+            change = float((after - before).square().sum()) / power
+            aligned = float(before @ after) ** 2 / (power * float(after @ after))
             share = change / (self._gains[layer] - 1) ** 2 if self._gains[layer] != 1 else math.nan
             for i, value in enumerate((1.0, change**0.5, max(0.0, 1 - aligned) ** 0.5, (1 - min(share, 1.0)) ** 0.5)):
                 self._sums[layer][i] += value

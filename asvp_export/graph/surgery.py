@@ -14,9 +14,10 @@ import torch
 from onnx import helper, numpy_helper
 
 from asvp_export.errors import AsvpError, InputError
-from asvp_export.graph.passes import attach_functions
+from asvp_export.graph.names import NodeName
+from asvp_export.graph.passes import attach_functions, write_node
 from asvp_export.operator import DOMAIN, OP_TYPE, Perturbation
-from asvp_export.teacher.onnx_graph import all_nodes, graphs, graphs_in, opset_of, reads, stored_weights
+from asvp_export.teacher.onnx_graph import all_nodes, graphs, graphs_in, opset_of, reads, rename_reads, stored_weights
 
 OPSETS = range(11, 27)
 
@@ -32,17 +33,18 @@ class Insertion:
     """The layer's name, which the node carries."""
 
     tensor: str
-    """The tensor of the main graph that is perturbed: from now on the node makes it."""
+    """The tensor of the main graph that is perturbed."""
 
     node: Perturbation
-    """The node's attributes."""
+    """The attributes of the node, and the residual gain."""
 
 
 def insert_nodes(model: onnx.ModelProto, insertions: list[Insertion]) -> onnx.ModelProto:
-    """A copy of a model with a node behind each of some tensors, and the function bodies that they need.
+    """A copy of a model with a node behind each of some tensors, its inverse, and the function bodies that they need.
 
-    The producer's output is renamed and the node makes the tensor of the old name. So whatever reads it (nodes,
-    bodies of If and Loop, the graph's outputs) reads the perturbed one, and keeps every name.
+    The producer's output is renamed and the node makes the tensor of the old name, which so is the exposed one. Without an
+    inverse whatever reads it (nodes, bodies of If and Loop, the graph's outputs) keeps every name; with one, nodes and
+    bodies read `<tensor>/residual` instead. An output of the graph keeps its name and is the residual map.
 
     Args:
         model: as read from a file; tensors' data may be elsewhere, it is not looked at. It is left as it is.
@@ -145,6 +147,39 @@ def _check_before(model: onnx.ModelProto, insertions: list[Insertion]) -> None:
         raise AsvpError("Two nodes were to be put behind one tensor.")
 
 
+@dataclass(frozen=True)
+class _Tensors:
+    """The names around the nodes of one insertion."""
+
+    clean: str
+    """What the producer makes now."""
+
+    exposed: str
+    """What the node makes: it keeps the tensor's name, unless that is an output of the graph and there is an inverse."""
+
+    residual: str
+    """What the readers get: the exposed one where there is no inverse."""
+
+    def made_by(self, inverse: bool) -> tuple[str, str]:
+        """Input and output of the node, or of its inverse."""
+        return (self.exposed, self.residual) if inverse else (self.clean, self.exposed)
+
+
+def _tensors_of(graph: onnx.GraphProto, insertions: list[Insertion]) -> dict[str, _Tensors]:
+    """By layer; the names are not in use yet."""
+    taken, outputs = _names(graph), {value.name for value in graph.output}
+    found = {}
+    for one in insertions:
+        clean = _unused(f"{one.tensor}/clean", taken)
+        if one.node.inverse is None:
+            found[one.layer] = _Tensors(clean, one.tensor, one.tensor)
+        elif one.tensor in outputs:
+            found[one.layer] = _Tensors(clean, _unused(f"{one.tensor}/exposed", taken), one.tensor)
+        else:
+            found[one.layer] = _Tensors(clean, one.tensor, _unused(f"{one.tensor}/residual", taken))
+    return found
+
+
 def _rewire(graph: onnx.GraphProto, insertions: list[Insertion]) -> None:
     """The pass itself, by graphsurgeon, over the wiring alone.
 
@@ -153,27 +188,27 @@ def _rewire(graph: onnx.GraphProto, insertions: list[Insertion]) -> None:
     """
     wiring, tensors = _wiring(graph)
     order = list(wiring.nodes)
-    taken = _names(graph)
+    named = _tensors_of(graph, insertions)
     added: dict[str, onnx.NodeProto] = {}
     for one in insertions:
-        tensor = tensors[one.tensor]
+        names, tensor = named[one.layer], tensors[one.tensor]
         (producer,) = tensor.inputs
-        clean = gs.Variable(_unused(f"{one.tensor}/clean", taken))
+        clean = gs.Variable(names.clean)
         producer.outputs[[id(output) for output in producer.outputs].index(id(tensor))] = clean
-        name = f"asvp/{one.layer}"
         place = next(i for i, node in enumerate(order) if node is producer)
-        order.insert(place + 1, gs.Node(OP_TYPE, name, inputs=[clean], outputs=[tensor], domain=DOMAIN))
-        added[name] = helper.make_node(
-            OP_TYPE, [clean.name], [one.tensor], name=name, domain=DOMAIN, overload=one.node.overload,
-            **one.node.attributes(),
-        )  # fmt: skip
+        for inverse, node in ((False, one.node), (True, one.node.inverse)):
+            if node is not None:
+                proto = helper.make_node(OP_TYPE, *([name] for name in names.made_by(inverse)), domain=DOMAIN)
+                write_node(proto, NodeName(one.layer, inverse=inverse), node)
+                added[proto.name] = proto
+                order.insert(place + 1 + inverse, gs.Node(OP_TYPE, proto.name, domain=DOMAIN))
     nodes = []
-    wiring.nodes = order
-    for wired in wiring.nodes:
+    for wired in order:
         place = wired.attrs.get("place")
         if isinstance(place, int):
             node = graph.node[place]
             node.output[:] = [tensor.name for tensor in wired.outputs]
+            rename_reads([node], {names.exposed: names.residual for names in named.values()})
         else:
             node = added[wired.name]
         nodes.append(node)
@@ -221,22 +256,28 @@ def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: li
 
     That the file is valid is checked on its very bytes, by onnx's full checker, when it is written.
     """
-    ours = {f"asvp/{one.layer}": one for one in insertions}
+    named = _tensors_of(before.graph, insertions)
+    ours = {
+        str(NodeName(one.layer, inverse=inverse)): (node, named[one.layer].made_by(inverse))
+        for one in insertions
+        for inverse, node in ((False, one.node), (True, one.node.inverse))
+        if node is not None
+    }
     known = {value.name for value in (*after.graph.input, *after.graph.initializer)} | {""}
     known |= {sparse.values.name for sparse in after.graph.sparse_initializer}
     wrong: list[str] = []
-    clean: dict[str, str] = {}
     left: list[onnx.NodeProto] = []
     for node in after.graph.node:
         wrong += reads(node) - known  # made by no node before this one
         known |= set(node.output)
         if node.domain == DOMAIN and node.op_type == OP_TYPE:
-            one = ours.pop(node.name, None)
-            wrong += [] if one and list(node.output) == [one.tensor] and len(node.input) == 1 else [node.name]
-            clean[node.input[0]] = node.output[0]
+            asked, wires = ours.pop(node.name, (None, None))
+            wrong += [] if asked and (*node.input, *node.output) == wires else [node.name]
         else:
             left.append(onnx.NodeProto())
             left[-1].CopyFrom(node)
+    clean = {named[one.layer].clean: one.tensor for one in insertions}
+    rename_reads(left, {names.residual: names.exposed for names in named.values()})
     for node in left:
         node.output[:] = [clean.get(name, name) for name in node.output]
     wrong += [*ours, *(node.name for node, old in zip(left, before.graph.node, strict=False) if node != old)]

@@ -18,7 +18,9 @@ _FLOAT32 = np.finfo(np.float32)
 
 @dataclass(frozen=True)
 class Perturbation:
-    """The attributes of one node, checked when it is made.
+    """What a protected layer gets: the attributes of its node, and how much of the gain is left to the layer's readers.
+
+    Values are checked when it is made.
 
     Raises:
         InputError: an attribute is out of its range (the message names it, the value and the range).
@@ -36,8 +38,12 @@ class Perturbation:
     axis: int = 1
     """The channel axis: 1 for N,C,H,W; -1 for N,L,C and N,H,W,C. Never 0, which is the batch."""
 
+    residual: float | None = None
+    """The factor on those singular values that is left in the map that the layer's readers get (g), 1 to `gain`; an
+    inverse node in front of them takes the rest back. None: `gain`, and there is no inverse."""
+
     def __post_init__(self) -> None:
-        for name in ("gain", "energy"):  # a whole number or a NumPy scalar is as good as a float
+        for name in ("gain", "energy", "residual"):  # a whole number or a NumPy scalar is as good as a float
             if isinstance(value := getattr(self, name), int | float | np.number):
                 object.__setattr__(self, name, float(value))
         for name in ("rank", "axis"):
@@ -55,6 +61,34 @@ class Perturbation:
             raise InputError(
                 f"The axis is {self.axis!r}; it must be the channel axis, not the batch (1, or -1 for tokens)."
             )
+        if self.residual is not None and self.residual != self.gain:
+            self._check_residual(self.residual)
+
+    def _check_residual(self, residual: float) -> None:
+        if not isinstance(residual, float) or not 1 <= residual <= self.gain:
+            raise InputError(
+                f"The residual gain is {residual!r} beside a gain of {self.gain:g}; a number from 1 to the gain was expected "
+                "(the gain itself: no inverse node)."
+            )
+        if self.energy < 1:
+            raise InputError(
+                f"The energy is {self.energy:g} beside a residual gain of {residual:g}; an energy below 1 goes with a residual "
+                "equal to the gain only (--residual gain), since the exposed map does not tell how many values were amplified."
+            )
+
+    @property
+    def left(self) -> float:
+        """The factor that is left for the layer's readers: the residual, which is the gain where there is no inverse."""
+        return self.gain if self.residual is None else self.residual
+
+    @property
+    def inverse(self) -> Perturbation | None:
+        """The node in front of the readers; None where they read the exposed map.
+
+        Amplifying keeps the order of the singular values, so a node of the same rank finds the same leading subspace in
+        the exposed map, and a gain of g / h takes the amplification back to g.
+        """
+        return None if self.left == self.gain else Perturbation(self.rank, self.left / self.gain, 1.0, self.axis)
 
     @property
     def overload(self) -> str:
@@ -63,5 +97,9 @@ class Perturbation:
         return f"rank{self.rank}{suffix}"
 
     def attributes(self) -> dict[str, Any]:
-        """Rank, gain, energy and axis by name, as they stand on a node and in reports."""
-        return asdict(self)
+        """Rank, gain, energy and axis by name, as they stand on the layer's node."""
+        return {name: value for name, value in asdict(self).items() if name != "residual"}
+
+    def described(self) -> dict[str, Any]:
+        """The attributes of the node and the residual gain, as they stand in metadata, plans and reports."""
+        return {**self.attributes(), "residual": self.left}

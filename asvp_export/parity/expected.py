@@ -13,8 +13,9 @@ from asvp_export.graph.protect import Protected, observed
 from asvp_export.graph.strength import EffectMeter, NodeEffect
 from asvp_export.operator import native
 from asvp_export.parity.cases import Case
+from asvp_export.parity.verify import least_psnr
 from asvp_export.progress import Say, reporter
-from asvp_export.teacher.model import named_outputs
+from asvp_export.teacher.model import Teacher, named_outputs
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,44 @@ class Expected:
     """Of the outputs: the floating ones."""
 
 
-def expected_of_teacher(protected: Protected, cases: Sequence[Case], progress: Say = lambda line: None) -> Expected:
+def expected_of_teacher(
+    protected: Protected,
+    cases: Sequence[Case],
+    progress: Say = lambda line: None,
+    original: list[list[np.ndarray]] | None = None,
+) -> Expected:
     """Outputs of the original and of the protected module in PyTorch, and the effect of the nodes meanwhile.
 
     The nodes run by the reference: the native kernels are among what is verified.
+
+    Args:
+        protected: what is run.
+        cases: on these inputs.
+        progress: shows how far the runs are.
+        original: outputs of the original for them, where they are known.
     """
     meter = EffectMeter(protected.nodes)
     report, device = reporter(progress), protected.teacher.device
-    with report.track(cases, "original in PyTorch") as tracked:
-        original = list(torch_outputs(protected.teacher.module, tracked, device))
+    if original is None:
+        original = original_outputs(protected.teacher, cases, progress)
     with observed(protected, meter), native.reference_only(), report.track(cases, "protected in PyTorch") as tracked:
         outputs = list(torch_outputs(protected.module, tracked, device))
     return Expected(original, outputs, meter.effects(), protected.teacher.signature.compared)
+
+
+def least_of(protected: Protected) -> float:
+    """DB of the worst output of a protected module that was run already, against the original's."""
+    assert protected.verified is not None, "not run yet"
+    cases, expected = protected.verified
+    return least_psnr(cases, expected.original, expected.protected, protected.teacher.data_range.peak)
+
+
+def original_outputs(
+    teacher: Teacher, cases: Sequence[Case], progress: Say = lambda line: None
+) -> list[list[np.ndarray]]:
+    """The floating outputs of the original for each case."""
+    with reporter(progress).track(cases, "original in PyTorch") as tracked:
+        return list(torch_outputs(teacher.module, tracked, teacher.device))
 
 
 def torch_outputs(module: torch.nn.Module, cases: Iterable[Case], device: str) -> Iterator[list[np.ndarray]]:

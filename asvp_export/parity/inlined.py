@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import torch
@@ -9,6 +12,7 @@ from onnx import TensorProto, helper
 
 from asvp_export.errors import AsvpError
 from asvp_export.graph.inline import Body, inlined_bodies
+from asvp_export.graph.names import NodeName, read_name
 from asvp_export.operator import Perturbation, reference
 from asvp_export.parity.session import run_model, session
 
@@ -26,14 +30,23 @@ def misbehaving(model: onnx.ModelProto, layers: dict[str, Perturbation]) -> list
         model: a file with inlined bodies.
         layers: what its metadata names.
     """
-    found: dict[str, list[Body]] = {}
-    for call, body in inlined_bodies(model).items():
-        found.setdefault(call.removeprefix("asvp/").partition("#")[0], []).append(body)
-    return [
-        layer
-        for layer, node in layers.items()
-        if layer not in found or not all(_behaves(model, body, node) for body in found[layer])
-    ]
+    bodies = inlined_bodies(model)
+    found = {name: body for call, body in bodies.items() if (name := read_name(call, layers)) is not None}
+    wrong = {layer for layer in layers if NodeName(layer) not in found}
+    for name, body in found.items():
+        layer = layers.get(name.layer)
+        node = layer and (layer.inverse if name.inverse else layer)
+        if node is None or not _behaves(model, body, node) or not _in_front(found, name, body, layers):
+            wrong.add(name.layer)
+    return [layer for layer in layers if layer in wrong]
+
+
+def _in_front(found: Mapping[NodeName, Body], name: NodeName, body: Body, layers: Mapping[str, Perturbation]) -> bool:
+    """Whether node and inverse stand one behind the other, where there is an inverse."""
+    if name.inverse:
+        before = found.get(name.exposing)
+        return before is not None and before.output == body.input
+    return layers[name.layer].inverse is None or replace(name, inverse=True) in found
 
 
 def _behaves(model: onnx.ModelProto, body: Body, node: Perturbation) -> bool:

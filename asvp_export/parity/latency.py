@@ -17,6 +17,13 @@ from asvp_export.graph.passes import without_nodes
 from asvp_export.parity.session import run_model, session
 from asvp_export.teacher.onnx_graph import data_bytes, is_half
 
+_RUNS = 60e9  # multiply-adds that timing may take
+
+
+def affordable(multiply_adds: int) -> int:
+    """How many runs are timed of a model that takes so many multiply-adds a run: 3 to 10."""
+    return int(min(max(_RUNS / max(2 * multiply_adds, 1), 3), 10))
+
 
 def in_turns(repeats: int, *tasks: Callable[[], object], rest: float = 0.0) -> list[float]:
     """Median milliseconds of each task.
@@ -60,7 +67,9 @@ def alone(opened: ort.InferenceSession, inputs: Sequence[np.ndarray], repeats: i
     return in_turns(repeats, lambda: run_model(opened, *inputs))[0]
 
 
-def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray], provider: str) -> tuple[float, float]:
+def file_latency(
+    path: Path, original: Path | None, inputs: Sequence[np.ndarray], provider: str, repeats: int = 10
+) -> tuple[float, float]:
     """Milliseconds of the original and of the protected file at `path`: side by side, or large ones alone.
 
     Args:
@@ -68,6 +77,7 @@ def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray]
         original: an ONNX file; None: the protected graph without its nodes.
         inputs: of both, in order.
         provider: of onnxruntime, "cpu" or "cuda".
+        repeats: how many runs of each are timed.
 
     Returns:
         Both; where the weights are over 2 GiB in float32 one is measured after the other, since memory may not hold both.
@@ -80,7 +90,7 @@ def file_latency(path: Path, original: Path | None, inputs: Sequence[np.ndarray]
         bare = without_nodes(model).SerializeToString()
     files = [(bare, None if original else path.parent), (path, None)]
     if held > publish.EXTERNAL_LIMIT:
-        times = [alone(session(file, provider, data_folder=folder), inputs) for file, folder in files]
+        times = [alone(session(file, provider, data_folder=folder), inputs, repeats) for file, folder in files]
         return times[0], times[1]
     before, after = (session(file, provider, data_folder=folder) for file, folder in files)
-    return latency(before, after, inputs)
+    return latency(before, after, inputs, repeats)

@@ -14,6 +14,7 @@ from asvp_export.parity.evidence import Evidence
 from asvp_export.parity.verify import GateResult
 
 if TYPE_CHECKING:
+    from asvp_export.parity.choice import Comparison
     from asvp_export.plan.record import Plan
     from asvp_export.plan.strips import Strip
 
@@ -41,7 +42,7 @@ class ParityResult:
     """Of the verified bytes."""
 
     nodes: dict[str, Perturbation]
-    """Layer name to the attributes of its node."""
+    """Layer name to the attributes of its node and the residual gain."""
 
     effects: dict[str, NodeEffect]
     """What each node does to its feature map; empty when the protected model could not be run in PyTorch."""
@@ -70,6 +71,9 @@ class ParityResult:
     plan: Plan | None = None
     """How the nodes and the weights behind them were chosen; None where they were given."""
 
+    comparison: Comparison | None = None
+    """Which inputs were compared, and why these."""
+
     @property
     def gates(self) -> dict[str, GateResult]:
         """The gates that were measured, by name."""
@@ -88,7 +92,9 @@ class ParityResult:
         The change at the output is nearly linear in gain - 1, so a miss of x dB asks for 10^(-x/20) of it; half a dB is
         kept in hand.
         """
-        gains = {node.gain for node in self.nodes.values()}
+        gains = {node.gain for node in self.nodes.values() if node.inverse is None}
+        if len(gains) == 1 and any(node.inverse for node in self.nodes.values()):
+            return None
         missing = self.preservation.threshold - self.preservation.min_psnr
         if len(gains) != 1 or not 0 < missing < 100:
             return None
@@ -107,10 +113,11 @@ class ParityResult:
             "output": self.output.name if self.output else None,
             "output_sha256": self.output_sha256,
             "layers": [
-                {"name": name, **node.attributes(), **(asdict(self.effects[name]) if name in self.effects else {})}
+                {"name": name, **node.described(), **(asdict(self.effects[name]) if name in self.effects else {})}
                 for name, node in self.nodes.items()
             ],
             **({"plan": self.plan.as_dict()} if self.plan else {}),
+            **({"compared": self.comparison.as_dict()} if self.comparison else {}),
             "fidelity": self.fidelity.as_dict() if self.fidelity else None,
             "preservation": self.preservation.as_dict(),
             **({"tiled": self.tiled.as_dict()} if self.tiled else {}),

@@ -178,6 +178,18 @@ def worse(ways: Mapping[str, GateResult]) -> GateResult:
     )
 
 
+def least_psnr(
+    cases: Sequence[Case], wanted: Iterable[Sequence[np.ndarray]], got: Iterable[Sequence[np.ndarray]], data_peak: float
+) -> float:
+    """DB of the worst of all outputs of all cases; -inf where one is not finite."""
+    found = []
+    for case, originals, outputs in zip(cases, wanted, got, strict=True):
+        for original, output in zip(originals, outputs, strict=True):
+            expected, one = compared(case, original, output)
+            found.append(psnr(expected, one, peak_of(expected, data_peak)))
+    return -math.inf if any(map(math.isnan, found)) else min(found)
+
+
 def compared(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both outputs as N, C, H, W without what the padding became."""
     if got.shape != expected.shape:

@@ -58,7 +58,7 @@ def split(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return list(images[:cut]), list(images[cut:])
 
 
-def draw(teacher: Teacher, images: Sequence[Path], *, solved: bool = True) -> Calibration:
+def draw(teacher: Teacher, images: Sequence[Path], *, solved: bool = True, side: int = _WHOLE) -> Calibration:
     """Draw crops of several sizes with photometric variations from three quarters of the images; the others stay whole.
 
     What compensation has to see is many different leading components, more than many pixels: hence the sizes, and
@@ -68,6 +68,7 @@ def draw(teacher: Teacher, images: Sequence[Path], *, solved: bool = True) -> Ca
         teacher: whose inputs they are to be.
         images: inputs of the teacher, as files.
         solved: whether weights are solved on them; without, all images are held out and there are no crops.
+        side: in pixels, to which those that are held out are cut.
 
     Returns:
         The same crops for the same files in the same order.
@@ -84,7 +85,7 @@ def draw(teacher: Teacher, images: Sequence[Path], *, solved: bool = True) -> Ca
     area = sum(picture.shape[0] * picture.shape[1] for picture in seen)
     count = min(max(_LEAST, area // _AREA), 3 * _LEAST) if solved else 0
     crops = tuple(_inputs(teacher, _varied(_cut(teacher, seen[i % len(seen)], rng, _SIDES), rng)) for i in range(count))
-    whole = [_cut(teacher, pictures[i], rng, (_WHOLE, _WHOLE)) for i in sorted(held)]
+    whole = [_cut(teacher, pictures[i], rng, (side, side)) for i in sorted(held)]
     small = [_cut(teacher, pictures[i], rng, _SIDES) for i in sorted(held)]
     held_out = tuple(_inputs(teacher, picture) for picture in (*whole, *small))
     return Calibration(crops, held_out, tuple(path.name for path in images))

@@ -32,13 +32,13 @@ class PlannedLayer:
     """Of the layer."""
 
     node: Perturbation
-    """Attributes of its node."""
+    """Attributes of its node, and the residual gain."""
 
-    strength: float
-    """On the calibration images that were held out: min over s of ||s F' - F|| / ||F||."""
+    strength: float | None
+    """Of the exposed map, on the images that it was chosen on: min over s of ||s F' - F|| / ||F||; None: not measured."""
 
-    relative_feature_change: float
-    """On the same images: ||F' - F|| / ||F||."""
+    relative_feature_change: float | None
+    """On the same images: ||F' - F|| / ||F||; None: not measured."""
 
     stopped_by: str
     """What kept the gain from being larger."""
@@ -60,6 +60,8 @@ class RankedLayer:
     strength: float
     compensated: bool
     chosen: bool = False
+    cost: float | None = None
+    """Multiply-adds of node and inverse by those of the teacher; None where that was not looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +80,14 @@ class Plan:
     compensate: str
     """"none", "solve" or "refine"."""
 
-    held_out_psnr: float
-    """dB of the worst calibration image that was held out."""
+    held_out_psnr: float | None
+    """dB of the worst calibration image that was held out; None where nothing was calibrated."""
 
-    verified_psnr: float
-    """dB of the worst verification image, in PyTorch."""
+    verified_psnr: float | None
+    """dB of the worst verification image, in PyTorch; None where the gain was given."""
 
-    uncompensated_psnr: float
-    """dB of the worst verification image with the same nodes and the original weights."""
+    uncompensated_psnr: float | None
+    """dB of the worst verification image with the same nodes and the original weights; None where nothing was calibrated."""
 
     calibration: Mapping[str, int] = field(default_factory=dict)
     """Photographs, crops and held-out inputs, forward passes."""
@@ -107,7 +109,7 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Everything but the weights, for JSON."""
         found = {name: value for name, value in vars(self).items() if name not in ("weights", "layers", "ranking")}
-        found["layers"] = [{**asdict(layer), "node": layer.node.attributes()} for layer in self.layers]
+        found["layers"] = [{**asdict(layer), "node": layer.node.described()} for layer in self.layers]
         found["ranking"] = [asdict(layer) for layer in self.ranking]
         found["calibration"], found["ridges"] = dict(self.calibration), dict(self.ridges)
         return found

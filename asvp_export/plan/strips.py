@@ -100,7 +100,7 @@ def strip_tests(
         return ()
     teacher, report = protected.teacher, reporter(progress)
     fits = {layer: NodeFit(node.axis) for layer, node in protected.nodes.items()}
-    watching = observed(protected, lambda layer, before, after: fits[layer].add(before, after))
+    watching = observed(protected, lambda layer, clean, exposed, residual: fits[layer].add(clean, residual))
     with watching, report.track(calibrate, "fitting maps to the nodes") as tracked, torch.inference_mode():
         for inputs in tracked:
             protected.module(*inputs)

@@ -17,8 +17,9 @@ import onnx
 from asvp_export.environment import tool_version
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
+from asvp_export.graph.inline import fold
 from asvp_export.graph.metadata import Provenance, read_provenance
-from asvp_export.graph.passes import attributes_of, perturbation_nodes
+from asvp_export.graph.pairs import differing, same
 from asvp_export.operator import Perturbation
 from asvp_export.report.card import generated_part
 from asvp_export.report.report import write_json
@@ -239,9 +240,9 @@ def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
     """Where files that are what the manifest lists tell different things: then the manifest was not made by an export."""
     try:
         graph = onnx.load(model, load_external_data=False)
-        nodes = perturbation_nodes(graph)
-        found = {node.name.removeprefix("asvp/").partition("#")[0]: attributes_of(node) for node in nodes}
         provenance = read_provenance({p.key: p.value for p in graph.metadata_props})
+        fold(graph)
+        wrong = differing(graph, provenance.layers) if provenance else []
     except InputError as error:
         yield f"{model.name}: {error}"
         return
@@ -254,7 +255,7 @@ def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
     if provenance is None:
         yield f"{model.name} has no asvp metadata."
         return
-    if wrong := _unlike(found, provenance.layers):
+    if wrong:
         yield f"The graph and the metadata of {model.name} disagree on its ASVP nodes ({', '.join(wrong[:3])})."
     for what, ours, theirs in (
         ("the source's SHA-256", provenance.source_sha256, manifest.source_sha256),
@@ -268,30 +269,22 @@ def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
             yield f"{name} and {model.name} disagree on {', '.join(wrong)}."
 
 
-def _unlike(found: dict[str, Perturbation], named: dict[str, Perturbation]) -> list[str]:
-    """Layers whose nodes are not in both, or not with the same attributes, up to the float32 in which they stand."""
-    return [name for name in sorted(found | named) if not _same(found.get(name), named.get(name))]
-
-
-def _same(a: Perturbation | None, b: Perturbation | None) -> bool:
-    if a is None or b is None or (a.rank, a.axis) != (b.rank, b.axis):
-        return False
-    return math.isclose(a.gain, b.gain, rel_tol=1e-6) and math.isclose(a.energy, b.energy, rel_tol=1e-6)
-
-
 def _report_disagreements(path: Path, digest: str, provenance: Provenance) -> Sequence[str]:
     """Which parts of a report are not of this model."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         layers = {
-            layer["name"]: Perturbation(*(layer[key] for key in ("rank", "gain", "energy", "axis")))
+            layer["name"]: Perturbation(
+                *(layer[key] for key in ("rank", "gain", "energy", "axis")), residual=layer.get("residual")
+            )
             for layer in report["layers"]
         }
         checks = {
             "the verdict": report["passed"] is True,
             "the model's SHA-256": report["output_sha256"] == digest,
             "the source's SHA-256": report["source_sha256"] == provenance.source_sha256,
-            "the layers": not _unlike(layers, provenance.layers),
+            "the layers": layers.keys() == provenance.layers.keys()
+            and all(same(layer, provenance.layers[name]) for name, layer in layers.items()),
             **{f"the gate {name}": _agrees(report[name], gate) for name, gate in provenance.gates.items()},
         }
     except (KeyError, TypeError, ValueError, OSError, RecursionError, InputError) as error:

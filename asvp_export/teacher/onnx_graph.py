@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -136,6 +136,24 @@ def reads(node: onnx.NodeProto) -> set[str]:
             made |= set(inner.output)
         found |= {value.name for value in body.output} - made
     return found - {""}
+
+
+def rename_reads(nodes: _Nodes, names: Mapping[str, str]) -> None:
+    """Let nodes, and the graphs inside them, read other tensors of their own graph; what they make keeps its names.
+
+    Args:
+        nodes: changed in place.
+        names: of tensors that are read now, to those that are read from now on.
+    """
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        for body in bodies(node):
+            own = {value.name for value in (*body.input, *body.initializer)}
+            own |= {name for inner in body.node for name in inner.output}
+            captured = {old: new for old, new in names.items() if old not in own}
+            rename_reads(body.node, captured)
+            for value in body.output:
+                value.name = captured.get(value.name, value.name)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

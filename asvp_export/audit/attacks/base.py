@@ -42,7 +42,7 @@ class Attack(ABC):
         """What the student is to imitate, for one batch.
 
         Returns:
-            Outputs and, at the tap "node", features. `victim.shipped(images)` is what the model shows by itself.
+            Outputs and, at the tap "exposed", features. `victim.shipped(images)` is what the model shows by itself.
         """
 
     def clean(self, victim: Victim, images: torch.Tensor) -> Seen:
@@ -64,5 +64,5 @@ class UnavailableError(Exception):
 
 
 def changed(seen: Seen, features: list[torch.Tensor]) -> Seen:
-    """The same outputs with other features at the nodes."""
-    return Seen(seen.outputs, {"node": features})
+    """The same outputs with other exposed maps."""
+    return Seen(seen.outputs, {"exposed": features})

@@ -1,4 +1,4 @@
-"""Deleting the nodes from the graph."""
+"""Deleting nodes and inverses from the graph."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from asvp_export.audit.victim import Seen, Victim
 
 
 class Delete(Attack):
-    """Outputs and features are those of the graph without its nodes; under compensation its outputs are wrong."""
+    """Outputs and features are those of the graph without any of them; under compensation its outputs are wrong."""
 
     name = "delete"
-    title = "deletes the nodes"
+    title = "deletes nodes and inverses"
 
     def look(self, victim: Victim, images: torch.Tensor) -> Seen:
         return victim.stripped(images, {})

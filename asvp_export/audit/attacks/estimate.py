@@ -22,7 +22,7 @@ class Estimate(Attack):
     def prepare(self, victim: Victim, images: torch.Tensor) -> None:
         logs: dict[str, list[torch.Tensor]] = {layer: [] for layer in victim.nodes}
         for batch in in_batches(images):
-            for (layer, node), x in zip(victim.nodes.items(), victim.shipped(batch)["node"], strict=True):
+            for (layer, node), x in zip(victim.nodes.items(), victim.shipped(batch)["exposed"], strict=True):
                 rows = x.movedim(node.axis, 1).flatten(2).double()
                 values = torch.linalg.eigvalsh(rows @ rows.mT).flip(-1)
                 logs[layer].append(torch.maximum(values, values[:, :1] * _NOISE**2 + 1e-300).log() / 2)
@@ -30,7 +30,7 @@ class Estimate(Attack):
 
     def look(self, victim: Victim, images: torch.Tensor) -> Seen:
         seen, features = victim.shipped(images), []
-        for x, (layer, node) in zip(seen["node"], victim.nodes.items(), strict=True):
+        for x, (layer, node) in zip(seen["exposed"], victim.nodes.items(), strict=True):
             rank, gain = self._found[layer]
             features.append(torch.ops.asvp.perturb(x, rank, 1 / gain, 1.0, node.axis))
         return changed(seen, features)

@@ -24,7 +24,7 @@ class Normalise(Attack):
 
 def _normalised(victim: Victim, seen: Seen) -> Seen:
     features = []
-    for x, node in zip(seen["node"], victim.nodes.values(), strict=True):
+    for x, node in zip(seen["exposed"], victim.nodes.values(), strict=True):
         rows = x.movedim(node.axis, 1)
         axes = tuple(range(2, x.ndim))
         rows = (rows - rows.mean(axes, keepdim=True)) / (rows.var(axes, correction=0, keepdim=True) + 1e-12).sqrt()

@@ -20,7 +20,7 @@ class Undo(Attack):
 
     def look(self, victim: Victim, images: torch.Tensor) -> Seen:
         seen = victim.shipped(images)
-        maps = zip(seen["node"], victim.nodes.values(), strict=True)
+        maps = zip(seen["exposed"], victim.nodes.values(), strict=True)
         return changed(seen, [_undone(x, node) for x, node in maps])
 
 

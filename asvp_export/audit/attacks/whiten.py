@@ -26,7 +26,7 @@ class Whiten(Attack):
 
 def _whitened(victim: Victim, seen: Seen) -> Seen:
     features = []
-    for x, node in zip(seen["node"], victim.nodes.values(), strict=True):
+    for x, node in zip(seen["exposed"], victim.nodes.values(), strict=True):
         moved = x.movedim(node.axis, 1)
         rows = moved.flatten(2).double()
         rows = rows - rows.mean(2, keepdim=True)

@@ -1,0 +1,182 @@
+"""The exposed gain: the largest that the rounding of node and inverse allows; nothing is calibrated."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from asvp_export.errors import InputError
+from asvp_export.graph.half import check_convertible, to_half
+from asvp_export.graph.protect import Protected, insert
+from asvp_export.operator import Perturbation
+from asvp_export.parity.cases import Case
+from asvp_export.parity.expected import Expected, expected_of_teacher, original_outputs, torch_outputs
+from asvp_export.parity.result import FIDELITY_DB
+from asvp_export.parity.verify import least_psnr
+from asvp_export.progress import Say
+from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.onnx_graph import is_half
+from asvp_export.teacher.onnx_model import OnnxModule
+
+FULL_DB = 80.0
+"""Preservation that the exposed gain is to leave, where the residual gain is 1: that of the fidelity gate in float32."""
+
+LEAST = 1.5
+"""The smallest gain that is worth a node."""
+
+_STEPS = 6
+_NEAR_DB = 0.3  # what is kept in hand when a gain is reckoned from the one before
+_FAR = 8.0  # a gain is divided by this where outputs are not finite
+
+
+def exposed(
+    protected: Protected,
+    limit: float,
+    cases: Sequence[Case],
+    *,
+    dtype: str = "fp32",
+    min_psnr: float,
+    progress: Say = lambda line: None,
+) -> Protected:
+    """Give all layers the largest common exposed gain at which their residual maps are still what they should be.
+
+    What rounding does to the outputs grows in proportion to the gain, so each trial says which gain would fit, and two or
+    three passes over the inputs are enough.
+
+    Args:
+        protected: nodes with a residual gain, which stays as it is; their gains are replaced.
+        limit: no gain is larger.
+        cases: the verification inputs.
+        dtype: "fp32" or "fp16": in what type the file will hold its feature maps.
+        min_psnr: dB that the file has to keep against the original.
+        progress: called with a line at each step.
+
+    Returns:
+        The same with the gain, and what it gives for the cases beside it, so that nothing is run twice.
+
+    Raises:
+        InputError: no gain of 1.5 or more survives the rounding; the message names the layer that costs most.
+    """
+    trial = _Trials(protected, cases, dtype, progress)
+    lower, gain = _lower_target(protected, trial.half, min_psnr), limit
+    target = max(FULL_DB, lower)
+    for _ in range(_STEPS):
+        progress(f"exposed gain {gain:g}: running the inputs")
+        found = trial.worst(gain)
+        if found >= target:
+            return trial.at(gain)
+        change = 10 ** ((found - target - _NEAR_DB) / 20) if math.isfinite(found) else 1 / _FAR
+        if gain * change < LEAST and target > lower and gain > LEAST:
+            target = lower  # in this type rounding alone is over the higher one
+            continue
+        if gain <= LEAST:
+            break
+        gain = max(_rounded(gain * change), LEAST)
+    raise InputError(trial.refusal(found, target))
+
+
+def _all_taken_back(protected: Protected) -> bool:
+    return all(node.left == 1 for node in protected.nodes.values())
+
+
+def _lower_target(protected: Protected, half: bool, min_psnr: float) -> float:
+    """DB where rounding does not allow more: what the gates ask for, and 1 dB to spare."""
+    fidelity = FIDELITY_DB["fp16"] + 1 if half else -math.inf
+    if _all_taken_back(protected):
+        return max(fidelity, min_psnr + 1)
+    return fidelity if half else FULL_DB
+
+
+class _Trials:
+    """Runs the protected model at several gains, in the type of the file that is to be."""
+
+    def __init__(self, protected: Protected, cases: Sequence[Case], dtype: str, progress: Say) -> None:
+        self._start, self._cases, self._progress = protected, list(cases), progress
+        graph = graph_of(protected.teacher)
+        self.half = dtype == "fp16" or (graph is not None and is_half(graph.model))
+        self._convert = dtype == "fp16"
+        self._original = original_outputs(protected.teacher, cases, progress)
+        self._wanted = self._original
+        if not _all_taken_back(protected):  # then the pair has to do what one node of the residual gain does
+            direct = {name: replace(node, gain=node.left, residual=None) for name, node in protected.nodes.items()}
+            made = insert(protected.teacher, direct, protected.weights)
+            self._wanted = list(torch_outputs(made.module, cases, protected.teacher.device))
+        self._known: dict[float, tuple[Protected, Expected]] = {}
+
+    def _run(self, gain: float) -> tuple[Protected, Expected]:
+        if gain not in self._known:
+            nodes = with_gain(self._start.nodes, gain)
+            made = insert(self._start.teacher, nodes, self._start.weights, self._start.plan)
+            expected = expected_of_teacher(made, self._cases, self._progress, self._original)
+            self._known = {gain: (made, expected)}
+        return self._known[gain]
+
+    def at(self, gain: float) -> Protected:
+        """The protected model with this gain, and its outputs."""
+        made, expected = self._run(gain)
+        return replace(made, verify_images=self._start.verify_images, verified=(tuple(self._cases), expected))
+
+    def worst(self, gain: float, layers: Sequence[str] | None = None) -> float:
+        """DB of the worst output against what it should be; -inf where one is not finite."""
+        if layers is None and not self._convert:
+            return self._least(self._run(gain)[1].protected)
+        nodes = {name: node for name, node in self._start.nodes.items() if layers is None or name in layers}
+        made = insert(self._start.teacher, with_gain(nodes, gain), self._start.weights)
+        device = made.teacher.device
+        if not self._convert:
+            return self._least(list(torch_outputs(made.module, self._cases, device)))
+        with half_module(made) as module:
+            return self._least(list(torch_outputs(module, map(_half_case, self._cases), device)))
+
+    def refusal(self, found: float, target: float) -> str:
+        alone = {layer: self.worst(LEAST, [layer]) for layer in self._start.nodes}
+        costly = min(alone, key=lambda layer: alone[layer])
+        kind = "float16" if self.half else "float32"
+        return (
+            f"No exposed gain of {LEAST:g} or more survives the rounding of {kind}: at {LEAST:g} the worst input has {found:.1f} dB "
+            f"and {target:g} dB are needed; {costly} costs most ({alone[costly]:.1f} dB alone). Leave that layer out, "
+            f"{'export with --dtype fp32' if self._convert else 'lower --min-psnr'}, or give --gain."
+        )
+
+    def _least(self, outputs: Sequence[Sequence[np.ndarray]]) -> float:
+        return least_psnr(self._cases, self._wanted, outputs, self._start.teacher.data_range.peak)
+
+
+def with_gain(nodes: Mapping[str, Perturbation], gain: float) -> dict[str, Perturbation]:
+    """The nodes with another exposed gain, never under their residual one."""
+    return {name: replace(node, gain=max(gain, node.left), residual=node.left) for name, node in nodes.items()}
+
+
+def _rounded(gain: float) -> float:
+    return math.floor(gain * 1000) / 1000
+
+
+@contextmanager
+def half_module(protected: Protected) -> Iterator[torch.nn.Module]:
+    """Within the block: the protected model with float16 weights and feature maps, on its device.
+
+    Raises:
+        InputError, AsvpError: a graph that cannot become one.
+    """
+    module = protected.module
+    if not isinstance(module, OnnxModule):
+        yield copy.deepcopy(module).half()
+        return
+    check_convertible(module.model)
+    with tempfile.TemporaryDirectory() as folder:
+        half = OnnxModule(to_half(module.model, module.folder, Path(folder)), Path(folder)).with_cuts(module.cuts)
+        half.sites = module.sites
+        yield half
+
+
+def _half_case(case: Case) -> Case:
+    others = tuple(x.astype(np.float16) if x.dtype.kind == "f" else x for x in case.others)
+    return replace(case, input=case.input.astype(np.float16), others=others)
