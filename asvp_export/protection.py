@@ -104,15 +104,17 @@ def protect(
     if not nodes:
         return insert(teacher, {})
     ranking: tuple[RankedLayer, ...] = ()
-    if count and compensate == "none":
+    if count:
+        from asvp_export.plan.ranking import compensable
         from asvp_export.plan.ranking import rank as ranked
 
+        nodes = compensable(teacher, nodes) if compensate != "none" else nodes
         nodes, ranking = ranked(teacher, nodes, count, _calibration_images(images), progress)
-        count = 0
     if calibrated:
-        protected = _calibrated(teacher, nodes, wanted, min_psnr, count, ranking, images, verify_images, progress)
+        protected = _calibrated(teacher, nodes, wanted, min_psnr, images, verify_images, progress)
         if residual == GAIN:
-            return protected
+            assert protected.plan is not None
+            return replace(protected, plan=replace(protected.plan, ranking=ranking))
         nodes = {name: replace(node, residual=node.gain) for name, node in protected.nodes.items()}
         protected = replace(protected, nodes=nodes)
         asked = replace(asked, images=protected.verify_images)
@@ -147,8 +149,6 @@ def _calibrated(
     nodes: dict[str, Perturbation],
     wanted: Wanted,
     min_psnr: float,
-    count: int,
-    ranking: tuple[RankedLayer, ...],
     images: str | Path | None,
     verify_images: str | Path | None,
     progress: Say,
@@ -162,13 +162,9 @@ def _calibrated(
         min_psnr=min_psnr,
         max_gain=wanted.limit,
         compensate=wanted.compensate,
-        count=count,
     )
     calibrate, verify = images_for(images, verify_images)
-    made = plan(teacher, nodes, wishes, calibrate, verify, progress)
-    if ranking and made.plan:
-        made = replace(made, plan=replace(made.plan, ranking=ranking))
-    return replace(made, verify_images=tuple(verify))
+    return replace(plan(teacher, nodes, wishes, calibrate, verify, progress), verify_images=tuple(verify))
 
 
 def _with_plan(protected: Protected, ranking: tuple[RankedLayer, ...], min_psnr: float, max_gain: float) -> Protected:
@@ -195,7 +191,7 @@ def _with_plan(protected: Protected, ranking: tuple[RankedLayer, ...], min_psnr:
             )
         )  # fmt: skip
     if protected.plan:
-        return replace(protected, plan=replace(protected.plan, layers=tuple(layers)))
+        return replace(protected, plan=replace(protected.plan, layers=tuple(layers), ranking=ranking))
     worst = round(least_of(protected), 2) if protected.verified else None
     made = Plan(protected.teacher.sha256, tuple(layers), min_psnr, "none", None, worst, None, ranking=ranking)
     return replace(protected, plan=made)

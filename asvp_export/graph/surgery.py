@@ -198,7 +198,8 @@ def _rewire(graph: onnx.GraphProto, insertions: list[Insertion]) -> None:
         place = next(i for i, node in enumerate(order) if node is producer)
         for inverse, node in ((False, one.node), (True, one.node.inverse)):
             if node is not None:
-                proto = helper.make_node(OP_TYPE, *([name] for name in names.made_by(inverse)), domain=DOMAIN)
+                read, made = names.made_by(inverse)
+                proto = helper.make_node(OP_TYPE, [read], [made], domain=DOMAIN)
                 write_node(proto, NodeName(one.layer, inverse=inverse), node)
                 added[proto.name] = proto
                 order.insert(place + 1 + inverse, gs.Node(OP_TYPE, proto.name, domain=DOMAIN))
@@ -277,7 +278,7 @@ def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: li
             left.append(onnx.NodeProto())
             left[-1].CopyFrom(node)
     clean = {named[one.layer].clean: one.tensor for one in insertions}
-    rename_reads(left, {names.residual: names.exposed for names in named.values()})
+    rename_reads(left, {named[one.layer].residual: one.tensor for one in insertions})
     for node in left:
         node.output[:] = [clean.get(name, name) for name in node.output]
     wrong += [*ours, *(node.name for node, old in zip(left, before.graph.node, strict=False) if node != old)]

@@ -114,16 +114,17 @@ def verification_inputs(
     if asked.images is not None or asked.thorough:
         reason = "all that were named" if asked.images is not None else "all of the default photographs"
         return comparison(cases(paths, asked.sizes), len(paths), reason)
+    scenes = [path for path in paths if path.stem.endswith("_1")]
     for one_a_scene, side in _LADDER:
-        some = [path for path in paths if path.stem.endswith("_1")] if one_a_scene else paths
-        crop = max(side, size.minimum)
+        whole = (one_a_scene, side) == _LADDER[0]
+        some, crop = scenes if one_a_scene else paths, max(side, size.minimum)
         made = cases(some, asked.sizes or ([] if side == _LADDER[0][1] else [(crop, crop)]))
-        if cost(made) <= BUDGET:
-            break
-    if (one_a_scene, side) == _LADDER[0]:
-        return comparison(made, len(some), "all of the default photographs")
-    limit = f"what a budget of {BUDGET / 1e9:g}e9 multiply-adds allows; --thorough takes all {len(paths)}, whole"
-    return comparison(made, len(some), limit)
+        if cost(made) <= BUDGET or (one_a_scene, side) == _LADDER[-1]:
+            limit = (
+                f"what a budget of {BUDGET / 1e9:g}e9 multiply-adds allows; --thorough takes all {len(paths)}, whole"
+            )
+            return comparison(made, len(some), "all of the default photographs" if whole else limit)
+    raise AssertionError("the ladder has a last step")
 
 
 def same_inputs(first: Sequence[Case], second: Sequence[Case]) -> bool:

@@ -67,7 +67,7 @@ def exposed(
     """
     trial = _Trials(protected, cases, dtype, progress)
     lower, gain = _lower_target(protected, trial.half, min_psnr), limit
-    target = max(FULL_DB, lower)
+    target, found = max(FULL_DB, lower), -math.inf
     for _ in range(_STEPS):
         progress(f"exposed gain {gain:g}: running the inputs")
         found = trial.worst(gain)

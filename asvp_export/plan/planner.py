@@ -1,4 +1,4 @@
-"""From wishes to a plan: which layers, ranks and gains, compensated and verified."""
+"""From wishes to a plan: which ranks and gains, compensated and verified."""
 
 from __future__ import annotations
 
@@ -13,21 +13,15 @@ from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
-from asvp_export.plan.bench import Bench, TorchBench
-from asvp_export.plan.calibration import Calibration, Inputs, draw
-from asvp_export.plan.graph_bench import GraphBench
-from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
-from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Search, Single, Trial, scaled
+from asvp_export.plan.benches import bench_for
+from asvp_export.plan.calibration import Calibration, draw
+from asvp_export.plan.record import Plan, PlannedLayer
+from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Search, Trial, scaled
 from asvp_export.plan.solve import Weights
-from asvp_export.progress import Say, reporter
+from asvp_export.progress import Say
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
 
-_POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, not a map to learn from
-_CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
-_FEW = 12, 3  # crops and held-out inputs on which candidates are ranked first
-_CHAIN = 3  # layers re-solved one after the other: longer chains are ranked as if they were not re-solved
-_CLOSER = 4  # candidates beyond N that are looked at more closely
 _SCALES_BACK = 4
 _NONE = -200.0  # dB: stands for outputs that are not finite
 
@@ -43,8 +37,6 @@ class Wishes:
     min_psnr: float
     max_gain: float
     compensate: str
-    count: int
-    """How many layers may be chosen; 0: all that are given."""
 
     @property
     def target(self) -> float:
@@ -64,7 +56,7 @@ def plan(
 
     Args:
         teacher: it is not changed.
-        nodes: the layers, or the candidates among which to choose, with axis and energy of their nodes.
+        nodes: the layers, with axis and energy of their nodes.
         wishes: what is asked for.
         calibrate: images to fit on.
         verify: other images, on which the worst has to keep the tolerance and the margin.
@@ -78,9 +70,6 @@ def plan(
             f"Refinement was asked for, which trains a PyTorch module, and {teacher.source} is run as a graph; use --compensate solve."
         )
     images = draw(teacher, calibrate, solved=wishes.compensate != "none")
-    ranking: tuple[RankedLayer, ...] = ()
-    if wishes.count:
-        ranking, nodes = _chosen(teacher, nodes, wishes, images, progress)
     cases = _cases(teacher, verify)
     search = _search(teacher, nodes, wishes, images, cases)
     bench = search.bench
@@ -122,7 +111,6 @@ def plan(
             "passes": passes,
         },
         ridges=trial.ridges,
-        ranking=ranking,
         weights=trial.weights,
     )
     bench.release()
@@ -145,63 +133,6 @@ def _search(
         bench, nodes, range(count), range(count, fitted), teacher.data_range.peak, wishes.target, wishes.max_gain,
         wishes.ranks or RANKS, dict(enumerate(cases, start=fitted)),
     )  # fmt: skip
-
-
-def bench_for(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> Bench:
-    """What runs a teacher for calibration."""
-    return (TorchBench if graph_of(teacher) is None else GraphBench)(teacher, layers, inputs)
-
-
-def _chosen(
-    teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration, progress: Say
-) -> tuple[tuple[RankedLayer, ...], dict[str, Perturbation]]:
-    """The ranking of the candidates by the strength that a share of the allowance buys, and the best of them.
-
-    First all on a few crops, then the best on many. Of 1 to N layers as many are taken as have the largest strength in
-    sum, when n of them share the allowance.
-    """
-    few = replace(images, crops=images.crops[: _FEW[0]], held_out=images.held_out[-_FEW[1] :])
-    shared = wishes.target + 10 * math.log10(wishes.count)
-    found: dict[str, tuple[Search, Single]] = {}
-
-    def rank(layers: Sequence[str], seen: Calibration, description: str) -> list[str]:
-        with reporter(progress).track(layers, description) as tracked:
-            for layer in tracked:
-                search = _search(teacher, {layer: nodes[layer]}, wishes, seen)
-                if len(search.bench.readers.of([layer])) > _CHAIN:
-                    search.crops = ()
-                if search.channels[layer] >= _CHANNELS and search.positions[layer] >= _POSITIONS:
-                    found[layer] = (search, search.single(layer, shared, share=1, quick=True))
-                search.bench.release()
-        return sorted(found, key=lambda layer: -found[layer][1].strength)
-
-    progress(f"ranking {len(nodes)} candidate layers")
-    order = rank(list(nodes), few, "ranking candidates")
-    if not order:
-        raise InputError(f"No layer of {teacher.source} has a map to protect; name one with --layers.")
-    close = [layer for layer in order if found[layer][0].compensable(layer)][: wishes.count + _CLOSER]
-    order = rank(
-        close,
-        replace(images, crops=images.crops[::3], held_out=images.held_out[len(images.held_out) // 2 :]),
-        "ranking the best on more crops",
-    )
-
-    def at(layer: str, count: int) -> Single:
-        search, single = found[layer]
-        return search.at(single, wishes.target + 10 * math.log10(count))
-
-    def together(count: int) -> list[str]:
-        return sorted(order, key=lambda layer: -at(layer, count).strength)[:count]
-
-    counts = range(1, min(wishes.count, len(order)) + 1)
-    count = max(counts, key=lambda n: sum(at(layer, n).strength for layer in together(n)))
-    taken = together(count)
-    ranking = tuple(
-        RankedLayer(layer, one.node.rank, one.node.gain, round(one.strength, 4), solved, layer in taken)
-        for layer in sorted(order, key=lambda layer: -at(layer, count).strength)
-        for one, solved in [(at(layer, count), found[layer][0].compensable(layer))]
-    )
-    return ranking, {layer: node for layer, node in nodes.items() if layer in taken}
 
 
 def _backed(search: Search, trial: Trial, wishes: Wishes, unseen: range, progress: Say) -> tuple[Trial, bool]:

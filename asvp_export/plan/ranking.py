@@ -1,4 +1,4 @@
-"""Which layers `--layers auto:N` takes where nothing is compensated: by their spectra, from one pass over a few images."""
+"""Which layers `--layers auto:N` takes: by their spectra, from one pass over a few images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
+from asvp_export.plan.benches import bench_for
 from asvp_export.plan.calibration import Inputs, draw
 from asvp_export.plan.record import RankedLayer
 from asvp_export.plan.search import energies, strength_of
@@ -18,11 +19,12 @@ from asvp_export.teacher.cost import multiply_adds
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import named_tensors
-from asvp_export.teacher.onnx_model import OnnxModule, array, guarded
+from asvp_export.teacher.onnx_model import OnnxModule, array, guarded, tensor_of
 
 POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, not a map to learn from
 CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
 
+_CHAIN = 3  # layers re-solved one after the other for one candidate
 _IMAGES = 4
 _AT_ONCE = 64  # tensors of a graph
 _SIDE = 128  # pixels: spectra hardly change with the size of the picture
@@ -30,26 +32,53 @@ _SIDE = 128  # pixels: spectra hardly change with the size of the picture
 
 @dataclass(frozen=True)
 class _Candidate:
-    """What is known of one layer."""
+    """What is known of one layer; means over the images, at the gain that it is to get."""
 
     strength: float
-    """Mean over the images, at the gain that it is to get."""
+    """min over s of ||s F' - F|| / ||F||, F the clean and F' the exposed map."""
 
-    share: float
+    loudness: float
+    """Root mean square of the exposed map."""
+
+    depth: float
+    """Its place among the candidates in a forward, 1 for the last."""
+
+    cost: float
     """Multiply-adds of node and inverse, of those of the teacher."""
 
     @property
     def value(self) -> float:
-        """What the ranking goes by: the strength, less what the node costs of it."""
-        return self.strength * (1 - self.share)
+        """What the ranking goes by.
+
+        Students that normalise are hurt by the strength; those that do not by what in the exposed map is no multiple of the
+        clean one, which is strength times loudness; and late layers hurt more, since more of the student lies before them
+        (docs/strength.md has the measurements).
+        """
+        return self.strength**2 * self.loudness * self.depth * (1 - self.cost)
+
+
+def compensable(teacher: Teacher, nodes: Mapping[str, Perturbation]) -> dict[str, Perturbation]:
+    """The candidates whose readers can be re-solved, in chains of three at most.
+
+    Raises:
+        InputError: there is none.
+    """
+    readers = bench_for(teacher, list(nodes), []).readers
+    found = {layer: node for layer, node in nodes.items() if 0 < len(readers.consumers.get(layer, ())) <= _CHAIN}
+    if not found:
+        raise InputError(
+            f"Compensation was asked for, and no layer of {teacher.source} has readers that are linear alone; leave "
+            "--compensate out."
+        )
+    return found
 
 
 def rank(
     teacher: Teacher, nodes: Mapping[str, Perturbation], count: int, images: Sequence[Path], progress: Say
 ) -> tuple[dict[str, Perturbation], tuple[RankedLayer, ...]]:
-    """Choose the layers whose maps take the largest strength for what the node costs.
+    """Choose the layers whose exposed maps hurt most for what the nodes cost.
 
-    Of two neighbours in the forward, which show nearly the same map, one is taken. The strength of a node follows from the singular values of the clean map alone, so one pass over a few images ranks
+    What a node does to a map follows from the singular values of the clean map alone, so one pass over a few images ranks
     all layers (`asvp_export.plan.search.strength_of`). Maps that are hardly maps, with under 8 channels or 256 positions,
     are left out.
 
@@ -71,7 +100,7 @@ def rank(
     inputs = draw(teacher, some, solved=False, side=_SIDE).held_out
     pixels = sum(one[teacher.signature.place].shape[-1] * one[teacher.signature.place].shape[-2] for one in inputs)
     whole = multiply_adds(teacher) * pixels
-    strengths: dict[str, list[float]] = {}
+    seen: dict[str, list[tuple[float, float]]] = {}
     costs: dict[str, float] = {}
 
     def take(layer: str, clean: torch.Tensor) -> None:
@@ -79,38 +108,35 @@ def rank(
         channels, positions = clean.shape[node.axis], clean[0].numel() // clean.shape[node.axis]
         if channels < CHANNELS or positions < POSITIONS:
             return
-        strengths.setdefault(layer, []).extend(strength_of(one, node)[0] for one in energies(clean, node.axis))
+        for energy in energies(clean, node.axis):
+            strength, _ = strength_of(energy, node)
+            power = float(energy.sum() + (node.gain**2 - 1) * energy[: node.rank].sum())
+            seen.setdefault(layer, []).append((strength, (power / (channels * positions)) ** 0.5))
         one = channels * positions * (channels + 2 * node.rank)
         costs[layer] = costs.get(layer, 0.0) + len(clean) * one * (2 if node.inverse else 1)
 
     _look(teacher, list(nodes), inputs, take)
     found = {
-        layer: _Candidate(sum(values) / len(values), min(costs[layer] / max(whole, 1.0), 1.0))
-        for layer, values in strengths.items()
-        if values
+        layer: _Candidate(
+            *(sum(column) / len(values) for column in zip(*values, strict=True)),
+            depth=(place + 1) / len(nodes),
+            cost=min(costs[layer] / max(whole, 1.0), 1.0),
+        )
+        for place, layer in enumerate(nodes)
+        if (values := seen.get(layer))
     }
     if not found:
         raise InputError(f"No layer of {teacher.source} has a map to protect; name one with --layers.")
     order = sorted(found, key=lambda layer: -found[layer].value)
-    chosen = _apart(order, list(nodes), count)
+    chosen = set(order[:count])
     ranking = tuple(
         RankedLayer(
             layer, nodes[layer].rank, nodes[layer].gain, round(found[layer].strength, 4), False, layer in chosen,
-            round(found[layer].share, 4),
+            round(found[layer].cost, 4),
         )
         for layer in order
     )  # fmt: skip
     return {layer: node for layer, node in nodes.items() if layer in chosen}, ranking
-
-
-def _apart(order: Sequence[str], forward: Sequence[str], count: int) -> set[str]:
-    """The best ones; a neighbour of one in the forward shows nearly the same map, and comes only when there is no other."""
-    place = {layer: i for i, layer in enumerate(forward)}
-    chosen: list[str] = []
-    for layer in order:
-        if all(abs(place[layer] - place[other]) > 1 for other in chosen):
-            chosen.append(layer)
-    return set([*chosen, *(layer for layer in order if layer not in chosen)][:count])
 
 
 def _look(
@@ -120,10 +146,11 @@ def _look(
     if (graph := graph_of(teacher)) is not None:
         _look_at_graph(graph, layers, inputs, take)
         return
-    hooks = [
-        teacher.module.get_submodule(layer).register_forward_hook(lambda m, i, output, layer=layer: take(layer, output))
-        for layer in layers
-    ]
+
+    def taking(layer: str) -> Callable[[object, object, torch.Tensor], None]:
+        return lambda module, given, output: take(layer, output)
+
+    hooks = [teacher.module.get_submodule(layer).register_forward_hook(taking(layer)) for layer in layers]
     try:
         with torch.no_grad():
             for one in inputs:
@@ -144,5 +171,5 @@ def _look_at_graph(
         for one in inputs:
             values = graph.cast(one)
             feeds = {given.name: array(values[given.name]) for given in opened.get_inputs()}
-            for layer, value in zip(some, guarded(opened.run, names, feeds), strict=True):
-                take(layer, torch.from_numpy(value))
+            for layer, name, value in zip(some, names, guarded(opened.run, names, feeds), strict=True):
+                take(layer, tensor_of(name, value))

@@ -135,14 +135,13 @@ class Search:
             found.append(psnr(wanted, got, peak_of(original, self.peak)))
         return -math.inf if any(map(math.isnan, found)) else min(found)
 
-    def single(self, layer: str, target: float, share: int = 4, *, quick: bool = False) -> Single:
+    def single(self, layer: str, target: float, share: int = 4) -> Single:
         """The rank and about the gain that buy one layer the most strength, alone, at a target.
 
         Args:
             layer: its name.
             target: dB.
             share: solve on every share-th crop.
-            quick: only the rank that has the most strength at the largest gain, where the layer is compensated.
         """
         best: Single | None = None
         ranks = [rank for rank in self.ranks if rank <= self.channels[layer]] or [self.channels[layer]]
@@ -150,14 +149,10 @@ class Search:
         for rank in sorted(ranks, key=lambda rank: -self.strength(layer, at_most[rank])[0]):
             if best and best.strength >= self.strength(layer, at_most[rank])[0]:
                 break  # the others could not do better at the largest gain
-            if best and quick and self.compensable(layer):
-                break
             tried = self._tried(Single(layer, at_most[rank], 0.0, 0.0, 0.0), target, share)
             if best is None or tried.strength > best.strength:
                 best = tried
         assert best is not None
-        if quick and self.compensable(layer):
-            return best
         return self._tried(best, target, share)  # once more, from close by
 
     def _tried(self, single: Single, target: float, share: int) -> Single:

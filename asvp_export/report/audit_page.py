@@ -129,8 +129,10 @@ def _own(result: AuditResult) -> Table:
 
 
 def _nodes(result: AuditResult) -> Table:
-    rows = [[name, node.rank, node.gain, node.energy, node.axis] for name, node in result.nodes.items()]
-    return Table(["layer with a node", "rank", Column("gain", "g"), Column("energy", "g"), "axis"], rows)
+    rows = [[name, node.rank, node.gain, node.left, node.energy, node.axis] for name, node in result.nodes.items()]
+    return Table(
+        ["layer with a node", "rank", *(Column(head, "g") for head in ("gain", "residual", "energy")), "axis"], rows
+    )
 
 
 def _losses(result: AuditResult, groups: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, Markup]]:

@@ -173,9 +173,31 @@ def _defence(result: ParityResult) -> str:
     for name, node in result.nodes.items():
         effect = result.effects.get(name)
         shares = [f"{share:.4f}" for share in (effect.relative_feature_change, effect.strength)] if effect else ["", ""]
-        rows.append((_code(name), f"{node.rank}", f"{node.gain:g}", f"{node.energy:g}", f"{node.axis}", *shares))
-    heads = ("layer", "rank", "gain", "energy", "axis", "feature change", "strength")
-    return "## The defence\n\n" + _table(heads, rows) + "\n\n" + _THREATS.replace("DELETED", _deleted(result))
+        rows.append(
+            (
+                _code(name),
+                f"{node.rank}",
+                *(f"{x:g}" for x in (node.gain, node.left, node.energy)),
+                f"{node.axis}",
+                *shares,
+            )
+        )
+    heads = ("layer", "rank", "gain", "residual", "energy", "axis", "feature change", "strength")
+    return (
+        "## The defence\n\n"
+        + _table(heads, rows)
+        + "\n\n"
+        + _THREATS.replace("DELETED", _deleted(result)).replace("CLEAN", _clean_behind(result))
+    )
+
+
+def _clean_behind(result: ParityResult) -> str:
+    """Which layers' readers get the clean map."""
+    clean = [_code(name) for name, node in result.nodes.items() if node.inverse and node.left == 1]
+    if not clean:
+        return "No map behind the layer is\n  clean."
+    which = "each layer" if len(clean) == len(result.nodes) else ", ".join(clean)
+    return f"So have those\n  who read behind the second node of {which}: there the residual is 1."
 
 
 def _deleted(result: ParityResult) -> str:
@@ -192,8 +214,9 @@ def _deleted(result: ParityResult) -> str:
 
 # No claim in it is stronger than docs/threat-model.md.
 _THREATS = """\
-Behind each layer the `rank` leading singular values of its feature map are multiplied by `gain`. *Strength* is how far the exposed
-map is from every multiple of the clean one (0: the same, 1: nothing left).
+Behind each layer the `rank` leading singular values of its feature map are multiplied by `gain`: that is the exposed map. The
+layers that read it get the same map with `residual` in the place of `gain`, from a second node. *Strength* is how far the
+exposed map is from every multiple of the clean one (0: the same, 1: nothing left).
 
 ## What the defence does not do
 
@@ -201,7 +224,8 @@ It aims at one thing: training another model (a student) on the feature maps tha
 that costs a student was not measured for this file, so do not count on it. Nothing here is cryptography: the file is open, and
 whoever has it can read and change it.
 
-- Who deletes the node, or undoes it (rank and gain stand in the file), has the clean feature maps. DELETED
+- Who opens the file and reads one tensor further up, before the node, has the clean feature maps. CLEAN
+- Who deletes the nodes, or undoes them (rank and gain stand in the file), has them too. DELETED
 - Who normalises the feature maps removes what a rescaling can; the *strength* above is the rest.
 - Who distils from the outputs alone is not hindered: the outputs are preserved, by design.
 - Who takes the file and uses it is not hindered: it is there to be used."""

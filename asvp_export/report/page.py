@@ -126,13 +126,13 @@ def _layers(result: ParityResult) -> Table:
     for name, node in result.nodes.items():
         effect = result.effects.get(name)
         shares = (effect.relative_feature_change, effect.strength, effect.strength_cap) if effect else (None,) * 3
-        rows.append([name, node.rank, node.gain, node.energy, *shares])
-    columns = ["layer", Column("rank"), Column("gain", "g", ""), Column("energy", "g")]
+        rows.append([name, node.rank, node.gain, node.left, node.energy, *shares])
+    columns = ["layer", Column("rank"), Column("gain", "g", ""), Column("residual", "g"), Column("energy", "g")]
     shares = [Column(head, ".4f") for head in ("feature change", "strength", "at most")]
     return Table(
         [*columns, *shares],
         rows,
-        outro="Feature change: ||F' - F|| / ||F||, F the clean and F' the exposed feature map. Strength: what of it no "
+        outro="Gain: the factor in the exposed map; residual: the factor that is left for the layer's readers. Feature change: ||F' - F|| / ||F||, F the clean and F' the exposed feature map. Strength: what of it no "
         "rescaling takes back, 0 to 1; at most: what the strength tends to as the gain grows.",
     )
 
@@ -176,7 +176,7 @@ def _spectra(result: ParityResult) -> Iterator[dict[str, Any]]:
     known = list(result.evidence.singular_values.items()) if result.evidence else []
     for name, values in known[:_MOST_CHARTS]:
         node = result.nodes[name]
-        yield {"layer": name, "node": f"rank {node.rank}, gain {node.gain:g}", "chart": _scree(name, values),
+        yield {"layer": name, "node": f"rank {node.rank}, gain {node.gain:g}, residual {node.left:g}", "chart": _scree(name, values),
                "caption": _shares(values)}  # fmt: skip
 
 

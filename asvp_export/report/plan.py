@@ -12,27 +12,30 @@ def plan_tables(plan: Plan) -> list[Table]:
     """What each layer got and what stopped it; and the ranking, where the layers were chosen."""
     rows = [
         [
-            layer.name, layer.node.rank, layer.node.gain, layer.strength, layer.stopped_by,
+            layer.name, layer.node.rank, layer.node.gain, layer.node.left, layer.strength, layer.stopped_by,
             ", ".join(layer.consumers) or (layer.uncompensated and f"no: {layer.uncompensated}") or "no",
         ]
         for layer in plan.layers
     ]  # fmt: skip
-    seen = plan.calibration
-    intro = (
-        f"Fitted on {seen['crops']} crops and {seen['held_out']} held-out inputs from {seen['photographs']} photographs; "
-        f"{plan.verified_psnr:.1f} dB on the worst verification image"
-    )
+    told = []
+    if seen := plan.calibration:
+        told.append(
+            f"Fitted on {seen['crops']} crops and {seen['held_out']} held-out inputs from {seen['photographs']} photographs"
+        )
+    if plan.verified_psnr is not None:
+        told.append(f"{plan.verified_psnr:.1f} dB on the worst verification image")
     if plan.weights:
-        intro += f", {plan.uncompensated_psnr:.1f} dB with the original weights"
+        told.append(f"{plan.uncompensated_psnr:.1f} dB with the original weights")
     columns = [
         "layer",
         Column("rank"),
         Column("gain", "g"),
+        Column("residual", "g"),
         Column("strength", ".3f"),
         "stopped by",
         "re-solved for it",
     ]
-    tables = [Table(columns, rows, intro=intro + ".")]
+    tables = [Table(columns, rows, intro="; ".join(told) + ("." if told else ""))]
     if plan.ranking:
         ranked = [
             [
@@ -40,6 +43,7 @@ def plan_tables(plan: Plan) -> list[Table]:
                 one.rank,
                 one.gain,
                 one.strength,
+                None if one.cost is None else 100 * one.cost,
                 "yes" if one.compensated else "no",
                 "yes" if one.chosen else "",
             ]
@@ -48,9 +52,17 @@ def plan_tables(plan: Plan) -> list[Table]:
         more = len(plan.ranking) - len(ranked)
         tables.append(
             Table(
-                ["candidate", Column("rank"), Column("gain", "g"), Column("strength", ".3f"), "compensated", "chosen"],
+                [
+                    "candidate",
+                    Column("rank"),
+                    Column("gain", "g"),
+                    Column("strength", ".3f"),
+                    Column("cost", ".1f", "%"),
+                    "compensated",
+                    "chosen",
+                ],
                 ranked,
-                intro="What each candidate could carry alone, for its share of the allowance.",
+                intro="What each candidate could carry alone. Cost: multiply-adds of node and inverse, of those of the model.",
                 outro=f"{more} more are in the report's JSON." if more else "",
             )
         )

@@ -63,11 +63,13 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
     """Print the verdict of an export or a check: layers, gates, latency, and where the files lie, by what they are."""
     console = terminal()
     if result.nodes:
-        table = bare_table("layer", "rank", "gain", "energy", "axis", "feature change", "strength", "at most")
+        table = bare_table(
+            "layer", "rank", "gain", "residual", "energy", "axis", "feature change", "strength", "at most"
+        )
         for name, node in result.nodes.items():
             effect = result.effects.get(name)
             shares = (effect.relative_feature_change, effect.strength, effect.strength_cap) if effect else ()
-            row = [escape(name), str(node.rank), f"{node.gain:g}", f"{node.energy:g}", str(node.axis)]
+            row = [escape(name), str(node.rank), f"{node.gain:g}", f"{node.left:g}", f"{node.energy:g}", str(node.axis)]
             table.add_row(*row, *(f"{share:.4f}" for share in shares))
         console.print(table)
     gates = bare_table("gate", "worst", "mean", "worst SSIM", "needed", "by", "")
@@ -80,6 +82,8 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
         f"latency in onnxruntime, by the {result.ways[-1]}: {protected:.1f} ms, unprotected {original:.1f} ms "
         f"(x {protected / original:.2f})"
     )
+    if result.comparison:
+        console.print(f"compared: {escape(str(result.comparison))}")
     if result.plan:
         _print_plan(console, result.plan)
     if result.strips:
@@ -98,19 +102,23 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
 
 
 def _print_plan(console: Console, plan: Plan) -> None:
-    """What stopped each layer, and what compensation brought; the ranking, where there was one."""
+    """What stopped the layers, and what compensation brought; the ranking, where there was one."""
+    stopped: dict[str, list[str]] = defaultdict(list)
     for layer in plan.layers:
         why = f"; not compensated: {layer.uncompensated}" if layer.uncompensated else ""
-        console.print(f"{escape(layer.name)}: stopped by {layer.stopped_by}{escape(why)}")
+        stopped[f"{layer.stopped_by}{why}"].append(layer.name)
+    for why, names in stopped.items():
+        console.print(f"{escape(', '.join(names))}: stopped by {escape(why)}")
     if plan.weights:
         console.print(
             f"compensated ({plan.compensate}): {plan.verified_psnr:.1f} dB on the worst verification image, "
             f"{plan.uncompensated_psnr:.1f} dB with the original weights"
         )
     if plan.ranking:
-        table = bare_table("candidate", "rank", "gain", "strength", "compensated", "chosen")
+        table = bare_table("candidate", "rank", "gain", "strength", "cost", "compensated", "chosen")
         for one in plan.ranking[:_CANDIDATES]:
-            row = [escape(one.name), str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}"]
+            cost = "" if one.cost is None else f"{100 * one.cost:.1f} %"
+            row = [escape(one.name), str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}", cost]
             table.add_row(*row, "yes" if one.compensated else "no", "yes" if one.chosen else "")
         console.print(table)
         if len(plan.ranking) > _CANDIDATES:
@@ -137,9 +145,9 @@ def description_table(found: Mapping[str, Any]) -> None:
         for name, shape in found[kind].items():
             console.print(f"{kind[:-1]}: {escape(name)} {escape(' x '.join(map(str, shape)))}")
     if found["nodes"]:
-        table = bare_table("node", "rank", "gain", "energy", "axis")
+        table = bare_table("node", "rank", "gain", "residual", "energy", "axis")
         for node in found["nodes"]:
-            row = [str(node["rank"]), f"{node['gain']:g}", f"{node['energy']:g}", str(node["axis"])]
+            row = [str(node["rank"]), *(f"{node[key]:g}" for key in ("gain", "residual", "energy")), str(node["axis"])]
             table.add_row(escape(node["name"]), *row)
         console.print(table)
     else:

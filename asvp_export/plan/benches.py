@@ -1,0 +1,16 @@
+"""The bench that fits a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from asvp_export.plan.bench import Bench, TorchBench
+from asvp_export.plan.calibration import Inputs
+from asvp_export.plan.graph_bench import GraphBench
+from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.model import Teacher
+
+
+def bench_for(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> Bench:
+    """What runs a teacher for calibration: its module, or its graph."""
+    return (TorchBench if graph_of(teacher) is None else GraphBench)(teacher, layers, inputs)
