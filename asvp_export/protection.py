@@ -111,13 +111,13 @@ def protect(
         nodes = compensable(teacher, nodes) if compensate != "none" else nodes
         nodes, ranking = ranked(teacher, nodes, count, _calibration_images(images), progress)
     if calibrated:
-        protected = _calibrated(teacher, nodes, wanted, min_psnr, images, verify_images, progress)
+        protected = _calibrated(teacher, nodes, wanted, min_psnr, asked, images, verify_images, progress)
         if residual == GAIN:
             assert protected.plan is not None
             return replace(protected, plan=replace(protected.plan, ranking=ranking))
         nodes = {name: replace(node, residual=node.gain) for name, node in protected.nodes.items()}
         protected = replace(protected, nodes=nodes)
-        asked = replace(asked, images=protected.verify_images)
+        asked = replace(asked, images=protected.verify_images or None)
     else:
         protected = insert(teacher, nodes)
     if gain == AUTO and residual != GAIN:
@@ -149,11 +149,13 @@ def _calibrated(
     nodes: dict[str, Perturbation],
     wanted: Wanted,
     min_psnr: float,
+    asked: InputsAsked,
     images: str | Path | None,
     verify_images: str | Path | None,
     progress: Say,
 ) -> Protected:
     """Gains, and weights behind them, that keep the tolerance without any inverse."""
+    from asvp_export.plan.calibration import split
     from asvp_export.plan.planner import Wishes, plan
 
     wishes = Wishes(
@@ -163,8 +165,13 @@ def _calibrated(
         max_gain=wanted.limit,
         compensate=wanted.compensate,
     )
-    calibrate, verify = images_for(images, verify_images)
-    return replace(plan(teacher, nodes, wishes, calibrate, verify, progress), verify_images=tuple(verify))
+    calibrate = _calibration_images(images)
+    if images is not None and verify_images is None:
+        calibrate, verify = split(calibrate)
+        asked = replace(asked, images=verify)
+    cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.fixed)
+    made = plan(teacher, nodes, wishes, calibrate, cases, progress)
+    return replace(made, verify_images=tuple(asked.paths) if asked.images is not None else ())
 
 
 def _with_plan(protected: Protected, ranking: tuple[RankedLayer, ...], min_psnr: float, max_gain: float) -> Protected:
@@ -201,22 +208,6 @@ def _calibration_images(images: str | Path | None) -> list[Path]:
     from asvp_export.plan.calibration import default_images
 
     return default_images() if images is None else list_images(images)
-
-
-def images_for(images: str | Path | None, verify_images: str | Path | None) -> tuple[list[Path], list[Path]]:
-    """Which pictures are calibrated on, and which others verified on."""
-    from asvp_export.plan.calibration import default_images, split
-
-    if images is None:
-        return default_images(), list_images(verify_images) if verify_images is not None else _own()
-    found = list_images(images)
-    return (found, list_images(verify_images)) if verify_images is not None else split(found)
-
-
-def _own() -> list[Path]:
-    from asvp_export.images import photographs
-
-    return list_images(photographs("verify"))
 
 
 def _count(word: str) -> int:

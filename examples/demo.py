@@ -25,17 +25,9 @@ def main() -> None:
     inputs.mkdir(parents=True)
     teacher = [f"examples/teachers/{TASK}.safetensors", "--arch", f"examples/nets.py:{TASK}"]
     protected, clean = "build/demo/protected.onnx", "asvp_export/photographs/verify"
-    for split in ("calibrate", "train"):
-        python("examples/degrade.py", TASK, f"asvp_export/photographs/{split}", "build/demo/fit")
     python("examples/degrade.py", TASK, clean, "build/demo/inputs")
-    tool(
-        *teacher, "--layers", "auto", "--compensate", "solve", "--images", "build/demo/fit", "--verify-images",
-        "build/demo/inputs", "--ground-truth", clean, "--report", "build/demo", "-o", protected,
-    )  # fmt: skip
-    tool(
-        "check", teacher[0], protected, *teacher[1:], "--plan", "build/demo/protected.plan.json", "--images",
-        "build/demo/inputs",
-    )  # fmt: skip
+    tool(*teacher, "--layers", "auto", "--images", "build/demo/inputs", "--report", "build/demo", "-o", protected)
+    tool("check", teacher[0], protected, *teacher[1:], "--images", "build/demo/inputs")
     tool("inspect", protected)
     tool("run", protected, f"build/demo/inputs/{PICTURE}.png", "-o", "build/demo/restored.png")
     before, after = inputs / f"{PICTURE}.png", build / "restored.png"
@@ -44,7 +36,7 @@ def main() -> None:
     print("  build/demo/report.html             what was chosen and verified, with pictures: open it in a browser")
     print("  build/demo/strip.png               degraded, restored by the shipped file, and the clean photograph")
     print("  build/demo/protected.onnx          the file to ship: it runs in a bare onnxruntime")
-    print("  build/demo/protected.plan.json     applies the same protection again, without calibration (--plan)")
+    print("  build/demo/protected.plan.json     applies the same protection again (--plan)")
     if sys.stdout.isatty():
         webbrowser.open((build / "report.html").as_uri())
 

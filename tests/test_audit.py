@@ -28,7 +28,7 @@ from asvp_export.audit.losses import LOSSES
 from asvp_export.audit.runner import Workers, _particulars
 from asvp_export.audit.student import student_for
 from asvp_export.audit.verdict import NO_EFFECT, ONE_SEED, Row, check_requirements, hold, judge
-from asvp_export.audit.victim import Seen, Victim, _next_tensor
+from asvp_export.audit.victim import TAPS, Seen, Victim, _next_tensor
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
@@ -97,9 +97,9 @@ def near(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_the_taps_of_the_shipped_model_are_its_own(victim, patches):
     clean, seen = victim.original(patches.inputs), victim.shipped(patches.inputs)
-    assert torch.equal(seen["before"][0], clean["node"][0])
-    exact = asvp_export.reference(clean["node"][0].double(), 1, GAIN)
-    assert near(seen["node"][0].double(), exact) < 1e-5
+    assert torch.equal(seen["before"][0], clean["exposed"][0])
+    exact = asvp_export.reference(clean["exposed"][0].double(), 1, GAIN)
+    assert near(seen["exposed"][0].double(), exact) < 1e-5
     assert not torch.allclose(seen["next"][0], clean["next"][0])
     assert seen["next"][0].shape == clean["next"][0].shape
     assert torch.equal(clean.outputs, victim.teacher.module(patches.inputs))
@@ -110,7 +110,7 @@ def test_a_shipped_file_shows_what_the_model_in_pytorch_shows(victim, file, patc
     other = Victim.of_file(victim.teacher, file)
     assert list(other.nodes) == [LAYER]
     ours, theirs = victim.shipped(patches.inputs[:4]), other.shipped(patches.inputs[:4])
-    for tap in ("before", "node", "next"):
+    for tap in TAPS:
         assert near(theirs[tap][0], ours[tap][0]) < 1e-4, tap
     assert near(theirs.outputs, ours.outputs) < 1e-4
     assert near(other.stripped(patches.inputs[:4], {}).outputs, victim.stripped(patches.inputs[:4], {}).outputs) < 1e-4
@@ -125,8 +125,8 @@ def test_an_onnx_teacher_is_audited_as_it_is(bare, clean):
     victim = Victim(insert(teacher, {layer.name: Perturbation(1, GAIN)}))
     patches = data.cut_patches(teacher, data.from_folder(clean, TASK).train, 2, 0)
     seen, bare = victim.shipped(patches.inputs), victim.original(patches.inputs)
-    assert near(seen["before"][0], bare["node"][0]) < 1e-6 and "next" in bare.features
-    assert near(seen["node"][0], bare["node"][0]) > 1
+    assert near(seen["before"][0], bare["exposed"][0]) < 1e-6 and "next" in bare.features
+    assert near(seen["exposed"][0], bare["exposed"][0]) > 1
 
 
 def test_a_file_without_nodes_and_a_teacher_of_another_kind_are_refused(file, bare, protected):
@@ -145,7 +145,7 @@ def test_a_file_of_frozen_sizes_shows_the_same_and_another_model_is_refused(vict
     other = Victim.of_file(victim.teacher, tmp_path / "frozen.onnx")
     assert other.teacher.fixed[0] == 3
     ours, theirs = victim.shipped(patches.inputs[:4]), other.shipped(patches.inputs[:4])
-    assert near(theirs.outputs, ours.outputs) < 1e-4 and near(theirs["node"][0], ours["node"][0]) < 1e-4
+    assert near(theirs.outputs, ours.outputs) < 1e-4 and near(theirs["exposed"][0], ours["exposed"][0]) < 1e-4
     grey = asvp_export.load(torch.nn.Conv2d(1, 1, 3, padding=1))
     with pytest.raises(InputError, match=r"takes images of .*x3x"):
         Victim.of_file(grey, file)
@@ -161,7 +161,7 @@ def test_a_layer_that_is_called_again_has_a_node_at_each_call(tmp_path, patches)
          there.stripped(patches.inputs[:2], {"block": lambda x: 2 * x})),
     ):  # fmt: skip
         assert near(theirs.outputs, ours.outputs) < 1e-4
-        assert near(theirs["node"][0], ours["node"][0]) < 1e-4
+        assert near(theirs["exposed"][0], ours["exposed"][0]) < 1e-4
 
 
 def test_the_next_layer_of_a_graph_reads_the_tensor_and_has_weights_however_they_are_stored():
@@ -182,15 +182,15 @@ def test_the_next_layer_of_a_graph_reads_the_tensor_and_has_weights_however_they
 
 def test_who_knows_rank_and_gain_has_the_clean_features(victim, patches):
     seen = attacks()["undo"].look(victim, patches.inputs)
-    assert near(seen["node"][0], victim.original(patches.inputs)["node"][0]) < 1e-5
+    assert near(seen["exposed"][0], victim.original(patches.inputs)["exposed"][0]) < 1e-5
 
 
 def test_rank_and_gain_can_be_estimated_where_one_component_stands_out(victim, patches):
     one = attacks()["estimate"]
     one.prepare(victim, patches.inputs)
-    clean = victim.original(patches.inputs)["node"][0]
-    exposed = victim.shipped(patches.inputs)["node"][0]
-    assert near(one.look(victim, patches.inputs)["node"][0], clean) < near(exposed, clean) / 5
+    clean = victim.original(patches.inputs)["exposed"][0]
+    exposed = victim.shipped(patches.inputs)["exposed"][0]
+    assert near(one.look(victim, patches.inputs)["exposed"][0], clean) < near(exposed, clean) / 5
 
 
 def test_the_best_maps_are_nearer_to_the_shipped_outputs_than_no_node_is(victim, patches):
@@ -218,23 +218,25 @@ def test_fine_tuning_without_nodes_comes_back_to_the_shipped_outputs_and_leaves_
 
 
 def test_normalised_and_whitened_features_are_what_they_say(victim, patches):
-    flat = attacks()["normalise"].look(victim, patches.inputs)["node"][0].flatten(2)
+    flat = attacks()["normalise"].look(victim, patches.inputs)["exposed"][0].flatten(2)
     alive = flat.var(2, correction=0) > 0.5
     assert alive.any() and torch.allclose(flat.mean(2)[alive], torch.zeros(()), atol=1e-4)
     assert torch.allclose(flat.var(2, correction=0)[alive], torch.ones(()), atol=1e-3)
-    rows = attacks()["whiten"].look(victim, patches.inputs)["node"][0].flatten(2).double()
+    rows = attacks()["whiten"].look(victim, patches.inputs)["exposed"][0].flatten(2).double()
     values = torch.linalg.eigvalsh(rows @ rows.mT / rows.shape[2])
     assert values.max() < 1 + 1e-3 and (values[:, -4:] > 0.4).all()  # the floor halves a direction of its own size
 
 
 def test_the_controls_change_the_features_as_much_as_the_shipped_model_does(victim, patches):
-    clean, shipped = (taught(victim, patches, who, "", ["node"]).features["node"][0] for who in ("original", "shipped"))
+    clean, shipped = (
+        taught(victim, patches, who, "", ["exposed"]).features["exposed"][0] for who in ("original", "shipped")
+    )
     change = np.linalg.norm(shipped - clean)
     for who in ("scaled", "noise"):
-        control = taught(victim, patches, who, "", ["node"])
-        assert np.linalg.norm(control.features["node"][0] - clean) == pytest.approx(change, rel=1e-4)
+        control = taught(victim, patches, who, "", ["exposed"])
+        assert np.linalg.norm(control.features["exposed"][0] - clean) == pytest.approx(change, rel=1e-4)
         assert np.array_equal(control.outputs, taught(victim, patches, "shipped", "", []).outputs)
-    scaled = taught(victim, patches, "scaled", "", ["node"]).features["node"][0]
+    scaled = taught(victim, patches, "scaled", "", ["exposed"]).features["exposed"][0]
     assert np.allclose(scaled / np.where(clean, clean, 1), np.where(clean, scaled.max() / clean.max(), 0), rtol=1e-5)
 
 
@@ -248,8 +250,8 @@ def test_an_attacker_is_one_file_as_the_page_shows_it(tmp_path, monkeypatch, vic
     try:
         assert {"project", "undo"} < set(attacks())
         assert Arm.parse("shipped+project/mse-1").baseline == Arm.parse("original/mse-1")
-        left = attacks()["project"].look(victim, patches.inputs)["node"][0]
-        removed = asvp_export.reference(victim.original(patches.inputs)["node"][0], 1, 1e-6)
+        left = attacks()["project"].look(victim, patches.inputs)["exposed"][0]
+        removed = asvp_export.reference(victim.original(patches.inputs)["exposed"][0], 1, 1e-6)
         assert near(left, removed) < 1e-3
     finally:
         monkeypatch.undo()
@@ -281,8 +283,8 @@ def unlike():
 def test_what_flows_on_may_be_written_into(unlike, patches):
     victim = Victim(insert(unlike, {"body": Perturbation(1, GAIN)}))
     clean, seen = victim.original(patches.inputs), victim.shipped(patches.inputs)
-    assert torch.equal(seen["before"][0], clean["node"][0]) and (clean["node"][0] < 0).any()
-    assert near(attacks()["undo"].look(victim, patches.inputs)["node"][0], clean["node"][0]) < 1e-5
+    assert torch.equal(seen["before"][0], clean["exposed"][0]) and (clean["exposed"][0] < 0).any()
+    assert near(attacks()["undo"].look(victim, patches.inputs)["exposed"][0], clean["exposed"][0]) < 1e-5
 
 
 def test_fine_tuning_leaves_tied_weights_of_the_teacher_alone(unlike, patches, monkeypatch):
@@ -295,7 +297,7 @@ def test_fine_tuning_leaves_tied_weights_of_the_teacher_alone(unlike, patches, m
 def test_who_undoes_finds_how_many_were_amplified_where_the_energy_decides(victim, patches):
     several = Victim(insert(victim.teacher, {LAYER: Perturbation(6, GAIN, 0.8)}))
     seen = attacks()["undo"].look(several, patches.inputs)
-    assert near(seen["node"][0], victim.original(patches.inputs)["node"][0]) < 1e-5
+    assert near(seen["exposed"][0], victim.original(patches.inputs)["exposed"][0]) < 1e-5
 
 
 def test_channels_that_are_always_zero_do_not_mislead_who_estimates():
@@ -308,7 +310,7 @@ def test_channels_that_are_always_zero_do_not_mislead_who_estimates():
         nodes = {LAYER: Perturbation(1, 10.0)}  # noqa: RUF012
 
         def shipped(self, images):
-            return Seen(images, {"node": [exposed]})
+            return Seen(images, {"exposed": [exposed]})
 
     one = attacks()["estimate"]
     one.prepare(Shows(), exposed)
@@ -318,8 +320,8 @@ def test_channels_that_are_always_zero_do_not_mislead_who_estimates():
 
 def test_whitening_does_not_take_what_the_gain_left_for_noise(victim, patches):
     one, loud = attacks()["whiten"], Victim(insert(victim.teacher, {LAYER: Perturbation(1, 100.0)}))
-    clean = one.clean(loud, patches.inputs)["node"][0]
-    assert near(one.look(loud, patches.inputs)["node"][0], clean) < 0.3
+    clean = one.clean(loud, patches.inputs)["exposed"][0]
+    assert near(one.look(loud, patches.inputs)["exposed"][0], clean) < 0.3
 
 
 # Losses
@@ -348,7 +350,7 @@ def test_every_row_has_a_name_that_is_read_back(profile):
     assert [Arm.parse(str(arm)) for arm in rows] == rows and len(set(rows)) == len(rows)
     assert all(arm.baseline in rows for arm in rows if arm.baseline)
     if profile == "full":
-        assert len(rows) == 8
+        assert len({(arm.teacher == "truth", arm.loss, arm.weight) for arm in rows}) == 8 and len(rows) == 15
     else:
         assert {arm.attack for arm in rows} - {""} == set(attacks())
     if profile == "screen":
@@ -375,6 +377,7 @@ def test_every_row_has_a_name_that_is_read_back(profile):
         ("scaled+whiten/mse-1", "attacks what is shipped"),
         ("shipped+undo/mse-1@next", "change none"),
         ("original/mse-1@before", "does not have"),
+        ("original/mse-1@readers", "does not have"),
     ],
 )
 def test_a_row_that_is_none_is_refused(name, sentence):

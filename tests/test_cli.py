@@ -191,7 +191,7 @@ BAD_EXPORT = {
     "truncated safetensors": (even(model="cut_even.safetensors"), "cut_even.safetensors is truncated"),
     "a directory": (even(model="pictures"), "pictures is a directory"),
     "an unknown format": (even(model="notes.txt"), "unknown format"),
-    "an ONNX file as the teacher": (even(model="even.onnx", arch=None), "carries 1 ASVP node"),
+    "an ONNX file as the teacher": (even(model="even.onnx", arch=None), "carries 2 ASVP node"),
     "a pickle without trust": (even(model="pickled.pt", arch=None), "--trust-pickle"),
     "a state dict that does not fit": (even(arch="nets.py:Double"), r"ill-shaped keys? \(head.weight"),
     "missing keys": (even(model="large.pt", arch="torch.nn:Identity"), "6 unexpected keys .head.weight"),
@@ -438,7 +438,8 @@ def test_the_report_has_every_field(workshop):
     for kind, file in (("source", "even.pt"), ("output", "even.onnx")):
         assert report[f"{kind}_sha256"] == hashlib.sha256(Path(file).read_bytes()).hexdigest()
     (layer,) = report["layers"]
-    assert {"name": "head", "rank": 1, "gain": 1.01, "energy": 1.0, "axis": 1}.items() <= layer.items()
+    attributes = {"rank": 1, "gain": 1.01, "energy": 1.0, "axis": 1, "residual": 1.0}
+    assert {"name": "head", **attributes}.items() <= layer.items()
     assert layer["relative_feature_change"] > 0 and layer["strength"] > 0
     for gate, threshold in (("fidelity", 80), ("preservation", 48)):
         found = report[gate]
@@ -456,7 +457,8 @@ def test_a_module_that_prints_does_not_disturb_the_json(workshop):
 
 def test_a_failed_gate_exits_1_and_leaves_the_reports_but_no_file(workshop, tmp_path):
     junit = tmp_path / "j.xml"
-    answer = call(*even(gain="30", output=str(tmp_path / "p.onnx"), junit=str(junit)), f"--report={workshop / 'out'}")
+    failing = even(gain="30", residual="gain", output=str(tmp_path / "p.onnx"), junit=str(junit))
+    answer = call(*failing, f"--report={workshop / 'out'}")
     assert answer.code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["j.xml"]
     report = Path("out/p.report.json")
@@ -475,7 +477,7 @@ def test_a_failed_gate_exits_1_and_leaves_the_reports_but_no_file(workshop, tmp_
 
 
 def test_a_failed_file_is_kept_where_one_asks_for_it_and_one_is_told(workshop, tmp_path):
-    answer = call(*even(gain="30", output=str(tmp_path / "p.onnx")), "--keep-failed", "--model-card")
+    answer = call(*even(gain="30", residual="gain", output=str(tmp_path / "p.onnx")), "--keep-failed", "--model-card")
     assert answer.code == 1 and "p.failed.onnx" in answer.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.failed.onnx", "p.report.json"], (
         "no card, no manifest"

@@ -103,12 +103,13 @@ def files(tmp_path_factory) -> Path:
 ])  # fmt: skip
 def test_every_kind_of_graph_passes_both_gates(file, layers, count, files, pictures, tmp_path):
     teacher = asvp_export.load(files / file)
-    protected = asvp_export.protect(teacher, layers, gain=1.02)
+    protected = asvp_export.protect(teacher, layers, gain=5.0)
     result = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures)
     assert result.passed and result.fidelity and len(result.nodes) == count
     assert all(effect.relative_feature_change > 1e-3 for effect in result.effects.values())
     shipped = onnx.load(tmp_path / "p.onnx")
-    assert {node.name for node in perturbation_nodes(shipped)} == {f"asvp/{name}" for name in result.nodes}
+    wanted = {f"asvp/{name}{end}" for name in result.nodes for end in ("", "/inverse")}
+    assert {node.name for node in perturbation_nodes(shipped)} == wanted
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.onnx"]
     assert b"pkg.torch" not in (tmp_path / "p.onnx").read_bytes()
     assert str(ROOT).encode() not in (tmp_path / "p.onnx").read_bytes()
@@ -121,9 +122,8 @@ def test_every_kind_of_graph_passes_both_gates(file, layers, count, files, pictu
 
 def test_the_gate_sees_a_graph_whose_node_went_elsewhere(files, pictures, tmp_path):
     teacher = asvp_export.load(files / "plain.onnx")
-    asvp_export.export(
-        asvp_export.protect(teacher, "/body/body.3/Add", gain=1.05), tmp_path / "p.onnx", images=pictures
-    )
+    protected = asvp_export.protect(teacher, "/body/body.3/Add", gain=1.05, residual="gain")
+    asvp_export.export(protected, tmp_path / "p.onnx", images=pictures)
     model = onnx.load(tmp_path / "p.onnx")
     result = asvp_export.check(files / "plain.onnx", tmp_path / "p.onnx", images=pictures)
     assert result.passed and result.fidelity and not any("Fidelity" in note for note in result.notes)
@@ -192,16 +192,23 @@ def theirs(tmp_path_factory) -> Path:
     return path
 
 
-def test_nothing_else_in_the_file_changes(theirs):
+@pytest.mark.parametrize("residual", ["gain", 1.0])
+def test_nothing_else_in_the_file_changes(residual, theirs):
     teacher = asvp_export.load(theirs)
-    made = to_onnx(asvp_export.protect(teacher, "features,few", gain=1.1))
+    made = to_onnx(asvp_export.protect(teacher, "features,few", gain=1.1, residual=residual))
     onnx.checker.check_model(made, full_check=True)
     expected = onnx.load(theirs)
     strip_author(expected)
-    names = {node.output[0]: node.input[0] for node in perturbation_nodes(made)}
-    assert set(names) == {"features", "few"}
+    ours = {node.name: node for node in perturbation_nodes(made)}
+    layers = {"asvp/n3/Soft": "features", "asvp/few": "few"}
+    last = {layer if residual == "gain" else f"{layer}/inverse": tensor for layer, tensor in layers.items()}
+    assert set(ours) == {*layers, *last}
+    clean = {ours[layer].input[0]: tensor for layer, tensor in layers.items()}
+    read = {ours[layer].output[0]: tensor for layer, tensor in last.items()}
+    assert "features" in read, "an output of the graph keeps its name"
     for node in (kept := [node for node in made.graph.node if node.domain != "asvp"]):
-        node.output[:] = [next((new for new, old in names.items() if old == name), name) for name in node.output]
+        node.output[:] = [clean.get(name, name) for name in node.output]
+        node.input[:] = [read.get(name, name) for name in node.input]
     del made.graph.node[:], made.functions[1:], made.opset_import[2:]
     made.graph.node.extend(kept)
     made.ir_version = expected.ir_version
@@ -213,14 +220,15 @@ def test_nothing_else_in_the_file_changes(theirs):
     assert b"/home/them" not in expected.SerializeToString()
 
 
-def test_bodies_that_capture_a_tensor_read_the_perturbed_one(theirs):
+@pytest.mark.parametrize("residual", [3.0, 2.0, 1.0])
+def test_bodies_that_capture_a_tensor_read_the_perturbed_one(residual, theirs):
     """Loop and If take `features` by name: three loops add 0.1 of it, the branch adds it once more."""
     teacher = asvp_export.load(theirs)
     image = teacher.example()
     plain = ort.InferenceSession(theirs).run(["features"], {"x": image.numpy()})[0]
-    made = to_onnx(asvp_export.protect(teacher, "features", gain=3.0))
+    made = to_onnx(asvp_export.protect(teacher, "features", gain=3.0, residual=residual))
     out, features = ort.InferenceSession(made.SerializeToString()).run(["y", "features"], {"x": image.numpy()})
-    perturbed = asvp_export.reference(torch.from_numpy(plain), 1, 3.0)
+    perturbed = asvp_export.reference(torch.from_numpy(plain), 1, residual)
     torch.testing.assert_close(torch.from_numpy(features), perturbed, rtol=1e-4, atol=1e-5)
     weights = numpy_helper.to_array(next(t for t in made.graph.initializer if t.name == "last"))
     expected = image + nn.functional.conv2d(2.3 * perturbed, torch.from_numpy(weights.copy()), padding=1)
@@ -321,7 +329,7 @@ def test_a_file_that_carries_nodes_is_not_protected_again(files, pictures, tmp_p
         to_onnx(asvp_export.protect(asvp_export.load(files / "plain.onnx"), "/body/body.3/Add", gain=1.1)),
         tmp_path / "p.onnx",
     )
-    with pytest.raises(asvp_export.InputError, match=r"carries 1 ASVP node.* already; give the unprotected original"):
+    with pytest.raises(asvp_export.InputError, match=r"carries 2 ASVP node.* already; give the unprotected original"):
         asvp_export.protect(asvp_export.load(tmp_path / "p.onnx"), "/body/body.4/Add", gain=1.1)
 
 

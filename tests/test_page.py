@@ -44,7 +44,7 @@ def teacher() -> asvp_export.Teacher:
 
 @pytest.fixture(scope="module")
 def result(teacher, pictures) -> ParityResult:
-    protected = asvp_export.protect(teacher, LAYERS, gain=GAIN)
+    protected = asvp_export.protect(teacher, LAYERS, gain=GAIN, residual="gain")
     path = pictures.parent / "p.onnx"
     return asvp_export.export(protected, path, images=pictures, min_psnr=-20, evidence=True)
 

@@ -59,7 +59,7 @@ def test_ctrl_c_during_the_bar_leaves_a_clean_terminal_and_no_file(tmp_path: Pat
         pass
     os.close(ours)
     assert running.wait() == 130
-    assert "verifying on 17 inputs ..." in seen and "/17" in seen
+    assert "verifying: 17 inputs from 8 images" in seen and "/17" in seen
     assert seen.rstrip().endswith("Error: Interrupted; nothing half-written was left.")
     hidden, shown = seen.rfind("\x1b[?25l"), seen.rfind("\x1b[?25h")
     assert 0 <= hidden < shown, "the cursor stays hidden"

@@ -30,7 +30,7 @@ from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.parity.session import run_model, session
 
 MIXED = {"body.3": Perturbation(4, 1.5, 0.9), "after_body": Perturbation(1, 3.0)}  # plain to see in the output
-GAIN = 1.003  # clears 48 dB on small pictures
+GAIN = 30.0  # of the exposed map: the layers that read it get the clean one
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def files(mixed, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def once(lowlight) -> Protected:
-    return insert(lowlight, {"after_body": Perturbation(1, GAIN)})
+    return insert(lowlight, {"after_body": Perturbation(1, GAIN, residual=1.0)})
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_an_inlined_file_is_published_with_its_gates_and_says_what_it_is(shipped
     assert any("inlined" in note for note in report["notes"])
     assert 0.5 < report["latency"]["ratio"] < 100, "the body was taken out of the baseline"
     found = asvp_export.describe(shipped)
-    assert found["nodes"] == [{"name": "asvp/after_body", **Perturbation(1, GAIN).attributes()}]
+    assert found["nodes"] == [{"name": "asvp/after_body", **Perturbation(1, GAIN, residual=1.0).described()}]
     assert found["provenance"]["portable"] == "inline" and not found["functions"]  # pyright: ignore
     model = onnx.load(shipped)
     assert {one.domain for one in model.opset_import} == {node.domain for node in model.graph.node} == {""}
@@ -162,11 +162,21 @@ def test_an_inlined_file_passes_the_check_and_openvino_runs_it(shipped, lowlight
 
 
 def bypass(model: onnx.ModelProto) -> None:
-    """The body's nodes stay, and nobody takes what they make."""
-    (body,) = inlined_bodies(model).values()
+    """The bodies' nodes stay, and nobody takes what the first one makes: the second one reads the clean map."""
+    first, second = inlined_bodies(model).values()
+    assert second.input == first.output
+    rewire(model, first.output, first.input)
+
+
+def bypass_inverse(model: onnx.ModelProto) -> None:
+    """The layer's readers get the exposed map."""
+    _, second = inlined_bodies(model).values()
+    rewire(model, second.output, second.input)
+
+
+def rewire(model: onnx.ModelProto, old: str, new: str) -> None:
     for node in model.graph.node:
-        if not node.name.startswith("asvp/"):
-            node.input[:] = [body.input if name == body.output else name for name in node.input]
+        node.input[:] = [new if name == old else name for name in node.input]
 
 
 def take_out(model: onnx.ModelProto) -> None:
@@ -174,12 +184,18 @@ def take_out(model: onnx.ModelProto) -> None:
     model.CopyFrom(without_nodes(model))
 
 
-def change_gain(model: onnx.ModelProto) -> None:
-    (gain,) = (a for n in model.graph.node for a in n.attribute if a.name == "value_float" and a.f == np.float32(GAIN))
-    gain.f = 1 + 0.99 * (GAIN - 1)
+def change_gain(model: onnx.ModelProto, gain: float = GAIN) -> None:
+    (stored,) = (
+        a for n in model.graph.node for a in n.attribute if a.name == "value_float" and a.f == np.float32(gain)
+    )
+    stored.f = 1 + 0.99 * (gain - 1)
 
 
-@pytest.mark.parametrize("harm", [bypass, take_out, change_gain])
+def change_inverse_gain(model: onnx.ModelProto) -> None:
+    change_gain(model, 1 / GAIN)
+
+
+@pytest.mark.parametrize("harm", [bypass, bypass_inverse, take_out, change_gain, change_inverse_gain])
 def test_an_inlined_file_whose_body_was_tampered_with_does_not_pass(harm, shipped, lowlight, tmp_path):
     model = onnx.load(shipped)
     harm(model)

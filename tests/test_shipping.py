@@ -95,7 +95,7 @@ def test_the_card_shows_what_was_measured_and_nothing_of_the_machine(shipped):
         assert re.search(rf"^\| {name} \|.*\| {re.escape(psnr)} \| {gate['threshold']:g} dB \|$", text, re.MULTILINE)
     (layer,) = report["layers"]
     shares = f"{layer['relative_feature_change']:.4f} | {layer['strength']:.4f}"
-    assert f"| `after_body` | 1 | 1.003 | 1 | 1 | {shares} |" in text
+    assert f"| `after_body` | 1 | 1.003 | 1 | 1 | 1 | {shares} |" in text
     for fact in (report["output_sha256"], report["source_sha256"], "batch x 3 x height x width", "Values 0 (black) to 1",
                  "at least 2 pixels, multiples of 2", "Whole images only", "is as high and wide as the image"):  # fmt: skip
         assert fact in text

@@ -52,8 +52,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def protected(folder):
     return asvp_export.protect(
-        example("sr_x2"), [LAYER], rank=1, gain=10.0, compensate="solve", images=folder / "calibrate",
-        verify_images=folder / "verify",
+        example("sr_x2"), [LAYER], rank=1, gain=10.0, residual="gain", compensate="solve",
+        images=folder / "calibrate", verify_images=folder / "verify",
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_deleting_is_the_original_with_the_shipped_weights(protected, cases, row
 def test_the_replacements_are_the_least_squares_of_the_shipped_graph(protected, cases, rows):
     """Solved here once more, by a decomposition of all positions at once in place of normal equations."""
     seen = []
-    with observed(protected, lambda layer, before, after: seen.append((before, after))):
+    with observed(protected, lambda layer, clean, exposed, residual: seen.append((clean, residual))):
         for inputs in smallest(cases, "cpu"):
             protected(*inputs)
     clean, exposed = (
@@ -212,10 +212,11 @@ def test_ground_truth_that_does_not_fit_is_refused_in_a_sentence(protected, fold
 
 
 def test_an_export_tells_what_the_nodes_are_worth(folder, tmp_path):
-    options = ["--arch", arch("sr_x2"), f"--layers={LAYER}", "--rank=1", "--gain=1.5", f"--images={folder / 'verify'}"]
+    options = ["--arch", arch("sr_x2"), f"--layers={LAYER}", "--rank=1", "--gain=1.5", "--residual=gain"]
     export = [
         weights("sr_x2"),
         *options,
+        f"--images={folder / 'verify'}",
         "--min-psnr=20",
         "-o",
         tmp_path / "p.onnx",
@@ -255,7 +256,7 @@ def test_the_nodes_of_a_graph_are_replaced_too(folder, tmp_path):
     graph = helper.make_graph(nodes, "convolutions", [ends[0]], [ends[1]], stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "g.onnx")
     teacher = asvp_export.load(tmp_path / "g.onnx")
-    protected = asvp_export.protect(teacher, ["map"], rank=1, gain=4.0)
+    protected = asvp_export.protect(teacher, ["map"], rank=1, gain=4.0, residual="gain")
     cases = cases_of(teacher, folder / "verify")
     shipped, deleted, scalar, linear = strip_tests(protected, cases, smallest(cases, "cpu"))
     assert deleted.min_psnr > 100, "without compensation the graph without nodes is the original"

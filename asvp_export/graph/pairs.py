@@ -13,6 +13,7 @@ from asvp_export.errors import InputError
 from asvp_export.graph.names import NodeName, read_name
 from asvp_export.graph.passes import attributes_of, perturbation_nodes
 from asvp_export.operator import Perturbation
+from asvp_export.teacher.onnx_graph import reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +72,13 @@ def pairs(model: onnx.ModelProto, layers: Collection[str] = ()) -> list[Pair]:
 
 
 def differing(model: onnx.ModelProto, named: Mapping[str, Perturbation]) -> list[str]:
-    """Layers whose nodes are not what was named: one is missing, was changed, or lost its inverse; or nobody named it."""
+    """Layers whose nodes are not what was named: missing, changed, without their inverse or readers; or nobody named them."""
     wrong = set(named)
+    read = {value.name for value in model.graph.output}.union(*map(reads, model.graph.node))
     seen: set[str] = set()
     for pair in pairs(model, named):
         layer, node = pair.name.layer, named.get(pair.name.layer)
-        good = node is not None and not pair.name.inverse and same(_as_made(pair), node)
+        good = node is not None and not pair.name.inverse and pair.readers in read and same(_as_made(pair), node)
         if good and layer not in seen:
             wrong.discard(layer)
         elif not good:

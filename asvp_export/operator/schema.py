@@ -61,7 +61,9 @@ class Perturbation:
             raise InputError(
                 f"The axis is {self.axis!r}; it must be the channel axis, not the batch (1, or -1 for tokens)."
             )
-        if self.residual is not None and self.residual != self.gain:
+        if self.residual == self.gain:  # one way to say it: what is read back from a plan or a file is equal
+            object.__setattr__(self, "residual", None)
+        elif self.residual is not None:
             self._check_residual(self.residual)
 
     def _check_residual(self, residual: float) -> None:

@@ -118,7 +118,8 @@ def verification_inputs(
     for one_a_scene, side in _LADDER:
         whole = (one_a_scene, side) == _LADDER[0]
         some, crop = scenes if one_a_scene else paths, max(side, size.minimum)
-        made = cases(some, asked.sizes or ([] if side == _LADDER[0][1] else [(crop, crop)]))
+        own = [] if side == _LADDER[0][1] or None not in fixed[2:] else [(fixed[2] or crop, fixed[3] or crop)]
+        made = cases(some, asked.sizes or own)
         if cost(made) <= BUDGET or (one_a_scene, side) == _LADDER[-1]:
             limit = (
                 f"what a budget of {BUDGET / 1e9:g}e9 multiply-adds allows; --thorough takes all {len(paths)}, whole"

@@ -66,21 +66,15 @@ def exposed(
         InputError: no gain of 1.5 or more survives the rounding; the message names the layer that costs most.
     """
     trial = _Trials(protected, cases, dtype, progress)
-    lower, gain = _lower_target(protected, trial.half, min_psnr), limit
-    target, found = max(FULL_DB, lower), -math.inf
-    for _ in range(_STEPS):
-        progress(f"exposed gain {gain:g}: running the inputs")
-        found = trial.worst(gain)
-        if found >= target:
+    lower = _lower_target(protected, trial.half, min_psnr)
+    full = max(FULL_DB, lower)
+    if trial.half and lower < full and trial.worst(LEAST) < full:
+        full = lower  # in this type rounding alone is over the higher one
+    for target in dict.fromkeys((full, lower)):
+        gain = trial.largest(limit, target)
+        if gain is not None:
             return trial.at(gain)
-        change = 10 ** ((found - target - _NEAR_DB) / 20) if math.isfinite(found) else 1 / _FAR
-        if gain * change < LEAST and target > lower and gain > LEAST:
-            target = lower  # in this type rounding alone is over the higher one
-            continue
-        if gain <= LEAST:
-            break
-        gain = max(_rounded(gain * change), LEAST)
-    raise InputError(trial.refusal(found, target))
+    raise InputError(trial.refusal(lower))
 
 
 def _all_taken_back(protected: Protected) -> bool:
@@ -124,6 +118,20 @@ class _Trials:
         made, expected = self._run(gain)
         return replace(made, verify_images=self._start.verify_images, verified=(tuple(self._cases), expected))
 
+    def largest(self, limit: float, target: float) -> float | None:
+        """The largest gain up to the limit that leaves these dB; None: not even the least that is worth a node."""
+        gain = limit
+        for left in reversed(range(_STEPS)):
+            self._progress(f"exposed gain {gain:g}: running the inputs")
+            found = self.worst(gain)
+            if found >= target:
+                return gain
+            if gain <= LEAST:
+                return None
+            change = 10 ** ((found - target - _NEAR_DB) / 20) if math.isfinite(found) else 1 / _FAR
+            gain = max(_rounded(gain * change), LEAST) if left > 1 else LEAST
+        return None
+
     def worst(self, gain: float, layers: Sequence[str] | None = None) -> float:
         """DB of the worst output against what it should be; -inf where one is not finite."""
         if layers is None and not self._convert:
@@ -136,7 +144,8 @@ class _Trials:
         with half_module(made) as module:
             return self._least(list(torch_outputs(module, map(_half_case, self._cases), device)))
 
-    def refusal(self, found: float, target: float) -> str:
+    def refusal(self, target: float) -> str:
+        found = self.worst(LEAST)
         alone = {layer: self.worst(LEAST, [layer]) for layer in self._start.nodes}
         costly = min(alone, key=lambda layer: alone[layer])
         kind = "float16" if self.half else "float32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -60,18 +61,26 @@ class Consumer:
             return self.shape[0 if self.input_major else 1]
         return (self.shape[0] // self.groups if self.kind == "transposed" else self.shape[1]) * taps
 
-    def rows(self, x: torch.Tensor) -> torch.Tensor:
+    def rows(self, x: torch.Tensor, most: int | None = None) -> torch.Tensor:
         """The design matrix of an input: [groups, positions, unknowns], float64, the last column ones for a bias.
 
         A transposed convolution is a convolution of the input with zeros between its values, by the turned kernel.
+
+        Args:
+            x: what the consumer reads.
+            most: how many positions are taken, drawn without order but the same for inputs of one size; None: all.
         """
-        columns = x.reshape(1, -1, x.shape[-1]).double() if self.kind == "linear" else self._patches(x)
+        columns = x.reshape(1, -1, x.shape[-1]) if self.kind == "linear" else self._patches(x)
+        if most is not None and columns.shape[1] > most:
+            drawn = np.random.default_rng(columns.shape[1]).choice(columns.shape[1], most, replace=False)
+            columns = columns[:, torch.from_numpy(np.sort(drawn)).to(columns.device)]
+        columns = columns.double()
         if self.bias is None:
             return columns
         return torch.cat([columns, columns.new_ones(*columns.shape[:2], 1)], dim=2)
 
     def _patches(self, x: torch.Tensor) -> torch.Tensor:
-        x, kernel, stride, padding, dilation = x.double(), self.shape[2:], self.stride, self.padding, self.dilation
+        kernel, stride, padding, dilation = self.shape[2:], self.stride, self.padding, self.dilation
         if self.kind == "transposed":
             x, padding, stride = self._stuffed(x), (0,) * len(kernel), (1,) * len(kernel)
         if len(kernel) == 1:  # torch unfolds pictures only

@@ -12,7 +12,7 @@ import torch
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
-from asvp_export.parity.cases import Case, build_cases
+from asvp_export.parity.cases import Case
 from asvp_export.plan.benches import bench_for
 from asvp_export.plan.calibration import Calibration, draw
 from asvp_export.plan.record import Plan, PlannedLayer
@@ -49,7 +49,7 @@ def plan(
     nodes: Mapping[str, Perturbation],
     wishes: Wishes,
     calibrate: Sequence[Path],
-    verify: Sequence[Path],
+    cases: Sequence[Case],
     progress: Say,
 ) -> Protected:
     """Fit ranks, gains and weights on one set of images so that they hold on another.
@@ -59,7 +59,7 @@ def plan(
         nodes: the layers, with axis and energy of their nodes.
         wishes: what is asked for.
         calibrate: images to fit on.
-        verify: other images, on which the worst has to keep the tolerance and the margin.
+        cases: inputs of other images, on which the worst has to keep the tolerance and the margin.
         progress: called with a line at each step.
 
     Raises:
@@ -70,7 +70,6 @@ def plan(
             f"Refinement was asked for, which trains a PyTorch module, and {teacher.source} is run as a graph; use --compensate solve."
         )
     images = draw(teacher, calibrate, solved=wishes.compensate != "none")
-    cases = _cases(teacher, verify)
     search = _search(teacher, nodes, wishes, images, cases)
     bench = search.bench
     fitted = len(images.crops) + len(images.held_out)
@@ -115,12 +114,6 @@ def plan(
     )
     bench.release()
     return insert(teacher, made.nodes, made.weights, made)
-
-
-def _cases(teacher: Teacher, verify: Sequence[Path]):
-    return build_cases(
-        verify, size=teacher.size, data_range=teacher.data_range, signature=teacher.signature, fixed=teacher.fixed
-    )
 
 
 def _search(

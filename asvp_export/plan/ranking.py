@@ -25,6 +25,7 @@ POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, no
 CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
 
 _CHAIN = 3  # layers re-solved one after the other for one candidate
+_LOUD = 2.0  # data ranges: what in an exposed map is no multiple of the clean one need not be larger
 _IMAGES = 4
 _AT_ONCE = 64  # tensors of a graph
 _SIDE = 128  # pixels: spectra hardly change with the size of the picture
@@ -38,7 +39,7 @@ class _Candidate:
     """min over s of ||s F' - F|| / ||F||, F the clean and F' the exposed map."""
 
     loudness: float
-    """Root mean square of the exposed map."""
+    """Root mean square of the exposed map, in data ranges."""
 
     depth: float
     """Its place among the candidates in a forward, 1 for the last."""
@@ -48,13 +49,13 @@ class _Candidate:
 
     @property
     def value(self) -> float:
-        """What the ranking goes by.
+        """What the ranking goes by: the strength, less where the map is quiet, early, or dear.
 
-        Students that normalise are hurt by the strength; those that do not by what in the exposed map is no multiple of the
-        clean one, which is strength times loudness; and late layers hurt more, since more of the student lies before them
-        (docs/strength.md has the measurements).
+        The strength hurts students that normalise. Those that do not are hurt by what in the exposed map is no multiple of
+        the clean one, strength times loudness, and more by a late layer (docs/strength.md).
         """
-        return self.strength**2 * self.loudness * self.depth * (1 - self.cost)
+        loud = min(1.0, self.strength * self.loudness / _LOUD)
+        return self.strength * loud * self.depth**0.5 * (1 - self.cost)
 
 
 def compensable(teacher: Teacher, nodes: Mapping[str, Perturbation]) -> dict[str, Perturbation]:
@@ -76,7 +77,7 @@ def compensable(teacher: Teacher, nodes: Mapping[str, Perturbation]) -> dict[str
 def rank(
     teacher: Teacher, nodes: Mapping[str, Perturbation], count: int, images: Sequence[Path], progress: Say
 ) -> tuple[dict[str, Perturbation], tuple[RankedLayer, ...]]:
-    """Choose the layers whose exposed maps hurt most for what the nodes cost.
+    """Choose the layers whose exposed maps hurt most for what the nodes cost, spread over the depth of the teacher.
 
     What a node does to a map follows from the singular values of the clean map alone, so one pass over a few images ranks
     all layers (`asvp_export.plan.search.strength_of`). Maps that are hardly maps, with under 8 channels or 256 positions,
@@ -97,7 +98,7 @@ def rank(
     """
     some = list(images)[:: max(1, len(images) // _IMAGES)][:_IMAGES]
     progress(f"ranking {len(nodes)} candidate layers by their spectra on {len(some)} images")
-    inputs = draw(teacher, some, solved=False, side=_SIDE).held_out
+    inputs = draw(teacher, some * 2 if len(some) == 1 else some, solved=False, side=_SIDE).held_out
     pixels = sum(one[teacher.signature.place].shape[-1] * one[teacher.signature.place].shape[-2] for one in inputs)
     whole = multiply_adds(teacher) * pixels
     seen: dict[str, list[tuple[float, float]]] = {}
@@ -111,7 +112,9 @@ def rank(
         for energy in energies(clean, node.axis):
             strength, _ = strength_of(energy, node)
             power = float(energy.sum() + (node.gain**2 - 1) * energy[: node.rank].sum())
-            seen.setdefault(layer, []).append((strength, (power / (channels * positions)) ** 0.5))
+            seen.setdefault(layer, []).append(
+                (strength, (power / (channels * positions)) ** 0.5 / teacher.data_range.peak)
+            )
         one = channels * positions * (channels + 2 * node.rank)
         costs[layer] = costs.get(layer, 0.0) + len(clean) * one * (2 if node.inverse else 1)
 
@@ -128,7 +131,7 @@ def rank(
     if not found:
         raise InputError(f"No layer of {teacher.source} has a map to protect; name one with --layers.")
     order = sorted(found, key=lambda layer: -found[layer].value)
-    chosen = set(order[:count])
+    chosen = _spread(order, found, count)
     ranking = tuple(
         RankedLayer(
             layer, nodes[layer].rank, nodes[layer].gain, round(found[layer].strength, 4), False, layer in chosen,
@@ -137,6 +140,15 @@ def rank(
         for layer in order
     )  # fmt: skip
     return {layer: node for layer, node in nodes.items() if layer in chosen}, ranking
+
+
+def _spread(order: Sequence[str], found: Mapping[str, _Candidate], count: int) -> set[str]:
+    """The best layer of each of `count` equal stretches of the forward; where one has none, the best of the others."""
+    best: dict[int, str] = {}
+    for layer in order:
+        best.setdefault(min(int(found[layer].depth * count), count - 1), layer)
+    rest = [layer for layer in order if layer not in best.values()]
+    return {*best.values(), *rest[: count - len(best)]}
 
 
 def _look(

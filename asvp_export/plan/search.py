@@ -15,7 +15,7 @@ from asvp_export.parity.cases import Case
 from asvp_export.parity.metrics import as_images, peak_of, psnr
 from asvp_export.parity.verify import compared
 from asvp_export.plan.bench import Bench
-from asvp_export.plan.solve import Weights, solve
+from asvp_export.plan.solve import Targets, Weights, solve
 
 MARGIN_DB = 1.0
 """How far above the tolerance a plan stays."""
@@ -80,6 +80,7 @@ class Search:
         self.target, self.max_gain, self.ranks = target, max_gain, ranks
         self._cases = cases or {}
         self._originals: dict[int, list[np.ndarray]] = {}
+        self._targets: Targets = {}
         self._energies: dict[str, list[torch.Tensor]] = {layer: [] for layer in nodes}
         self.channels: dict[str, int] = {}
         self.positions: dict[str, int] = {}
@@ -118,7 +119,7 @@ class Search:
         weights, ridges = {}, {}
         if consumers:
             smaller = self.held_out[len(self.held_out) // 2 :]  # enough to choose a ridge by
-            weights, ridges = solve(self.bench, nodes, consumers, self.crops[::share], smaller)
+            weights, ridges = solve(self.bench, nodes, consumers, self.crops[::share], smaller, self._targets)
         return Trial(nodes, self.worst(self.held_out, nodes, weights), weights, ridges)
 
     def worst(self, inputs: Sequence[int], nodes: Mapping[str, Perturbation], weights: Weights) -> float:
@@ -153,7 +154,7 @@ class Search:
             if best is None or tried.strength > best.strength:
                 best = tried
         assert best is not None
-        return self._tried(best, target, share)  # once more, from close by
+        return best if len(self.nodes) > 1 else self._tried(best, target, share)  # once more, from close by
 
     def _tried(self, single: Single, target: float, share: int) -> Single:
         """A trial of a layer alone, and the gain that follows from it."""

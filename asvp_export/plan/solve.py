@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -12,11 +12,14 @@ from asvp_export.plan.bench import Bench
 from asvp_export.plan.linear import Consumer
 
 Weights = dict[str, torch.Tensor]
+Targets = dict[int, dict[str, list[torch.Tensor]]]
+"""By input and weight: what each call of a consumer gives in the original, [groups, positions, outputs / groups] float64."""
 
 RIDGES = tuple(10.0**exponent for exponent in range(-9, 0))
 """Candidates, as shares of the Gram matrix's mean diagonal."""
 
 _POSITIONS = 4  # a position of the map for each unknown, times this, at the least
+_DRAWN = 2048  # positions of one map: neighbours say the same, and what counts is how many different maps are seen
 
 
 def solve(
@@ -25,12 +28,13 @@ def solve(
     consumers: Sequence[Consumer],
     crops: Sequence[int],
     held_out: Sequence[int],
+    targets: Targets | None = None,
 ) -> tuple[Weights, dict[str, float]]:
     """Re-solve each consumer's whole kernel and bias, in the graph's order, with the earlier ones in place.
 
     W', b' = argmin sum_i ||W' x'_i + b' - (W x_i + b)||^2 / positions_i + ridge ||(W', b') - (W, b)||^2 over the crops i,
     with x the consumer's input in the original and x' in the protected model: normal equations in float64, one Gram
-    matrix of unfolded patches a consumer, filled crop by crop. The ridge is the one with the least error on the inputs
+    matrix of unfolded patches a consumer, filled crop by crop from 2048 positions of each at most. The ridge is the one with the least error on the inputs
     that are held out.
 
     Args:
@@ -39,6 +43,7 @@ def solve(
         consumers: of all of them.
         crops: which of the bench's inputs are solved on.
         held_out: which choose the ridge.
+        targets: filled on the way; hand it in again for other nodes at the same layers, and the original is not run again.
 
     Returns:
         New values by the names of weights and biases, and the ridge by the weight's name.
@@ -48,18 +53,32 @@ def solve(
     """
     weights: Weights = {}
     ridges: dict[str, float] = {}
+    seen: Targets = {} if targets is None else targets
+    originals = {one.weight: _packed(one, bench) for one in consumers}
+
+    def pairs(i: int, group: Sequence[Consumer]) -> Iterator[tuple[Consumer, torch.Tensor, torch.Tensor]]:
+        """(consumer, what it gives in the original, its input with the nodes in place), call by call."""
+        known = seen.setdefault(i, {})
+        if missing := [one for one in consumers if one.weight not in known]:
+            clean = bench.inputs_of(i, missing)
+            for one in missing:
+                known[one.weight] = [one.rows(x, _DRAWN) @ originals[one.weight] for x in clean[one.weight]]
+        exposed = bench.inputs_of(i, group, nodes, weights)
+        for consumer in group:
+            for target, x in zip(known[consumer.weight], exposed[consumer.weight], strict=True):
+                yield consumer, target, x
+
     for level in sorted({consumer.level for consumer in consumers}):
         group = [consumer for consumer in consumers if consumer.level == level]
-        sums = {consumer.weight: _Sums(consumer, bench) for consumer in group}
+        sums = {consumer.weight: _Sums(consumer, originals[consumer.weight]) for consumer in group}
         for i in crops:
-            for consumer, clean, exposed in _pairs(bench, i, nodes, weights, group):
-                sums[consumer.weight].add(clean, exposed)
+            for consumer, target, exposed in pairs(i, group):
+                sums[consumer.weight].add(target, exposed)
         choices = {consumer.weight: sums[consumer.weight].solutions() for consumer in group}
         errors = {consumer.weight: [0.0] * len(RIDGES) for consumer in group}
         for i in held_out:
-            for consumer, clean, exposed in _pairs(bench, i, nodes, weights, group):
-                target = consumer.rows(clean) @ sums[consumer.weight].original
-                rows = consumer.rows(exposed)
+            for consumer, target, exposed in pairs(i, group):
+                rows = consumer.rows(exposed, _DRAWN)
                 for at, solution in enumerate(choices[consumer.weight]):
                     error = (rows @ solution - target).square().sum() / target.shape[1]
                     errors[consumer.weight][at] += float(error)
@@ -74,31 +93,22 @@ def solve(
     return weights, ridges
 
 
-def _pairs(bench: Bench, i: int, nodes: Mapping[str, Perturbation], weights: Weights, group: Sequence[Consumer]):
-    """(consumer, its input in the original, its input with the nodes in place), call by call."""
-    clean = bench.inputs_of(i, group)
-    exposed = bench.inputs_of(i, group, nodes, weights)
-    for consumer in group:
-        for before, after in zip(clean[consumer.weight], exposed[consumer.weight], strict=True):
-            yield consumer, before, after
+def _packed(consumer: Consumer, bench: Bench) -> torch.Tensor:
+    return consumer.pack(bench.value(consumer.weight), bench.value(consumer.bias) if consumer.bias else None)
 
 
 class _Sums:
     """The normal equations of one consumer."""
 
-    def __init__(self, consumer: Consumer, bench: Bench) -> None:
-        self.consumer = consumer
-        self.original = consumer.pack(
-            bench.value(consumer.weight), bench.value(consumer.bias) if consumer.bias else None
-        )
+    def __init__(self, consumer: Consumer, original: torch.Tensor) -> None:
+        self.consumer, self.original = consumer, original
         groups, unknowns, _ = self.original.shape
         self.gram = self.original.new_zeros(groups, unknowns, unknowns)
         self.moments = torch.zeros_like(self.original)
         self.positions = 0
 
-    def add(self, clean: torch.Tensor, exposed: torch.Tensor) -> None:
-        target = self.consumer.rows(clean) @ self.original
-        rows = self.consumer.rows(exposed)
+    def add(self, target: torch.Tensor, exposed: torch.Tensor) -> None:
+        rows = self.consumer.rows(exposed, _DRAWN)
         self.gram.baddbmm_(rows.transpose(1, 2), rows, alpha=1 / rows.shape[1])
         self.moments.baddbmm_(rows.transpose(1, 2), target, alpha=1 / rows.shape[1])
         self.positions += rows.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import pruned, stored_weights
 from asvp_export.teacher.onnx_model import OnnxModule, array, guarded
 
+_known: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()  # a count is a forward, which may take seconds
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -30,6 +32,8 @@ def multiply_adds(teacher: Teacher) -> float:
         InputError: the teacher fails on its own example.
         MachineError: memory ran out.
     """
+    if teacher.module in _known:
+        return _known[teacher.module]
     image = teacher.example()
     try:
         graph = graph_of(teacher)
@@ -40,7 +44,8 @@ def multiply_adds(teacher: Teacher) -> float:
         raise InputError(
             f"{teacher.source} fails on its example of {tuple(image.shape)}: {one_line(error)}."
         ) from error
-    return total / (image.shape[0] * image.shape[-1] * image.shape[-2])
+    _known[teacher.module] = total / (image.shape[0] * image.shape[-1] * image.shape[-2])
+    return _known[teacher.module]
 
 
 def _of_module(teacher: Teacher, image: torch.Tensor) -> float:
