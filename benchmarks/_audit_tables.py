@@ -8,152 +8,100 @@ from _pages import fill
 from _teachers import ROOT, TASKS
 
 PAGE = ROOT / "docs" / "audit.md"
-SHOWN = ("original/outputs", "shipped/outputs", "original/mse-1", "shipped/mse-1", "scaled/mse-1", "original/normalised-10",
-         "shipped/normalised-10")  # fmt: skip
-
+KINDS = ("outputs", "mse-0.1", "mse-1", "normalised-1", "normalised-10", "attention-10", "affinity-1")
+HONEST = ("shipped/mse-1@before", "shipped+bypass/mse-1")
 MISSING = "Not measured yet.\n"
 
 Results = dict[str, Any]
 
 
 def write(results: Results) -> None:
-    tables = {
-        "full": five(results),
-        "scale": scales(results),
-        "limit": limits(results),
-        "tried": tried(results),
-        "screen": screened(results),
-    }
-    fill(PAGE, tables)
+    tables = {what: setting(results, what) for what in ("default", "blocks", "compensated")}
+    fill(PAGE, {"nodes": nodes(results), **tables, "battery": battery(results)})
 
 
-def five(results: Results) -> str:
-    """What is shipped, then a line a row with a column a teacher."""
-    found = _of(results, "full")
+def nodes(results: Results) -> str:
+    """What is shipped in each setting, and what it costs its user."""
+    lines = [
+        "| setting | teacher | layer: gain, residual, strength | worst preservation, dB | own loss, dB |",
+        "|---" * 5 + "|",
+    ]
+    for what in ("default", "blocks", "compensated"):
+        for task, result in _of(results, what).items():
+            own = result["own"]
+            lines.append(
+                f"| {what} | {task} | {_nodes(result)} | {own['worst_preservation']:.1f} | {own['loss']:+.3f} |"
+            )
+    return "\n".join(lines) + "\n" if len(lines) > 2 else MISSING
+
+
+def setting(results: Results, what: str) -> str:
+    """A line a kind of student with a column a teacher."""
+    found = _of(results, what)
     if not found:
         return MISSING
-    lines = [
-        "| teacher | node: layer, rank, gain, strength | worst preservation, dB | own loss, dB |",
-        "|---|---|---|---|",
-    ]
-    for task, result in found.items():
-        lines.append(
-            f"| {task} | {_nodes(result)} | {result['own']['worst_preservation']:.1f} | {result['own']['loss']:.3f} |"
-        )
     first = next(iter(found.values()))
-    lines += ["", f"PSNR in dB, mean and standard deviation over {len(first['seeds'])} seeds, {first['budget']['steps']} steps; below "
-              "it what is lost beside the same student of the original, and the p of a paired t-test.", ""]  # fmt: skip
-    lines += [f"| student | {' | '.join(found)} | mean loss |", "|---" * (len(found) + 2) + "|"]
-    lines += _students(found, ("truth", *SHOWN))
-    lines.append("| best of the original: of the shipped | " + " | ".join(map(_best, found.values())) + " | |")
-    return "\n".join(lines) + "\n"
-
-
-def scales(results: Results) -> str:
-    """A line a gain and row with a column a teacher."""
-    found = _of(results, "scale")
-    if not found:
-        return MISSING
-    gains = sorted({float(key.rpartition("/")[2]) for key in results if key.startswith("scale/")})
-    of_gain = {gain: {task: results[f"scale/{task}/{gain:g}"] for task in found} for gain in gains}
-    nodes = [f"{task}, `{one['layers'][0]['name']}`" for task, one in found.items()]
-    lines = [f"| gain | student | {' | '.join(nodes)} | mean loss |", "|---" * (len(found) + 3) + "|"]
-    lines += [f"| |{row.removeprefix('|')}" for row in _students(found, ("original/mse-1",))]
-    for gain, those in of_gain.items():
-        lines += [f"| {gain:g} |{row.removeprefix('|')}" for row in _students(those, ("shipped/mse-1", "scaled/mse-1"))]
-        kept = [f"{one['own']['worst_preservation']:.0f}" for one in those.values()]
-        lines.append(f"| {gain:g} | worst preservation, dB | {' | '.join(kept)} | |")
-    return "\n".join(lines) + "\n"
-
-
-def limits(results: Results) -> str:
-    """A line a row with a column a teacher, for one node and for three; nothing is shipped here."""
-    found = _of(results, "limit")
-    if not found:
-        return MISSING
-    lines = [f"| nodes | student | {' | '.join(found)} | mean loss |", "|---" * (len(found) + 3) + "|"]
-    for name in ("one", "three"):
-        those = {task: results[f"limit/{task}/{name}"] for task in found}
-        layers = ["<br>".join(f"`{layer}`" for layer in one["layers"]) for one in those.values()]
-        lines.append(f"| {name} | | {' | '.join(layers)} | |")
-        rows = _students(those, ("original/normalised-10", "shipped/normalised-10"))
-        lines += [f"| |{row.removeprefix('|')}" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def tried(results: Results) -> str:
-    """A line a node that was tried."""
-    found = {key.removeprefix("tried/"): one for key, one in results.items() if key.startswith("tried/")}
-    if not found:
-        return MISSING
     lines = [
-        "| teacher, tried | node: layer, rank, gain, strength | worst preservation, dB | own loss, dB | `shipped/outputs` | `shipped/normalised-10` |",
-        "|---" * 6 + "|",
-    ]
-    for name, one in found.items():
-        task, _, what = name.partition("/")
-        rows = {row["name"]: row for row in one["rows"]}
-        cells = [_cell(rows[row]) for row in ("shipped/outputs", "shipped/normalised-10")]
-        own = one["own"]
-        lines.append(
-            f"| {task}, {what} | {_nodes(one)} | {own['worst_preservation']:.1f} | {own['loss']:.3f} | {' | '.join(cells)} |"
-        )
+        f"{len(first['seeds'])} seed(s), {first['budget']['steps']} steps.", "",
+        f"| student | {' | '.join(found)} | mean loss |", "|---" * (len(found) + 2) + "|",
+        f"| `truth` | {' | '.join(_cell(_row(result, 'truth')) for result in found.values())} | |",
+    ]  # fmt: skip
+    lines += [_line(found, f"{teacher}/{kind}") for kind in KINDS for teacher in ("original", "shipped")]
+    lines += [_line(found, name) for name in HONEST]
+    lines.append(f"| best of the original: of the shipped | {' | '.join(map(_best, found.values()))} | |")
     return "\n".join(lines) + "\n"
 
 
-def screened(results: Results) -> str:
-    found = {key.partition("/")[2]: one for key, one in results.items() if key.startswith("screen/")}
-    if not found:
-        return MISSING
+def battery(results: Results) -> str:
+    """Every row, the best student first."""
     lines = []
-    for task, result in found.items():
-        lines += [f"{task}, {result['budget']['steps']} steps:", "", "| student | PSNR | loss |", "|---|---|---|"]
+    for task, result in _of(results, "battery").items():
+        lines += [
+            f"{task}, {result['budget']['steps']} steps:",
+            "",
+            "| student | PSNR | SSIM | loss |",
+            "|---" * 4 + "|",
+        ]
         for row in sorted(result["rows"], key=lambda row: -row["psnr"]):
             loss = "" if row["loss"] is None else f"{row['loss']:.2f}"
-            lines.append(f"| `{row['name']}` | {row['psnr']:.2f} | {loss} |")
-    return "\n".join(lines) + "\n"
+            lines.append(f"| `{row['name']}` | {row['psnr']:.2f} | {row['ssim']:.3f} | {loss} |")
+    return "\n".join(lines) + "\n" if lines else MISSING
 
 
 def _of(results: Results, what: str) -> dict[str, Results]:
-    """Teacher to its first result."""
-    found = {}
-    for task in TASKS:
-        keys = [key for key in results if f"{key}/".startswith(f"{what}/{task}/")]
-        if keys:
-            found[task] = results[keys[0]]
-    return found
+    return {task: results[f"{what}/{task}"] for task in TASKS if f"{what}/{task}" in results}
 
 
 def _nodes(result: Results) -> str:
-    return "; ".join(
-        f"`{one['name']}`: {one['rank']}, {one['gain']:g}, {result['strength'][one['name']]:.2f}"
-        for one in result["layers"]
-    )
+    many = len(result["layers"]) > 3
+    shown = [
+        f"`{one['name']}`: {one['gain']:g}, {one['residual']:.3g}, {result['strength'][one['name']] or 0:.2f}"
+        for one in (result["layers"][:1] if many else result["layers"])
+    ]
+    return "; ".join(shown) + (f"; and {len(result['layers']) - 1} more blocks" if many else "")
 
 
-def _students(found: dict[str, Results], names: tuple[str, ...]) -> list[str]:
-    lines = []
-    for name in names:
-        rows = [next((row for row in result["rows"] if row["name"] == name), None) for result in found.values()]
-        if any(rows):
-            losses = [row["loss"] for row in rows if row and row["loss"] is not None]
-            mean = f"{sum(losses) / len(losses):.2f}" if losses else ""
-            lines.append(f"| `{name}` | {' | '.join(map(_cell, rows))} | {mean} |")
-    return lines
+def _row(result: Results, name: str) -> Results | None:
+    return next((row for row in result["rows"] if row["name"] == name), None)
+
+
+def _line(found: dict[str, Results], name: str) -> str:
+    rows = [_row(result, name) for result in found.values()]
+    losses = [row["loss"] for row in rows if row and row["loss"] is not None]
+    mean = f"{sum(losses) / len(losses):.2f}" if losses else ""
+    return f"| `{name}` | {' | '.join(map(_cell, rows))} | {mean} |"
 
 
 def _cell(row: Results | None) -> str:
     if row is None:
         return ""
     spread = f" ± {row['spread']:.2f}" if row["spread"] is not None else ""
+    shown = f"{row['psnr']:.2f}{spread}, {row['ssim']:.2f}"
     if row["loss"] is None:
-        return f"{row['psnr']:.2f}{spread}"
+        return shown
+    chance = ": no effect" if row["effect"].startswith("no effect") else ""
     p = f", p {row['p']:.2g}" if row["p"] is not None else ""
-    return (
-        f"{row['psnr']:.2f}{spread}<br>{row['loss']:+z.2f}{p}: {row['effect'].split(' ')[0]}".replace(": loses", "")
-        .replace(": gains", "")
-        .replace(": no", ": no effect")
-    )
+    return f"{shown}<br>{row['loss']:+z.2f}{p}{chance}"
 
 
 def _best(result: Results) -> str:

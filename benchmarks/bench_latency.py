@@ -1,8 +1,9 @@
 """Protected files beside the unprotected ones in onnxruntime on the CPU: latency at 256 x 256, and memory.
 
-One node behind the convolution after the body. The ratios are medians over rounds in which the three files take turns: the machine's
-speed drifts by more than the node costs. *node* and *layer* are onnxruntime's own times of the kernel and of the convolution
-before it. *memory*: what a run adds at its peak, more than the unprotected file's run at 512 x 512, in feature maps.
+One protected layer and three, as `--layers auto:N` chooses them: rank 1, gain 100, residual 1, so a node and its inverse each. The
+ratios are medians over rounds in which the three files take turns: the machine's speed drifts by more than the nodes cost.
+*nodes* is onnxruntime's own time of all their kernels. *memory*: what a run adds at its peak, more than the unprotected file's
+run at 512 x 512, in feature maps of the first layer.
 
     python benchmarks/bench_latency.py [--tasks sr_x2,...,dat_light] [--repeats 30]
 
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from _teachers import LAYER, TASKS, dat_light, teacher
+from _teachers import TASKS, dat_light, teacher
 
 import asvp_export
 from asvp_export.graph.export import to_onnx
@@ -33,7 +34,6 @@ from asvp_export.parity.session import run_model, session
 
 THREADS = 2
 REST = 0.1  # seconds; onnxruntime's threads look for work for some tens of milliseconds
-LAYERS = {"dat_light": "conv_after_body"}
 
 PEAK = """
 import pathlib, re, sys
@@ -53,10 +53,9 @@ print(kilobytes("VmHWM") - before)
 """
 
 
-def kernel_times(file: Path, x: np.ndarray, folder: Path) -> tuple[float, float]:
-    """Milliseconds of the ASVP node and of the node before it, by onnxruntime's profiler."""
-    (node,) = perturbation_nodes(onnx.load(file))
-    (before,) = [n for n in onnx.load(file).graph.node if node.input[0] in n.output]
+def kernel_time(file: Path, x: np.ndarray, folder: Path) -> float:
+    """Milliseconds of all ASVP nodes together, by onnxruntime's profiler."""
+    names = {f"{node.name}_kernel_time" for node in perturbation_nodes(onnx.load(file))}
     options = ort.SessionOptions()
     options.enable_profiling, options.intra_op_num_threads = True, THREADS
     options.profile_file_prefix = str(folder / "profile")
@@ -64,12 +63,11 @@ def kernel_times(file: Path, x: np.ndarray, folder: Path) -> tuple[float, float]
     opened = asvp_export.InferenceSession(file, options, ["CPUExecutionProvider"])
     for _ in range(8):
         run_model(opened, x)
-    events = json.loads(Path(opened.end_profiling()).read_text())
-    times = [
-        [event["dur"] / 1000 for event in events if event["name"] == f"{name}_kernel_time"]
-        for name in (node.name, before.name)
-    ]
-    return statistics.median(times[0]), statistics.median(times[1]) if times[1] else float("nan")
+    times: dict[str, list[float]] = {}
+    for event in json.loads(Path(opened.end_profiling()).read_text()):
+        if event["name"] in names:
+            times.setdefault(event["name"], []).append(event["dur"] / 1000)
+    return sum(map(statistics.median, times.values()))
 
 
 def peak(file: Path, way: str, x: np.ndarray, folder: Path) -> int:
@@ -81,28 +79,27 @@ def peak(file: Path, way: str, x: np.ndarray, folder: Path) -> int:
     return 1024 * int(done.stdout)
 
 
-def row(task: str, rank: int, repeats: int, folder: Path) -> str:
+def row(task: str, count: int, repeats: int, folder: Path) -> str:
     model = dat_light() if task == "dat_light" else teacher(task)
-    layer = LAYERS.get(task, LAYER)
     x = model.example(256, 256).numpy().astype(np.float32)
     static = (256, 256) if task == "dat_light" else None  # its windows follow the size it was traced with
-    written = to_onnx(asvp_export.protect(model, layer, rank=rank, gain=1.1), static=static)
+    made = asvp_export.protect(model, "conv_after_body" if static else f"auto:{count}", gain=100.0)
+    written = to_onnx(made, static=static)
     files = [folder / f"{task}.{kind}.onnx" for kind in ("plain", "protected")]
     onnx.save(without_nodes(written), files[0])
     onnx.save(written, files[1])
     ways = [(files[0], False), (files[1], True), (files[1], False)]
     sessions = [session(file, threads=THREADS, library=library) for file, library in ways]
     tasks = [lambda opened=opened: run_model(opened, x) for opened in sessions]
-    (plain, library, body), ratios = timed(repeats if task != "dat_light" else max(4, repeats // 5), tasks)
-    node, before = kernel_times(files[1], x, folder)
+    (plain, library, body), ratios = timed(repeats if static is None else max(4, repeats // 5), tasks)
     memory = [float("nan")] * 2
     if static is None:
         large = model.example(512, 512).numpy().astype(np.float32)
         plain_peak, *peaks = (peak(file, "library" if way else "body", large, folder) for file, way in ways)
-        memory = [(value - plain_peak) / (4 * model_map(model, layer, large)) for value in peaks]
+        memory = [(value - plain_peak) / (4 * model_map(model, next(iter(made.nodes)), large)) for value in peaks]
     return (
-        f"| {task} | {rank} | {plain:.1f} | {library:.1f} | {ratios[0]:.3f} | {body:.1f} | {ratios[1]:.3f} "
-        f"| {node:.2f} | {before:.2f} | {memory[0]:+.1f} | {memory[1]:+.1f} |"
+        f"| {task} | {', '.join(f'`{layer}`' for layer in made.nodes)} | {plain:.1f} | {library:.1f} | {ratios[0]:.3f} "
+        f"| {body:.1f} | {ratios[1]:.3f} | {kernel_time(files[1], x, folder):.2f} | {memory[0]:+.1f} | {memory[1]:+.1f} |"
     )
 
 
@@ -141,17 +138,17 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=30)
     chosen = arguments.parse_args()
     print(
-        "| teacher | rank | unprotected, ms | library, ms | ratio | body, ms | ratio | node, ms | layer, ms "
-        "| memory, library | memory, body |"
+        "| teacher | layers | unprotected, ms | library, ms | ratio | body, ms | ratio | nodes, ms | memory, library "
+        "| memory, body |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for task in chosen.tasks.split(","):
-            for rank in (1, 4) if task != "dat_light" else (1,):
+            for count in (1, 3) if task != "dat_light" else (1,):
                 try:
-                    print(row(task, rank, chosen.repeats, Path(folder)), flush=True)
+                    print(row(task, count, chosen.repeats, Path(folder)), flush=True)
                 except ImportError as error:
-                    print(f"| {task} | {rank} | not installed: {error.name} |" + " |" * 8)
+                    print(f"| {task} | not installed: {error.name} |" + " |" * 8)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def main() -> None:
         for task in options.tasks:
             files = []
             for layers, name in (("none", "plain"), (LAYER, "node")):
-                protected = asvp_export.protect(teacher(task), layers, gain=GAINS[task])
+                protected = asvp_export.protect(
+                    teacher(task), layers, gain=GAINS[task], residual="gain" if layers != "none" else None
+                )
                 files.append(Path(folder) / f"{task}.{name}.onnx")
                 asvp_export.export(protected, files[-1], images=few, min_psnr=20)
             for tile in options.tiles:

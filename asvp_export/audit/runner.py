@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from asvp_export.signature import ValueRange
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
 
-_METHOD = 2  # raised when students are taught or examined in another way: nothing that was kept before counts then
+_METHOD = 3  # raised when students are taught or examined in another way: nothing that was kept before counts then
 _PATCHES = 0  # the seed of the patches: the same for all students
 
 
@@ -128,10 +128,10 @@ def run(
     say("preparing the test pictures")
     exam, own, pictures = _exam(victim, data)
     common = _digest(
-        _METHOD, data.fingerprint, student.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__,
+        _METHOD, data.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__,
         *_particulars(victim.teacher),
     )  # fmt: skip
-    keys = {(arm, seed): _digest(common, _depends(victim, arm), arm, seed) for arm in rows for seed in seeds}
+    keys = {(arm, seed): _digest(common, _depends(victim, arm, student), arm, seed) for arm in rows for seed in seeds}
     missing = [
         one for one, key in keys.items() if not all((cache / f"{key}.{kind}").exists() for kind in ("json", "png"))
     ]
@@ -181,9 +181,16 @@ def _device(teacher: Teacher) -> str:
     return "cuda" if teacher.device == "cpu" and torch.cuda.is_available() else teacher.device
 
 
-def _depends(victim: Victim, arm: Arm) -> str:
-    """What a row's students learn from: those of the original stay as they are when another gain is tried."""
+def _depends(victim: Victim, arm: Arm, student: Student) -> str:
+    """What a row's students learn from: those of the original stay as they are when another gain is tried.
+
+    Those of its outputs alone, and of the truth, stay when other layers are tried too.
+    """
     source = inspect.getsource(inspect.getmodule(type(attacks()[arm.attack])) or attacks) if arm.attack else ""
+    untapped = replace(student, taught=()) if arm.loss == OUTPUTS else student
+    source = untapped.fingerprint + source
+    if arm.teacher in ("truth", "original") and arm.loss == OUTPUTS:
+        return _digest(source, victim.teacher.sha256)
     if arm.teacher in ("truth", "original"):
         taps = [(name, node.axis) for name, node in victim.nodes.items()]
         return _digest(source, victim.teacher.sha256, taps)

@@ -26,6 +26,7 @@ CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
 
 _CHAIN = 3  # layers re-solved one after the other for one candidate
 _LOUD = 2.0  # data ranges: what in an exposed map is no multiple of the clean one need not be larger
+_NEARLY = 0.75
 _IMAGES = 4
 _AT_ONCE = 64  # tensors of a graph
 _SIDE = 128  # pixels: spectra hardly change with the size of the picture
@@ -49,13 +50,13 @@ class _Candidate:
 
     @property
     def value(self) -> float:
-        """What the ranking goes by: the strength, less where the map is quiet, early, or dear.
+        """What the ranking goes by: the strength, less where the map is quiet or dear to protect.
 
         The strength hurts students that normalise. Those that do not are hurt by what in the exposed map is no multiple of
-        the clean one, strength times loudness, and more by a late layer (docs/strength.md).
+        the clean one, strength times loudness.
         """
         loud = min(1.0, self.strength * self.loudness / _LOUD)
-        return self.strength * loud * self.depth**0.5 * (1 - self.cost)
+        return self.strength * loud * (1 - self.cost)
 
 
 def compensable(teacher: Teacher, nodes: Mapping[str, Perturbation]) -> dict[str, Perturbation]:
@@ -143,12 +144,22 @@ def rank(
 
 
 def _spread(order: Sequence[str], found: Mapping[str, _Candidate], count: int) -> set[str]:
-    """The best layer of each of `count` equal stretches of the forward; where one has none, the best of the others."""
-    best: dict[int, str] = {}
+    """Of each of `count` equal stretches of the forward the last layer that is nearly as good as the best one there.
+
+    Later maps hurt more (docs/strength.md). Where a stretch has none, the best of the others takes its place.
+    """
+    stretches: dict[int, list[str]] = {}
     for layer in order:
-        best.setdefault(min(int(found[layer].depth * count), count - 1), layer)
-    rest = [layer for layer in order if layer not in best.values()]
-    return {*best.values(), *rest[: count - len(best)]}
+        stretches.setdefault(min(int(found[layer].depth * count), count - 1), []).append(layer)
+    chosen = {
+        max(
+            (layer for layer in those if found[layer].value >= _NEARLY * found[those[0]].value),
+            key=lambda layer: found[layer].depth,
+        )
+        for those in stretches.values()
+    }
+    rest = [layer for layer in order if layer not in chosen]
+    return {*chosen, *rest[: count - len(chosen)]}
 
 
 def _look(
