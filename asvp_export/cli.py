@@ -769,7 +769,8 @@ def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json:
                 click.echo(failure_text(name, gate), err=True)
         if result.fitting_gain:
             click.echo(
-                f"At these layers --gain {result.fitting_gain:g} would about fit, or accept a lower --min-psnr.",
+                f"At these layers --gain {result.fitting_gain:g} would about fit. Or accept a lower --min-psnr, or leave "
+                "--residual gain out: the outputs then stay the original's at any gain.",
                 err=True,
             )
     return 0 if result.passed else 1

@@ -8,6 +8,7 @@ from _pages import fill
 from _teachers import ROOT, TASKS
 
 PAGE = ROOT / "docs" / "audit.md"
+STRENGTH = ROOT / "docs" / "strength.md"
 KINDS = ("outputs", "mse-0.1", "mse-1", "normalised-1", "normalised-10", "attention-10", "affinity-1")
 HONEST = ("shipped/mse-1@before", "shipped+bypass/mse-1")
 MISSING = "Not measured yet.\n"
@@ -17,7 +18,23 @@ Results = dict[str, Any]
 
 def write(results: Results) -> None:
     tables = {what: setting(results, what) for what in ("default", "blocks", "compensated")}
+    fill(STRENGTH, {"layers": layers(results)})
     fill(PAGE, {"nodes": nodes(results), **tables, "battery": battery(results)})
+
+
+def layers(results: Results) -> str:
+    """A line a teacher and set of layers, for docs/strength.md."""
+    kinds = ("mse-1", "normalised-1", "attention-10")
+    lines = [f"| teacher | layers | {' | '.join(f'`{kind}`' for kind in kinds)} |", "|---" * 5 + "|"]
+    for key, result in results.items():
+        what, _, rest = key.partition("/")
+        if what == "layers":
+            task, _, name = rest.partition("/")
+            lost = [_row(result, f"shipped/{kind}") for kind in kinds]
+            cells = [f"{row['loss']:.2f}" if row and row["loss"] is not None else "" for row in lost]
+            shown = ", ".join(f"`{layer}`" for layer in result["layers"])
+            lines.append(f"| {task} | {name}: {shown} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else MISSING
 
 
 def nodes(results: Results) -> str:

@@ -1,25 +1,19 @@
-"""docs/strength.md's tables and plot, from the rows that bench_strength.py measured."""
+"""docs/strength.md's tables, from the rows that bench_strength.py measured."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from _pages import fill
-from _teachers import DAT, ROOT, TASKS
+from _teachers import ROOT, TASKS
 
 PAGE = ROOT / "docs" / "strength.md"
-FRONT = ROOT / "README.md"
-PLOT = ROOT / "docs" / "strength.png"
-SHOWN = (*TASKS, DAT)
-MODES = {"none": "plain", "solve": "solved", "refine": "refined"}
 
 Rows = dict[str, Any]
 
 
 def write(rows: Rows) -> None:
-    fill(PAGE, {"bars": bars(rows), "sums": sums(rows), "tolerances": tolerances(rows), "crops": crops(rows)})
-    fill(FRONT, {"sums": sums(rows)})
-    plot(rows)
+    fill(PAGE, {"bars": bars(rows), "residuals": residuals(rows), "crops": crops(rows)})
 
 
 def bars(rows: Rows) -> str:
@@ -42,40 +36,23 @@ def bars(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sums(rows: Rows) -> str:
-    """What 48 dB buy."""
+def residuals(rows: Rows) -> str:
     lines = [
-        "| teacher | plain: gains | strengths | unseen, worst | compensated: gains | strengths | unseen, worst | nodes deleted |",
-        "|---|---|---|---|---|---|---|---|",
+        "| teacher | layer: exposed gain, residual gain, strength | audit images, worst / mean, dB | own loss, dB "
+        "| nodes deleted | 1x1 map |",
+        "|---" * 6 + "|",
     ]
-    for task in SHOWN:
-        cells = []
-        for mode in ("none", "solve"):
-            row = rows[f"tolerances/{task}/{mode}/48"]
-            gains = ", ".join(f"{node[1]:.3g}" for node in row["nodes"].values())
-            cells += [gains, f"{sum(node[2] for node in row['nodes'].values()):.2f}", f"{row['psnr']:.1f} dB"]
-        lines.append(f"| {task} | {' | '.join(cells)} | {_strip(row, 'nodes deleted')} |")
-    return "\n".join(lines) + "\n"
-
-
-def tolerances(rows: Rows) -> str:
-    lines = [
-        "| teacher | tolerance, dB | weights | layer: rank, gain, strength, feature change | audit images, worst / mean, dB | nodes deleted | 1x1 map | s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for task in SHOWN:
-        for tolerance in (40, 45, 48, 55):
-            for mode, shown in MODES.items():
-                if row := rows.get(f"tolerances/{task}/{mode}/{tolerance}"):
-                    nodes = "; ".join(
-                        f"`{layer}`: {rank}, {gain:g}, {strength:.3f}, {change:.2f}"
-                        for layer, (rank, gain, strength, change, _) in row["nodes"].items()
-                    )
-                    lines.append(
-                        f"| {task} | {tolerance} | {shown} | {nodes} | {row['psnr']:.1f} / {row['mean_psnr']:.1f} "
-                        f"| {_strip(row, 'nodes deleted')} | {_strip(row, 'best 1x1 map')} | {row['seconds']} |"
-                    )
-    return "\n".join(lines) + "\n"
+    for task in TASKS:
+        if row := rows.get(f"residuals/{task}"):
+            nodes = "; ".join(
+                f"`{layer}`: {gain:g}, {residual:.3g}, {strength:.2f}"
+                for layer, (_, gain, residual, strength) in row["nodes"].items()
+            )
+            lines.append(
+                f"| {task} | {nodes} | {row['psnr']:.1f} / {row['mean_psnr']:.1f} | {row['own_loss']:+.3f} "
+                f"| {_strip(row, 'nodes deleted')} | {_strip(row, 'best 1x1 map')} |"
+            )
+    return "\n".join(lines) + "\n" if len(lines) > 2 else "Not measured yet.\n"
 
 
 def crops(rows: Rows) -> str:
@@ -99,29 +76,3 @@ def _psnr(row: Rows | None) -> str:
 def _strip(row: Rows, name: str) -> str:
     worst, lost = row["strips"][name]
     return f"{worst:.1f} ({lost - row['own_loss']:+z.2f})"
-
-
-def plot(rows: Rows) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks = [task for task in SHOWN if any(key.startswith(f"tolerances/{task}/") for key in rows)]
-    figure, panels = plt.subplots(-(-len(tasks) // 3), 3, figsize=(10, 6.4), squeeze=False, layout="constrained")
-    for panel, task in zip(panels.flat, tasks, strict=False):
-        for (mode, shown), marker in zip(MODES.items(), "o^s", strict=True):
-            points = sorted(
-                (row["psnr"], sum(node[2] for node in row["nodes"].values()))
-                for key, row in rows.items()
-                if key.startswith(f"tolerances/{task}/{mode}/")
-            )
-            if points:
-                panel.plot(*zip(*points, strict=True), marker=marker, label=shown)
-        panel.set(title=task, xlabel="worst audit image, dB")
-        panel.grid(alpha=0.3)
-        panel.set_ylim(bottom=0)
-    for panel in panels[:, 0]:
-        panel.set_ylabel("sum of strengths")
-    panels[0, 0].legend()
-    figure.savefig(PLOT, dpi=90)

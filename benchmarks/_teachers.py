@@ -8,7 +8,6 @@ import asvp_export
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("sr_x2", "lowlight", "underwater", "dehaze", "derain")
-DAT = "dat_light_x2"
 LAYER = "after_body"
 # Gains that clear 48 dB with little to spare.
 GAINS = {"sr_x2": 1.3, "lowlight": 1.02, "underwater": 1.05, "dehaze": 1.01, "derain": 1.03}

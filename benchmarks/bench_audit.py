@@ -4,6 +4,7 @@
     python benchmarks/bench_audit.py blocks TASK ...       every block protected, one seed
     python benchmarks/bench_audit.py compensated TASK ...  --residual auto --compensate solve, three seeds
     python benchmarks/bench_audit.py battery TASK          every row and attacker against the last of these, one seed
+    python benchmarks/bench_audit.py layers TASK ...       three kinds of layers, for docs/strength.md, one seed
     python benchmarks/bench_audit.py tables                docs/audit.md's tables from docs/audit.json
 
 Layers are ranked, and weights solved, on the degraded calibrate and train photographs, gains held on the verify photographs;
@@ -45,6 +46,22 @@ WISHES: dict[str, dict[str, Any]] = {
 }
 SEEDS = {"default": 3, "blocks": 1, "compensated": 3, "battery": 1}
 ROWS = {"default": FULL, "blocks": FULL, "compensated": FULL, "battery": ()}
+
+
+# Behind ReLUs, after blocks, and with the convolution after the body as the last.
+LAYERS = {
+    "ReLUs": ("body.2.branch.1", "body.4.branch.1", "body.7.branch.1"),
+    "blocks": ("body.1", "body.4", "body.7"),
+    "two blocks, last convolution": ("body.1", "body.4", "after_body"),
+}
+ASKED = ("shipped/mse-1", "shipped/normalised-1", "shipped/attention-10")
+
+
+def layers(task: str) -> None:
+    for name, those in LAYERS.items():
+        made = asvp_export.protect(teacher(task), those, gain=100.0)
+        found = run_audit(made, task=task, student=student(task), rows=ASKED, seeds=1, steps=STEPS, cache=CACHE)
+        keep(f"layers/{task}/{name}", {"layers": those, "rows": [shown(row) for row in found.rows]})
 
 
 def protected(task: str, what: str) -> Protected:
@@ -102,7 +119,10 @@ def main() -> None:
         write(json.loads(RESULTS.read_text()))
         return
     for task in tasks or TASKS:
-        run(what, task)
+        if what == "layers":
+            layers(task)
+        else:
+            run(what, task)
 
 
 if __name__ == "__main__":

