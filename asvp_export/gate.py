@@ -12,7 +12,7 @@ import onnxruntime as ort
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.graph.metadata import INLINE, Provenance, read_provenance, tiling_notes
-from asvp_export.graph.pairs import differing
+from asvp_export.graph.pairs import differing, same
 from asvp_export.graph.passes import perturbation_nodes
 from asvp_export.graph.protect import insert
 from asvp_export.parity.cases import Case
@@ -166,6 +166,21 @@ def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
     return []
 
 
+def _check_plan(plan: Plan, provenance: Provenance) -> None:
+    """Refuse a plan that says something else than the file: fidelity against it would mean nothing."""
+    theirs = provenance.layers
+    wrong = [name for name in {**plan.nodes, **theirs} if not same(plan.nodes.get(name), theirs.get(name))]
+    if wrong:
+        shown = [
+            f"gain {node.gain:g}, residual {node.left:g}" if node else "no node"
+            for node in (plan.nodes.get(wrong[0]), theirs.get(wrong[0]))
+        ]
+        raise InputError(
+            f"The plan and the protected file disagree on {wrong[0]} ({shown[0]} in the plan, {shown[1]} in the file); give the "
+            "plan that the file was made with."
+        )
+
+
 def _expected(
     original: Teacher, provenance: Provenance | None, cases: Sequence[Case], plan: Plan | None, progress: Say
 ) -> tuple[Expected, list[str]]:
@@ -177,6 +192,8 @@ def _expected(
             f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); "
             "hand in the teacher that it was exported from."
         )
+    if plan and provenance:
+        _check_plan(plan, provenance)
     protected = apply(original, plan) if plan else insert(original, {} if missing else nodes)
     expected = expected_of_teacher(protected, cases, progress)
     if provenance is None:  # which layers carry a node is not known

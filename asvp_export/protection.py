@@ -110,6 +110,7 @@ def protect(
 
         nodes = compensable(teacher, nodes) if compensate != "none" else nodes
         nodes, ranking = ranked(teacher, nodes, count, _calibration_images(images), progress)
+        ranking = tuple(replace(one, compensated=compensate != "none") for one in ranking)
     if calibrated:
         protected = _calibrated(teacher, nodes, wanted, min_psnr, asked, images, verify_images, progress)
         if residual == GAIN:

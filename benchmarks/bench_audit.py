@@ -3,7 +3,7 @@
     python benchmarks/bench_audit.py default TASK ...      the default export, --layers auto:3: eight kinds of student, three seeds
     python benchmarks/bench_audit.py blocks TASK ...       every block protected, one seed
     python benchmarks/bench_audit.py compensated TASK ...  --residual auto --compensate solve, three seeds
-    python benchmarks/bench_audit.py battery TASK          every row and attacker against the last of these, one seed
+    python benchmarks/bench_audit.py battery TASK          every attacker against the last of these, one seed
     python benchmarks/bench_audit.py layers TASK ...       three kinds of layers, for docs/strength.md, one seed
     python benchmarks/bench_audit.py tables                docs/audit.md's tables from docs/audit.json
 
@@ -39,13 +39,38 @@ FULL = (
     "truth", "original/outputs", "shipped/outputs", "shipped/mse-0.1", "shipped/mse-1", "shipped/normalised-1",
     "shipped/normalised-10", "shipped/attention-10", "shipped/affinity-1", *HONEST,
 )  # fmt: skip
+FEW = (
+    "truth", "original/outputs", "shipped/outputs", "shipped/mse-1", "shipped/normalised-1", "shipped/normalised-10",
+    "shipped/attention-10",
+)  # fmt: skip
+ATTACKED = tuple(
+    f"shipped+{attack}/{loss}"
+    for loss in ("mse-1", "normalised-10")
+    for attack in (
+        "adaptor",
+        "bypass",
+        "delete",
+        "estimate",
+        "finetune",
+        "matrix",
+        "normalise",
+        "scalar",
+        "undo",
+        "whiten",
+    )
+)
 WISHES: dict[str, dict[str, Any]] = {
     "default": {"layers": "auto:3"},
     "blocks": {"layers": "body.*"},
     "compensated": {"layers": "auto:3", "compensate": "solve"},
 }
 SEEDS = {"default": 3, "blocks": 1, "compensated": 3, "battery": 1}
-ROWS = {"default": FULL, "blocks": FULL, "compensated": FULL, "battery": ()}
+ROWS = {
+    "default": FULL,
+    "blocks": FEW,
+    "compensated": (*FEW, *HONEST),
+    "battery": (*FULL, "shipped/normalised-10@before", "shipped/normalised-10@next", *ATTACKED),
+}
 
 
 # Behind ReLUs, after blocks, and with the convolution after the body as the last.
@@ -82,7 +107,7 @@ def run(what: str, task: str) -> None:
     model = protected(task, "compensated" if what == "battery" else what)
     assert model.plan
     result = run_audit(
-        model, task=task, student=student(task), profile="screen" if what == "battery" else "full", rows=ROWS[what],
+        model, task=task, student=student(task), rows=ROWS[what],
         seeds=SEEDS[what], steps=STEPS, cache=CACHE, progress=for_terminal(lambda line: print(line, flush=True)),
     )  # fmt: skip
     print("\n".join(result.sentences()), flush=True)

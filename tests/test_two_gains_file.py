@@ -296,3 +296,11 @@ def test_the_graph_without_its_pairs_is_worth_the_original(kind, shipped, teache
     image = teacher.example()
     (got,) = stock(without_nodes(model), image)
     np.testing.assert_allclose(got, teacher.module(image).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_plan_that_says_another_residual_than_the_file_is_refused(shipped, teacher, pictures):
+    plan = asvp_export.protect(teacher, "head,block", residual=2.0, images=pictures).plan
+    with pytest.raises(
+        asvp_export.InputError, match=r"disagree on head \(gain 100, residual 2 in the plan, gain 100, res"
+    ):
+        asvp_export.check(teacher, shipped["function"][0], images=pictures, plan=plan)

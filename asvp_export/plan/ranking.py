@@ -136,7 +136,7 @@ def rank(
     ranking = tuple(
         RankedLayer(
             layer, nodes[layer].rank, nodes[layer].gain, round(found[layer].strength, 4), False, layer in chosen,
-            round(found[layer].cost, 4),
+            round(found[layer].cost, 4), round(found[layer].value, 4),
         )
         for layer in order
     )  # fmt: skip

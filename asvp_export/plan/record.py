@@ -62,6 +62,8 @@ class RankedLayer:
     chosen: bool = False
     cost: float | None = None
     """Multiply-adds of node and inverse by those of the teacher; None where that was not looked at."""
+    value: float | None = None
+    """What the ranking goes by (`asvp_export.plan.ranking`); None in plans of before."""
 
 
 @dataclass(frozen=True, eq=False)

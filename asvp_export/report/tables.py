@@ -115,10 +115,11 @@ def _print_plan(console: Console, plan: Plan) -> None:
             f"{plan.uncompensated_psnr:.1f} dB with the original weights"
         )
     if plan.ranking:
-        table = bare_table("candidate", "rank", "gain", "strength", "cost", "compensated", "chosen")
+        table = bare_table("candidate", "rank", "gain", "strength", "cost", "value", "compensated", "chosen")
         for one in plan.ranking[:_CANDIDATES]:
             cost = "" if one.cost is None else f"{100 * one.cost:.1f} %"
             row = [escape(one.name), str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}", cost]
+            row.append("" if one.value is None else f"{one.value:.4f}")
             table.add_row(*row, "yes" if one.compensated else "no", "yes" if one.chosen else "")
         console.print(table)
         if len(plan.ranking) > _CANDIDATES:
