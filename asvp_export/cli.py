@@ -768,11 +768,11 @@ def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json:
             if not gate.passed:
                 click.echo(failure_text(name, gate), err=True)
         if result.fitting_gain:
-            click.echo(
-                f"At these layers --gain {result.fitting_gain:g} would about fit. Or accept a lower --min-psnr, or leave "
-                "--residual gain out: the outputs then stay the original's at any gain.",
-                err=True,
-            )
+            taken_back = any(node.inverse for node in result.nodes.values())
+            other = "" if taken_back else (
+                " Or accept a lower --min-psnr, or leave --residual gain out: the outputs then stay the original's at any gain."
+            )  # fmt: skip
+            click.echo(f"At these layers --gain {result.fitting_gain:g} would about fit.{other}", err=True)
     return 0 if result.passed else 1
 
 

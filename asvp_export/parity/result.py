@@ -87,18 +87,23 @@ class ParityResult:
 
     @property
     def fitting_gain(self) -> float | None:
-        """About the gain that would have preserved enough; None where one was not missed by the gain alone.
+        """About the gain that would have passed; None where a gate was not missed by one common gain alone.
 
-        The change at the output is nearly linear in gain - 1, so a miss of x dB asks for 10^(-x/20) of it; half a dB is
-        kept in hand.
+        Without inverses the change at the output is nearly linear in gain - 1, so a miss of x dB asks for 10^(-x/20) of it.
+        With residuals of 1 only rounding is left, which grows with the gain itself. Half a dB is kept in hand.
         """
-        gains = {node.gain for node in self.nodes.values() if node.inverse is None}
-        if len(gains) == 1 and any(node.inverse for node in self.nodes.values()):
+        gains = {(node.gain, node.inverse is not None and node.left == 1) for node in self.nodes.values()}
+        gates = [gate for gate in (self.fidelity, self.preservation) if gate]
+        if len(gains) != 1 or any(node.inverse and node.left != 1 for node in self.nodes.values()):
             return None
-        missing = self.preservation.threshold - self.preservation.min_psnr
-        if len(gains) != 1 or not 0 < missing < 100:
+        ((gain, taken_back),) = gains
+        missing = max(gate.threshold - gate.min_psnr for gate in (gates if taken_back else [self.preservation]))
+        if not 0 < missing < 100:
             return None
-        change = (gains.pop() - 1) * 10 ** (-(missing + 0.5) / 20)
+        factor = 10 ** (-(missing + 0.5) / 20)
+        if taken_back:
+            return math.floor(gain * factor * 1000) / 1000 if gain * factor > 1 else None
+        change = (gain - 1) * factor
         rounded = math.floor(abs(change) * 1000) / 1000
         return 1 + math.copysign(rounded, change) if rounded else None
 
