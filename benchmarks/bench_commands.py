@@ -83,7 +83,10 @@ def rows(folder: Path) -> dict[str, list[str]]:
 def large(folder: Path) -> dict[str, list[str]]:
     """RRDB x4 of the Real-ESRGAN size with random weights, and DAT-light x2 with its own."""
     found = {}
-    layers = {"rrdb": ("Real-ESRGAN x4plus (RRDB, 23 blocks)", "model.1.sub.*"), "dat": ("DAT-light x2", "conv_after_body")}
+    layers = {
+        "rrdb": ("Real-ESRGAN x4plus (RRDB, 23 blocks)", "model.1.sub.*"),
+        "dat": ("DAT-light x2", "conv_after_body"),
+    }
     for kind, (name, glob) in layers.items():
         path = folder / f"{kind}.pth"
         made = subprocess.run([sys.executable, "-c", LARGE, kind, path], capture_output=True, text=True)

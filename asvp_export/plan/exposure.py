@@ -141,8 +141,13 @@ class _Trials:
         device = made.teacher.device
         if not self._convert:
             return self._least(list(torch_outputs(made.module, self._cases, device)))
-        with half_module(made) as module:
-            return self._least(list(torch_outputs(module, map(_half_case, self._cases), device)))
+        try:
+            with half_module(made) as module:
+                return self._least(list(torch_outputs(module, map(_half_case, self._cases), device)))
+        except InputError as error:
+            raise InputError(
+                f"No gain can be found for float16, since {made.teacher.source} does not run in it here ({error}) Give --gain."
+            ) from error
 
     def refusal(self, target: float) -> str:
         found = self.worst(LEAST)
