@@ -10,7 +10,6 @@ stopped, and the row says so. The commands of a row take turns, once each. The l
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -46,19 +45,15 @@ else:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    """The command line by this interpreter: PYTHONPATH says whose code runs."""
+    """The command line by this interpreter."""
     return [sys.executable, "-m", "asvp_export", *map(str, arguments)]
 
 
 def seconds(arguments: Sequence[str], package: Path, limit: float) -> str:
-    """How long a command takes, or why there is no figure."""
-    places = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """How long a command takes, or why there is no figure; `python -m` takes the package of the folder that it is run in."""
     start = time.perf_counter()
     try:
-        done = subprocess.run(
-            arguments, cwd=ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(places)}, timeout=limit,
-            capture_output=True, text=True,
-        )  # fmt: skip
+        done = subprocess.run(arguments, cwd=package, timeout=limit, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         return f"not done after {limit:.0f}"
     if done.returncode:

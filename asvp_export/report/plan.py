@@ -47,7 +47,8 @@ def plan_tables(plan: Plan) -> list[Table]:
                 "yes" if one.compensated else "no",
                 "yes" if one.chosen else "",
             ]
-            for one in plan.ranking[:_CANDIDATES]
+            for place, one in enumerate(plan.ranking)
+            if place < _CANDIDATES or one.chosen
         ]
         more = len(plan.ranking) - len(ranked)
         tables.append(

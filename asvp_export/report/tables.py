@@ -116,14 +116,15 @@ def _print_plan(console: Console, plan: Plan) -> None:
         )
     if plan.ranking:
         table = bare_table("candidate", "rank", "gain", "strength", "cost", "value", "compensated", "chosen")
-        for one in plan.ranking[:_CANDIDATES]:
+        shown = [one for place, one in enumerate(plan.ranking) if place < _CANDIDATES or one.chosen]
+        for one in shown:
             cost = "" if one.cost is None else f"{100 * one.cost:.1f} %"
             row = [escape(one.name), str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}", cost]
             row.append("" if one.value is None else f"{one.value:.4f}")
             table.add_row(*row, "yes" if one.compensated else "no", "yes" if one.chosen else "")
         console.print(table)
-        if len(plan.ranking) > _CANDIDATES:
-            console.print(f"and {len(plan.ranking) - _CANDIDATES} more in the plan", style="dim")
+        if len(plan.ranking) > len(shown):
+            console.print(f"and {len(plan.ranking) - len(shown)} more in the plan", style="dim")
 
 
 def _strips(strips: Sequence[Strip]) -> Table:
