@@ -121,9 +121,10 @@ def verification_inputs(
         own = [] if side == _LADDER[0][1] or None not in fixed[2:] else [(fixed[2] or crop, fixed[3] or crop)]
         made = cases(some, asked.sizes or own)
         if cost(made) <= BUDGET or (one_a_scene, side) == _LADDER[-1]:
-            limit = (
-                f"what a budget of {BUDGET / 1e9:g}e9 multiply-adds allows; --thorough takes all {len(paths)}, whole"
-            )
+            more = f"--thorough takes all {len(paths)}, whole"
+            limit = f"what a budget of {BUDGET / 1e9:g}e9 multiply-adds allows; {more}"
+            if cost(made) > BUDGET:
+                limit = f"the least set, over a budget of {BUDGET / 1e9:g}e9 multiply-adds; {more}"
             return comparison(made, len(some), "all of the default photographs" if whole else limit)
     raise AssertionError("the ladder has a last step")
 
