@@ -43,11 +43,6 @@ def photographs(split: str = "verify") -> Path:
     return Path(__file__).parent / "photographs" / split
 
 
-def inputs_in(folder: str | Path | None) -> list[Path]:
-    """The pictures in a folder; by default the project's own photographs for verification."""
-    return list_images(photographs("verify") if folder is None else folder)
-
-
 def list_images(folder: str | Path) -> list[Path]:
     """The pictures directly inside a folder, sorted by name; hidden files and other files are left out.
 
