@@ -87,6 +87,10 @@ def protect(
     given = residual is not None
     wanted = check_wishes(rank, gain, max_gain, compensate, energy, residual)
     residual, calibrated = wanted.residual, wanted.calibrated
+    if not given and residual == AUTO:
+        progress(
+            "compensation without a residual gain: the largest that the readers can be re-solved for (--residual auto)"
+        )
     layers, count = _layers(layers)
     if given and not count and no_layers(layers):
         raise InputError(
