@@ -63,8 +63,8 @@ def setting(results: Results, what: str) -> str:
         f"| student | {' | '.join(found)} | mean loss |", "|---" * (len(found) + 2) + "|",
         f"| `truth` | {' | '.join(_cell(_row(result, 'truth')) for result in found.values())} | |",
     ]  # fmt: skip
-    lines += [_line(found, f"{teacher}/{kind}") for kind in KINDS for teacher in ("original", "shipped")]
-    lines += [_line(found, name) for name in HONEST]
+    names = [f"{teacher}/{kind}" for kind in KINDS for teacher in ("original", "shipped")]
+    lines += [_line(found, name) for name in (*names, *HONEST) if any(_row(one, name) for one in found.values())]
     lines.append(f"| best of the original: of the shipped | {' | '.join(map(_best, found.values()))} | |")
     return "\n".join(lines) + "\n"
 
