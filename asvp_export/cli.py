@@ -126,7 +126,7 @@ _protect_options = _options(
         multiple=True,
         metavar="SPEC",
         help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays inside one "
-        "part of a name, ** crosses parts. auto or auto:N: the N (3) that take the largest strength. none: no node.",
+        "part of a name, ** crosses parts. auto or auto:N: the N (3) that their spectra speak for, spread over the depth. none: no node.",
     ),
     click.option(
         "--rank",

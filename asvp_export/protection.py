@@ -56,7 +56,7 @@ def protect(
     Args:
         teacher: from `asvp_export.load`; it is not changed.
         layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or "auto:N": the
-            N (3) layers that take the largest strength; "none" or nothing: no node.
+            N (3) layers that their spectra speak for, spread over the depth; "none" or nothing: no node.
         rank: how many leading singular values are amplified (at most the layer's channels); "auto": 1, and with
             `residual="gain"` what is best with the gain that is calibrated.
         gain: the factor on them in the exposed map, or "auto".

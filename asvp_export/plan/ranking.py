@@ -26,7 +26,7 @@ CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
 
 _CHAIN = 3  # layers re-solved one after the other for one candidate
 _LOUD = 2.0  # data ranges: what in an exposed map is no multiple of the clean one need not be larger
-_NEARLY = 0.75
+_NEARLY = 0.75  # of the best value: a later layer is worth more than a little strength
 _IMAGES = 4
 _AT_ONCE = 64  # tensors of a graph
 _SIDE = 128  # pixels: spectra hardly change with the size of the picture
