@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from asvp_export.signature import Signature, SizeRule, ValueRange
+from asvp_export.teacher.assumptions import Assumption
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ class Teacher:
 
     architecture: Architecture | None = None
     """What is stated of its architecture, where that was recognised from the state dict."""
+
+    assumptions: tuple[Assumption, ...] = ()
+    """What `load` concluded where it could have concluded something else, and the options that override it."""
 
     @property
     def channels(self) -> int:
