@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import functools
 import json
 import re
 import signal
@@ -20,6 +21,7 @@ import click
 from asvp_export.errors import AsvpError, InputError
 
 if TYPE_CHECKING:
+    from asvp_export.assumptions import Assumption
     from asvp_export.parity.result import ParityResult
     from asvp_export.teacher.model import Teacher
     from asvp_export.tiles import Tiling
@@ -92,18 +94,35 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 _PATH = click.Path(path_type=Path)
 
-_teacher_options = _options(
-    click.option("--arch", metavar="MODULE:FACTORY", help="What builds the module of a bare state dict: "
+_LOADING = (
+    click.Option(["--arch"], metavar="MODULE:FACTORY", help="What builds the module of a bare state dict: "
                  "package.module:factory or path/nets.py:factory."),
-    click.option("--arch-args", type=_Json(), help="Keyword arguments of the factory, as a JSON object."),
-    click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which runs code from the file."),
-    click.option("--data-range", metavar="LOW..HIGH", help="The model's values for black and white: 0..1, -1..1 or 0..255. "
+    click.Option(["--arch-args"], type=_Json(), help="Keyword arguments of the factory, as a JSON object."),
+    click.Option(["--trust-pickle"], is_flag=True, help="Load a pickled module, which runs code from the file."),
+    click.Option(["--data-range"], metavar="LOW..HIGH", help="The model's values for black and white: 0..1, -1..1 or 0..255. "
                  "Default: detected where it shows, else 0..1."),
-    click.option("--inputs", type=_PATH, metavar="FILE", help="An example of each input (.npz, .pt), for models that take "
+    click.Option(["--main-output"], metavar="NAME", help="Which output is the restored picture, of a model with several. "
+                 "Default: the largest picture, and of several the one that is computed from the others."),
+    click.Option(["--norm-statistics"], type=click.Choice(["stored", "input"]), default="stored", show_default=True,
+                 help="What normalisation layers use: the statistics stored in training, or those of each input."),
+    click.Option(["--inputs"], type=_PATH, metavar="FILE", help="An example of each input (.npz, .pt), for models that take "
                  "more than a picture."),
-    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+    click.Option(["--device"], type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
                  help="Where PyTorch runs the teacher."),
 )  # fmt: skip
+
+
+def _teacher_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The options of `asvp_export.load`; the command gets them as one dictionary, `loading`."""
+
+    @functools.wraps(command)
+    def gathered(**given: Any) -> int:
+        return command(loading={option.name: given.pop(option.name) for option in _LOADING}, **given)
+
+    shown: list[click.Parameter] = gathered.__dict__.setdefault("__click_params__", [])
+    shown.extend(reversed(_LOADING))
+    return gathered
+
 
 _gate_options = _options(
     click.option("--images", type=_PATH, help="Folder with inputs of the teacher: degraded pictures where the task is "
@@ -239,8 +258,7 @@ def export(
     model: Path, layers: Sequence[str], rank: int | str, gain: float | str, residual: float | str | None, max_gain: float,
     compensate: str, plan: Path | None,
     energy: float, axis: int | None, output: Path | None,
-    arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
-    inputs: Path | None, device: str,
+    loading: dict[str, Any],
     images: Path | None, sizes: Sequence[tuple[int, int]], thorough: bool, min_psnr: float, provider: str, report: Path | None,
     junit: Path | None, verify_images: Path | None, opset: int | None, dtype: str, static: bool, external_data: bool, portable: str | None,
     force: bool, model_card: bool, keep_failed: bool, ground_truth: Path | None, as_json: bool, quiet: bool,
@@ -267,13 +285,13 @@ def export(
         check_output(card_path(output), force=force, what="model card")
     if chosen is None and (gain == "auto" or compensate != "none" or any(word.startswith("auto") for word in layers)):
         reports["plan"] = plan_path(output)
-    code = {"architecture": Path(arch.rpartition(":")[0])} if arch else {}
+    code = {"architecture": Path(loading["arch"].rpartition(":")[0])} if loading["arch"] else {}
     _keep({"model": model, **code, **({"plan": plan} if plan else {})}, {"output": output, **reports})
     say = _progress(quiet or as_json)
     _warn_of_two_runtimes()
     with _stdout_for_results():
         say(f"loading {model.name}")
-        teacher = _load(model, arch, arch_args, trust_pickle, data_range, inputs, device)
+        teacher = _load(model, loading, quiet)
         if chosen:
             protected = apply(teacher, chosen)
         else:
@@ -303,8 +321,7 @@ def export(
 @click.option("--plan", type=_PATH, help="The plan of a compensated file: fidelity is then measured too.")
 @_output_options
 def check(
-    original: Path, protected: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
-    data_range: str | None, inputs: Path | None, device: str, images: Path | None, sizes: Sequence[tuple[int, int]], thorough: bool,
+    original: Path, protected: Path, loading: dict[str, Any], images: Path | None, sizes: Sequence[tuple[int, int]], thorough: bool,
     min_psnr: float, provider: str, report: Path | None, junit: Path | None, tile: int | None,
     overlap: int, plan: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
@@ -320,8 +337,8 @@ def check(
     _warn_of_two_runtimes()
     with _stdout_for_results():
         source: Path | Teacher = original
-        if not is_onnx(original) or data_range is not None or inputs is not None:
-            source = _load(original, arch, arch_args, trust_pickle, data_range, inputs, device)
+        if not is_onnx(original) or _said("data_range", "inputs", "main_output"):
+            source = _load(original, loading, quiet)
         result = run_check(
             source,
             protected,
@@ -335,6 +352,8 @@ def check(
             evidence="page" in reports,
             progress=say,
         )
+    if source is original and not quiet:
+        _tell(result.assumptions)
     return _finish(result, protected, reports, as_json, quiet)
 
 
@@ -411,8 +430,7 @@ def audit(
     student_args: dict[str, Any] | None, profile: str, rows: Sequence[str], seeds: int | None, steps: int | None,
     require: Sequence[str], report: Path | None, cache: Path, jobs: int, backend: str, address: str,
     layers: Sequence[str], rank: int | str, gain: float | str, residual: float | str | None, max_gain: float, compensate: str,
-    plan: Path | None, energy: float, axis: int | None, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool,
-    data_range: str | None, inputs: Path | None, device: str, images: Path | None, verify_images: Path | None, min_psnr: float,
+    plan: Path | None, energy: float, axis: int | None, loading: dict[str, Any], images: Path | None, verify_images: Path | None, min_psnr: float,
     as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Train students on what the shipped model gives away, and say what the defence costs them.
@@ -446,7 +464,7 @@ def audit(
     chosen, say = Plan.load(plan) if plan else None, _progress(quiet or as_json)
     with _stdout_for_results():
         say(f"loading {model.name}")
-        teacher = _load(model, arch, arch_args, trust_pickle, data_range, inputs, device)
+        teacher = _load(model, loading, quiet)
         subject: Any = teacher
         if chosen:
             subject = apply(teacher, chosen)
@@ -496,19 +514,19 @@ def _audit_files(folder: Path, stem: str) -> dict[str, Path]:
 @_teacher_options
 @_output_options
 def layers(
-    model: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, data_range: str | None,
-    inputs: Path | None, device: str, as_json: bool, quiet: bool,
+    model: Path, loading: dict[str, Any], as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """List the layers of MODEL that can carry the node."""
     from asvp_export.report.tables import layers_as_dict, layers_table
     from asvp_export.teacher.layers import candidates
 
     with _stdout_for_results():
-        found, refused = candidates(_load(model, arch, arch_args, trust_pickle, data_range, inputs, device))
+        teacher = _load(model, loading, quiet=quiet or not as_json)  # the table opens with what was concluded
+        found, refused = candidates(teacher)
     if as_json:
-        _print_json(layers_as_dict(found, refused))
+        _print_json(layers_as_dict(teacher, found, refused))
     elif not quiet:
-        layers_table(found, refused)
+        layers_table(teacher, found, refused)
     return 0
 
 
@@ -640,26 +658,26 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _load(
-    model: Path,
-    arch: str | None,
-    arch_args: dict[str, Any] | None,
-    trust_pickle: bool,
-    data_range: str | None,
-    inputs: Path | None,
-    device: str,
-) -> Teacher:
+def _load(model: Path, loading: dict[str, Any], quiet: bool) -> Teacher:
+    """Load the teacher, and say what was concluded of it that is not certain."""
     from asvp_export.teacher.load import load
 
-    return load(
-        model,
-        arch=arch,
-        arch_args=arch_args,
-        trust_pickle=trust_pickle,
-        data_range=data_range,
-        inputs=inputs,
-        device=device,
-    )
+    teacher = load(model, **loading)
+    if not quiet:
+        _tell(teacher.assumptions)
+    return teacher
+
+
+def _tell(assumptions: Sequence[Assumption]) -> None:
+    for one in assumptions:
+        if not one.certain:
+            click.echo(f"assumed, {one}", err=True)
+
+
+def _said(*names: str) -> bool:
+    """Whether any of these options stands on the command line."""
+    context = click.get_current_context()
+    return any(context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in names)
 
 
 def _tiling(tile: int | None, overlap: int) -> Tiling | None:
@@ -705,9 +723,8 @@ def _report_files(
 
 def _refuse_given(names: Sequence[str], reason: str) -> None:
     """Refuse options that would say nothing here."""
-    context = click.get_current_context()
     for name in names:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if _said(name):
             raise click.UsageError(f"--{name.replace('_', '-')} was given, and {reason}")
 
 

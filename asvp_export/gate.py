@@ -118,11 +118,19 @@ def check(
         notes=(*notes, *more, *library_notes(provider, portable), *frozen_notes(*fixed[2:])),
         evidence=seen,
         comparison=comparison,
+        assumptions=against.assumptions,
     )
 
 
 def _loaded(original: Path, provenance: Provenance | None) -> Teacher:
-    return load(original, data_range=provenance.data_range if provenance else None)
+    """The original, with the value range and the main output that the shipped file names."""
+    if provenance is None:
+        return load(original)
+    found = load(original, data_range=provenance.data_range)
+    names = found.signature.outputs
+    if provenance.output in names and provenance.output != names[found.signature.main]:
+        found = load(original, data_range=provenance.data_range, main_output=provenance.output)
+    return found
 
 
 def _onnx_file(original: Teacher | str | Path) -> Path | None:

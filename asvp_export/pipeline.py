@@ -175,6 +175,7 @@ def export(
         strips=strips,
         plan=protected.plan,
         comparison=comparison,
+        assumptions=teacher.assumptions,
     )
 
 
@@ -253,6 +254,7 @@ def _provenance(protected: Protected, gates: Stamps, portable: str) -> Provenanc
         portable=portable,
         tiling=teacher.architecture.tiling if teacher.architecture else "",
         compensated=protected.plan.compensate if protected.plan and protected.weights else "",
+        assumptions=teacher.assumptions,
     )
 
 

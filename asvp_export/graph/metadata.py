@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
 from asvp_export.signature import SizeRule, ValueRange
@@ -64,6 +65,9 @@ class Provenance:
     compensated: str = ""
     """How the weights behind the nodes were changed, "solve" or "refine"; "" where they are the teacher's."""
 
+    assumptions: tuple[Assumption, ...] = ()
+    """What was concluded of the original when it was loaded."""
+
 
 def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
     """Replace the model's `asvp.` entries; others stay. Keys come in one order, so that bytes repeat."""
@@ -81,6 +85,7 @@ def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
         **({"portable": provenance.portable} if provenance.portable else {}),
         **({"tiling": provenance.tiling} if provenance.tiling else {}),
         **({"compensated": provenance.compensated} if provenance.compensated else {}),
+        **({"assumptions": _json([one.as_dict() for one in provenance.assumptions])} if provenance.assumptions else {}),
     }
     others = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
     onnx.helper.set_model_props(model, others | {PREFIX + key: value for key, value in entries.items()})
@@ -117,6 +122,7 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             portable=ours.get("portable", ""),
             tiling=ours.get("tiling", ""),
             compensated=ours.get("compensated", ""),
+            assumptions=tuple(Assumption(**one) for one in json.loads(ours.get("assumptions", "[]"))),
         )
         _check_ranges(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asvp_export.assumptions import Assumption
 from asvp_export.environment import environment, tool_version
 from asvp_export.graph.strength import NodeEffect
 from asvp_export.operator import Perturbation, native
@@ -74,6 +75,9 @@ class ParityResult:
     comparison: Comparison | None = None
     """Which inputs were compared, and why these."""
 
+    assumptions: tuple[Assumption, ...] = ()
+    """What was concluded of the original when it was loaded."""
+
     @property
     def gates(self) -> dict[str, GateResult]:
         """The gates that were measured, by name."""
@@ -122,6 +126,7 @@ class ParityResult:
                 for name, node in self.nodes.items()
             ],
             **({"plan": self.plan.as_dict()} if self.plan else {}),
+            **({"assumptions": [one.as_dict() for one in self.assumptions]} if self.assumptions else {}),
             **({"compared": self.comparison.as_dict()} if self.comparison else {}),
             "fidelity": self.fidelity.as_dict() if self.fidelity else None,
             "preservation": self.preservation.as_dict(),

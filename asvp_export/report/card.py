@@ -90,6 +90,7 @@ def card(result: ParityResult) -> str:
         _BEGIN,
         _about(result, found),
         _contract(found, types),
+        *_assumed(result),
         _parity(result),
         _defence(result) if result.nodes else _NO_DEFENCE,
         _usage(found, types),
@@ -143,6 +144,18 @@ def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
             "padding changes it a little as well."
         )
     return "## Input and output\n\n" + _table(("", "name", "shape", "type"), rows) + "\n\n" + "\n".join(lines)
+
+
+def _assumed(result: ParityResult) -> list[str]:
+    """What was concluded of the original, the certain last; nothing where nothing was."""
+    rows = [
+        (_plain(one.about), _plain(one.concluded), _plain(one.because), "yes" if one.certain else "no")
+        for one in sorted(result.assumptions, key=lambda one: one.certain)
+    ]
+    about = "What the exporter concluded of the original when it loaded it. The parity below was measured under it."
+    return (
+        [f"## Assumptions\n\n{about}\n\n" + _table(("about", "concluded", "because", "certain"), rows)] if rows else []
+    )
 
 
 def _parity(result: ParityResult) -> str:

@@ -70,6 +70,7 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), strips: Sequence[T
         "more_spectra": max(0, len(result.evidence.singular_values) - _MOST_CHARTS) if result.evidence else 0,
         "scores": _scores(result.preservation),
         "latency": _latency(result),
+        "assumptions": sorted(result.assumptions, key=lambda one: one.certain),
         "facts": _facts(result),
     }
     while True:

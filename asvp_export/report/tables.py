@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asvp_export.assumptions import Assumption
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult
 from asvp_export.teacher.layers import Layer
+from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:
     from asvp_export.plan.record import Plan
@@ -24,14 +26,47 @@ from asvp_export.plan.strips import Strip
 _CANDIDATES = 8  # of the ranking, in the terminal
 
 
-def layers_as_dict(found: Sequence[Layer], refused: Mapping[str, str]) -> dict[str, object]:
-    """The layers that can carry the node, and why the others cannot, for JSON."""
-    return {"layers": [asdict(layer) for layer in found], "refused": dict(refused)}
+def layers_as_dict(teacher: Teacher, found: Sequence[Layer], refused: Mapping[str, str]) -> dict[str, object]:
+    """The teacher, the layers that can carry the node, and why the others cannot, for JSON."""
+    return {"teacher": _described(teacher), "layers": [asdict(layer) for layer in found], "refused": dict(refused)}
 
 
-def layers_table(found: Sequence[Layer], refused: Mapping[str, str]) -> None:
-    """Print the layers that can carry the node, then the others by the reason why they cannot."""
+def _described(teacher: Teacher) -> dict[str, object]:
+    signature = teacher.signature
+    return {
+        "source": teacher.source,
+        "format": teacher.format,
+        "architecture": teacher.architecture.name if teacher.architecture else None,
+        "inputs": list(signature.names),
+        "image": signature.image_name,
+        "channels": signature.channels,
+        "outputs": list(signature.outputs),
+        "main_output": signature.outputs[signature.main],
+        "assumptions": [one.as_dict() for one in teacher.assumptions],
+    }
+
+
+def _teacher_lines(teacher: Teacher) -> list[str]:
+    """What the teacher is, and what was concluded of it."""
+    signature = teacher.signature
+    architecture = f", {teacher.architecture.name}" if teacher.architecture else ""
+    frames = f"{signature.frames} frames of " if signature.frames else ""
+    others = [name for name in signature.names if name != signature.image_name]
+    lines = [
+        f"{teacher.source} ({teacher.format}{architecture})",
+        f"input: {signature.image_name}, {frames}{signature.channels} channel(s)"
+        + (f"; beside it {', '.join(others)}" if others else ""),
+        f"output: {', '.join(signature.outputs)}",
+    ]
+    return lines + [("" if one.certain else "assumed, ") + str(one) for one in teacher.assumptions]
+
+
+def layers_table(teacher: Teacher, found: Sequence[Layer], refused: Mapping[str, str]) -> None:
+    """Print what the teacher is, the layers that can carry the node, then the others by the reason why they cannot."""
     console = terminal()
+    for line in _teacher_lines(teacher):
+        console.print(escape(line), soft_wrap=True)
+    console.print()
     table = bare_table("layer", "type", "output", "axis", "s1", "rank", "ms", "node ms")
     for layer in found:
         calls = f" (x{layer.calls})" if layer.calls > 1 else ""
@@ -171,6 +206,8 @@ def description_table(found: Mapping[str, Any]) -> None:
     )
     if provenance["portable"]:
         console.print("portable: the operator's body is inlined in the graph; no native kernel takes its place")
+    for one in provenance["assumptions"]:
+        console.print(escape(("" if one["certain"] else "assumed, ") + str(Assumption(**one))), soft_wrap=True)
     console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
     for gate, values in provenance["gates"].items():
         more = " or more" if values["min_psnr"] == 100 else ""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.signature import SizeRule, ValueRange
@@ -19,6 +20,7 @@ from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
 from asvp_export.teacher.example_inputs import read_inputs, signature_of
 from asvp_export.teacher.model import Architecture, Teacher
+from asvp_export.teacher.norms import statistics_assumed, use_input_statistics
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 from asvp_export.teacher.probe import probe
 from asvp_export.teacher.pt2 import Dims, load_archive
@@ -33,6 +35,8 @@ def load(
     arch_args: dict[str, Any] | None = None,
     trust_pickle: bool = False,
     data_range: float | str | tuple[float, float] | ValueRange | None = None,
+    main_output: str | None = None,
+    norm_statistics: str = "stored",
     inputs: str | Path | None = None,
     device: str = "cpu",
 ) -> Teacher:
@@ -50,12 +54,17 @@ def load(
         trust_pickle: unpickle the file in full, which runs code of its author's choice.
         data_range: the values of black and white that the model expects: "0..1", "-1..1", "0..255", or white alone (1.0,
             255.0). By default it is detected where it shows (`asvp_export.teacher.probe`), and 0..1 otherwise.
+        main_output: of a model with several outputs, the name or the number (from 0) of the one that is the restored
+            picture. By default it is chosen (`asvp_export.teacher.main_output`).
+        norm_statistics: "stored": normalisation layers use what training stored (evaluation mode); "input": they use
+            the statistics of each input, for models that are meant to run in training mode.
         inputs: file (.npz, .pt) with an example of each input, by name or in order: for models that take more than the
             image (a noise map, a noise level), videos, or channels other than 3, 1 and 4.
         device: "cpu" or "cuda".
 
     Returns:
-        The teacher: evaluation mode, float32, gradients off.
+        The teacher: evaluation mode, float32, gradients off. What was concluded, and could have been concluded otherwise,
+        stands in its `assumptions`.
 
     Raises:
         InputError: the file, the architecture or an option cannot be used; the message says what to do.
@@ -85,19 +94,26 @@ def load(
             weight.requires_grad_(False)
     except Exception as error:
         raise InputError(f"{source} cannot be moved to {device} as float32: {one_line(error)}.") from error
+    assumptions: tuple[Assumption, ...] = ()
+    if norm_statistics != "stored":
+        use_input_statistics(module, source, norm_statistics)
     signature = None if examples is None else signature_of(examples, module, source)
     if known is not None:  # spandrel's architectures are called with images in 0..1
         signature, values = signature or inputs_of(known), values or ValueRange()
     if isinstance(module, OnnxModule):
         fixed = module.image_dims(signature)
-    found = probe(module, source, signature, fixed, values, device, known.size if known else SizeRule())
+    stated = known.size if known else SizeRule()
+    found = probe(module, source, signature, fixed, values, device, stated, main_output)
     size = found.size.stricter(known.size) if known else found.size
     signature = found.signature
     if isinstance(module, OnnxModule):  # the file's own names
         signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
-    return Teacher(
-        module, source, digest, kind, signature, found.scale, size, found.data_range, found.fixed, device, known
-    )
+    teacher = Teacher(
+        module, source, digest, kind, signature, found.scale, size, found.data_range, found.fixed, device, known,
+        (*assumptions, *found.assumptions),
+    )  # fmt: skip
+    about_norms = () if norm_statistics != "stored" else statistics_assumed(teacher)
+    return replace(teacher, assumptions=(*teacher.assumptions, *about_norms))
 
 
 def _from_file(

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from asvp_export.assumptions import Assumption
 from asvp_export.signature import Signature, SizeRule, ValueRange
-from asvp_export.teacher.assumptions import Assumption
 
 
 @dataclass(frozen=True)

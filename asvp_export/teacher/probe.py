@@ -12,10 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError, MachineError
 from asvp_export.signature import Signature, SizeRule, ValueRange
 from asvp_export.teacher.architecture import one_line
+from asvp_export.teacher.main_output import MainOutput, is_picture
 from asvp_export.teacher.model import named_outputs, natural_inputs, with_others
+from asvp_export.teacher.onnx_model import OnnxModule
 from asvp_export.teacher.pt2 import Dims
 
 # Powers of two are what strides and windows make; the rest are window sizes seen in transformers.
@@ -24,7 +27,7 @@ _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 5, 6, 7, 12, 14, 24, 28)
 _CHANNELS = (3, 1, 4)  # colour, grey, packed Bayer
 _FRAMES = (5, 7, 3)  # of a video model, tried when no image batch is taken
 
-_UNIT = ValueRange(0.0, 1.0)
+_UNIT, _WIDE = ValueRange(0.0, 1.0), ValueRange(0.0, 255.0)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Findings:
 
     fixed: Dims
     """The frozen dimensions that were given, with N = 1 added where two images at a time made the model fail."""
+
+    assumptions: tuple[Assumption, ...] = ()
+    """What was concluded where there was an alternative."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ def probe(
     data_range: ValueRange | None,
     device: str,
     stated: SizeRule = SizeRule(),  # noqa: B008  frozen
+    main_output: str | None = None,
 ) -> Findings:
     """Run a model on small images until its inputs, size rule, values and scale are known.
 
@@ -88,6 +95,7 @@ def probe(
         device: where the module is.
         stated: what its architecture states of sizes. Only such sizes are tried; where they do not all work, the
             stricter rule is found as ever.
+        main_output: name or place of the output that is the restored picture; None: chosen (`MainOutput`).
 
     Returns:
         The findings.
@@ -98,7 +106,8 @@ def probe(
     """
     run, problems = None, []
     for layout in [signature] if signature else _layouts(fixed[1]):
-        run = _Runner(module, source, layout, fixed, data_range or _UNIT, device)
+        main = MainOutput(module, source, main_output)
+        run = _Runner(module, source, layout, fixed, data_range or _UNIT, device, main)
         try:
             found = _sizes(run, stated)
         except _NotAnImageError:
@@ -109,10 +118,11 @@ def probe(
         shrinkage, size, height, width = found
         _check_repeatable(run, height, width)
         run.frozen_batch(height, width, shrinkage)
-        values = data_range or _detected_range(run, height, width)
+        values, about_values = (data_range, ()) if data_range else _detected_range(run, height, width)
         scale = shrinkage.scale
         whole = scale.numerator if scale.denominator == 1 else scale
-        return Findings(run.signature, whole, size, values, run.fixed)
+        told = (*main.assumptions, *about_values, *_about_sizes(run, shrinkage, size, fixed))
+        return Findings(run.signature, whole, size, values, run.fixed, told)
     raise problems[0]
 
 
@@ -195,9 +205,16 @@ class _Runner:
     """Runs the model at one size after another and keeps the last problem in words."""
 
     def __init__(
-        self, module: nn.Module, source: str, signature: Signature, fixed: Dims, values: ValueRange, device: str
+        self,
+        module: nn.Module,
+        source: str,
+        signature: Signature,
+        fixed: Dims,
+        values: ValueRange,
+        device: str,
+        main: MainOutput,
     ) -> None:
-        self.module, self.source, self.signature = module, source, signature
+        self.module, self.source, self.signature, self.main = module, source, signature, main
         self.fixed, self.values, self.device = fixed, values, device
         self.problem = ""
 
@@ -205,14 +222,15 @@ class _Runner:
         """The main output, or None where the model raises (`problem` says why); the outputs' names are noted."""
         asked = "x".join(map(str, image.shape))
         try:
+            inputs = with_others(self.signature, image)
             with torch.no_grad():
-                outputs = named_outputs(self.module(*with_others(self.signature, image)))
+                outputs = named_outputs(self.module(*inputs))
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MachineError(f"Memory ran out while {self.source} ran on {asked}.") from error
         except Exception as error:  # a user's model may raise anything
             self.problem = one_line(error)
             return None
-        self._note(outputs, asked, image.shape[0])
+        self._note(outputs, asked, inputs)
         return list(outputs.values())[self.signature.main]
 
     def shrinkage(self, height: int, width: int, multiple: int = 0) -> _Shrinkage | None:
@@ -286,51 +304,95 @@ class _Runner:
                 return
         self.signature, self.fixed = tried, (1, *self.fixed[1:])
 
-    def _note(self, outputs: dict[str, torch.Tensor], asked: str, batch: int) -> None:
-        """Take in which outputs there are; the main one is the first that is an image batch."""
-        tensors = list(outputs.values())
-        floats = tuple(i for i, tensor in enumerate(tensors) if tensor.is_floating_point())
-        images = [i for i in floats if tensors[i].ndim in (4, 5) and tensors[i].shape[0] == batch]
-        if not images:
+    def _note(self, outputs: dict[str, torch.Tensor], asked: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Take in which outputs there are, and which of them is the restored picture."""
+        tensors, place = list(outputs.values()), self.signature.place
+        if not any(is_picture(tensor, inputs[place].shape[0]) for tensor in tensors):
             kinds = "; ".join(f"{'x'.join(map(str, t.shape)) or 'no dimensions'} {str(t.dtype)[6:]}" for t in tensors)
             raise _NotAnImageError(
                 f"{self.source} is a teacher whose output is not an image batch: {kinds or 'no tensor'} came for {asked}. "
                 f"Expected a float tensor N,C,H,W (or N,T,C,H,W) among its outputs."
             )
-        taken = set(self.signature.names)
         names = ["output"] if len(outputs) == 1 else list(outputs)
+        if isinstance(self.module, OnnxModule):
+            names = list(self.module.output_names)
+        taken = set(self.signature.names)
         names = tuple(f"{name}_out" if name in taken else name for name in names)
-        self.signature = replace(self.signature, outputs=names, floats=floats, main=images[0])
+        floats = tuple(i for i, tensor in enumerate(tensors) if tensor.is_floating_point())
+        main = self.main.choose(dict(zip(names, tensors, strict=True)), inputs, place)
+        self.signature = replace(self.signature, outputs=names, floats=floats, main=main)
 
 
-def _detected_range(run: _Runner, height: int, width: int) -> ValueRange:
+def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, given: Dims) -> tuple[Assumption, ...]:
+    """What was concluded of sizes, scale and batches, all of it by running the model."""
+    _, _, height, width = run.fixed
+    scale = f"{shrinkage.scale}" + (f", less a border of {shrinkage.border} pixels" if shrinkage.border else "")
+    if height is not None and width is not None:
+        only = f"{height}x{width}"
+        told = [
+            Assumption("sizes", only, "the model is fixed to it", True),
+            Assumption("scale", scale, f"of what comes out at {only}, the one size there is", not shrinkage.border),
+        ]
+    else:
+        rule = f"multiples of {size.multiple}" if size.multiple > 1 else "any"
+        rule += f", at least {size.minimum}" + (", height and width equal" if size.square else "")
+        told = [
+            Assumption("sizes", rule, "these run, and the smaller or less even ones that were tried do not", True)
+            if size != SizeRule()
+            else Assumption("sizes", "any", "all that were tried run", True),
+            Assumption("scale", scale, "of what comes out at each size that was tried", True),
+        ]
+    if run.fixed[0] is not None:
+        why = "the model is fixed to it" if given[0] is not None else "two images at a time make the model fail"
+        told.append(Assumption("batch", str(run.fixed[0]), why, True))
+    return tuple(told)
+
+
+def _detected_range(run: _Runner, height: int, width: int) -> tuple[ValueRange, tuple[Assumption, ...]]:
     """The range in which a model works, where it shows; 0..1 otherwise.
 
     Whose outputs never leave -1..1 or 0..255, whatever goes in, works in that range. Else, whose output follows a clean
-    image closely in 0..255 and not at all in 0..1 (means and biases of the wrong size) works in 0..255.
+    image closely in 0..255 and not in 0..1 works in 0..255: not at all there (means and biases of the wrong size), or the
+    picture plus one constant (a bias that is nothing beside 255).
     """
+
+    def concluded(values: ValueRange, because: str, certain: bool) -> tuple[ValueRange, tuple[Assumption, ...]]:
+        return values, (Assumption("value range", str(values), because, certain, "--data-range LOW..HIGH"),)
+
     noise = torch.randn(run.signature.image_shape(1, height, width), generator=torch.Generator().manual_seed(0))
     loud = run.main_output((1e4 * noise).to(run.device))
     if loud is not None and torch.isfinite(loud).all():
         low, high = float(loud.min()), float(loud.max())
-        if -1.001 < low < -0.5 and 0.5 < high < 1.001:
-            return ValueRange(-1.0, 1.0)
-        if -0.001 < low < 50 and 200 < high < 255.001:
-            return ValueRange(0.0, 255.0)
-        if low > -0.001 and high < 1.001:
-            return _UNIT
-    wide = ValueRange(0.0, 255.0)
-    close, far = (_distance(run, height, width, values) for values in (wide, _UNIT))
-    return wide if close < 0.25 and far > max(4 * close, 0.5) else _UNIT
+        for values, fits in (
+            (ValueRange(-1.0, 1.0), -1.001 < low < -0.5 and 0.5 < high < 1.001),
+            (ValueRange(0.0, 255.0), -0.001 < low < 50 and 200 < high < 255.001),
+            (_UNIT, low > -0.001 and high < 1.001),
+        ):
+            if fits:
+                return concluded(values, "its output stays in it, whatever goes in", True)
+    (wide, _), (far, centred) = (_distances(run, height, width, values) for values in (_WIDE, _UNIT))
+    if wide < 0.25 and far > max(4 * wide, 0.5):
+        return concluded(_WIDE, "its output follows a picture in it, and does not in 0..1", False)
+    if wide < 0.1 and far > max(3 * wide, 0.15) and centred < far / 2:
+        return concluded(_WIDE, "its output follows a picture in it, and in 0..1 adds a constant", False)
+    if far < 0.25 and far < 1.25 * wide:
+        return concluded(_UNIT, "its output follows a picture in it", True)
+    return concluded(_UNIT, "it is the usual one, and nothing shows another", False)
 
 
-def _distance(run: _Runner, height: int, width: int, values: ValueRange) -> float:
-    """How far the output is from the image, resized, in units of the image's contrast; infinite where it is another thing."""
+def _distances(run: _Runner, height: int, width: int, values: ValueRange) -> tuple[float, float]:
+    """How far the output is from the image, resized, in units of the image's contrast; and without each channel's mean.
+
+    Infinite where the output is another thing.
+    """
+    nothing = float("inf"), float("inf")
     image = natural_inputs(run.signature, 1, height, width, values).to(run.device)
     output = run.main_output(image)
     if output is None or output.ndim != 4 or image.ndim != 4 or output.shape[1] not in (1, image.shape[1]):
-        return float("inf")
+        return nothing
     given = functional.interpolate(image, size=output.shape[-2:], mode="bilinear", align_corners=False)
     given = given if output.shape[1] == given.shape[1] else given.mean(1, keepdim=True)
-    distance = float((output.float() - given).norm() / (given - given.mean()).norm())
-    return distance if distance == distance else float("inf")
+    difference, contrast = output.float() - given, (given - given.mean()).norm()
+    centred = difference - difference.mean((2, 3), keepdim=True)
+    found = float(difference.norm() / contrast), float(centred.norm() / contrast)
+    return found if all(map(math.isfinite, found)) else nothing
