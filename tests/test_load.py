@@ -302,9 +302,9 @@ def test_what_does_not_fit_is_counted_and_named(folder: Path, state: dict[str, t
         ({"a": {"x": torch.ones(1)}, "b": {"x": torch.ones(1)}}, r"several state dicts \(a, b\)"),
     ],
 )
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: Any, match: str) -> None:
-    torch.save(content, tmp_path / "w.pt")
-    refused(match, tmp_path / "w.pt", arch="nets.py:Net")
+def test_a_file_without_a_state_dict_is_refused(folder: Path, content: Any, match: str) -> None:
+    torch.save(content, folder / "w.pt")
+    refused(match, folder / "w.pt", arch="nets.py:Net")
 
 
 # Architectures

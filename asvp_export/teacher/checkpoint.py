@@ -1,10 +1,12 @@
-"""State dicts and saved modules: reading them without running them, unwrapping them, fitting them to a module."""
+"""State dicts and saved modules: reading them without running them, and finding the weights in them."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,11 +19,31 @@ from torch import nn
 from asvp_export.errors import InputError
 from asvp_export.teacher.architecture import import_from, one_line
 
-_WRAPPERS = (
+_HOLDERS = (
     "params_ema", "params-ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema", "params", "state_dict", "model_state_dict",
     "model_state", "model", "net_state_dict", "net", "net_g", "netG", "generator", "network", "module", "weights",
 )  # fmt: skip
-"""Keys under which training code keeps the weights, the averaged ones first: those are what is shipped."""
+"""Names under which training code keeps the net that is shipped, the first that is there before the others."""
+
+_AVERAGED = re.compile(r"(?:^|[^a-zA-Z])(?:ema|averaged?|avg)(?![a-zA-Z])|EMA")
+"""In a name: weights averaged over the training, which are what is shipped."""
+
+MARKS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What torch.compile, FSDP and activation checkpointing put into names."""
+
+_COUNTER = re.compile(r"(?:^|.*\.)(?:total_ops|total_params|n_averaged|num_updates|\w*counter)")
+_WHOLE_COUNTER = re.compile(r"(?:^|.*\.)(?:\w*_)?(?:step|iter|iteration|epoch|initted)s?")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One state dict in a file."""
+
+    key: str
+    """The keys that lead to it, joined by dots; "" where it is the file itself."""
+
+    state: dict[str, Any]
+    """Names to tensors, without the marks that wrappers leave in names."""
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -91,119 +113,108 @@ def _unpickle(path: Path) -> Any:
         raise InputError(f"{path} cannot be unpickled: {one_line(error)}.") from error
 
 
-def unwrap(content: Any, path: Path) -> dict[str, Any] | nn.Module:
-    """Find the state dict, or the saved module, in what a checkpoint holds.
+def find(content: Any, path: Path, key: str | None = None) -> list[Weights] | nn.Module:
+    """Find the state dicts, or the saved module, in what a checkpoint holds.
 
     Args:
         content: what was read.
         path: its file, for messages.
+        key: the user's choice among them: keys, and then the prefix of names, joined by dots.
 
     Returns:
-        A flat state dict, name to tensor; or a module where one was unpickled.
+        State dicts, the likeliest first; or the module where one was unpickled.
 
     Raises:
-        InputError: there is neither, or it is not clear which of several is meant.
+        InputError: there is neither, nothing has this key, or there are several modules.
     """
-    for _ in range(5):
-        if isinstance(content, nn.Module):
-            return content
-        if not isinstance(content, Mapping):
-            raise InputError(f"{path} holds {type(content).__name__}; expected a state dict (names and tensors).")
-        nested = {str(key): value for key, value in content.items() if isinstance(value, (Mapping, nn.Module))}
-        known = [key for key in _WRAPPERS if key in nested and _holds_weights(nested[key])]
-        if known:
-            content = nested[known[0]]
-            continue
-        tensors = {str(key): value for key, value in content.items() if _is_state(str(key), value)}
-        if tensors:
-            return tensors
-        likely = [key for key, value in nested.items() if _holds_weights(value)]
-        if len(likely) != 1:
-            keys = ", ".join(str(key) for key in list(content)[:6]) or "nothing"
-            found = f"several state dicts ({', '.join(likely[:6])})" if likely else f"no tensors (it holds {keys})"
-            raise InputError(f"{path} holds {found}; expected one state dict, names and tensors.")
-        content = nested[likely[0]]
-    raise InputError(f"{path} nests its state dict too deeply; save model.state_dict() alone.")
+    if not isinstance(content, Mapping | nn.Module):
+        raise InputError(f"{path} holds {type(content).__name__}; expected a state dict (names and tensors).")
+    found = sorted(_walk(content), key=lambda item: rank(item[0]))
+    if not found and isinstance(content, Mapping):
+        keys = ", ".join(str(key) for key in list(content)[:6]) or "nothing"
+        raise InputError(f"{path} holds no tensors (it holds {keys}); expected one state dict, names and tensors.")
+    if key:
+        found = _under(found, key, path)
+    modules = [item for item in found if isinstance(item[1], nn.Module)]
+    if modules and modules[0] is found[0]:
+        keys = [name for name, _ in modules if rank(name) == rank(found[0][0])]
+        if len(keys) > 1:
+            raise InputError(f"{path} holds several modules ({', '.join(keys[:6])}); choose one: {options(keys)}.")
+        return modules[0][1]
+    return [Weights(name, value) for name, value in found if not isinstance(value, nn.Module)]
+
+
+def rank(key: str) -> tuple[int, tuple[int, ...]]:
+    """How likely a key leads to what is shipped, to sort by: averaged weights first, then by `_HOLDERS`."""
+    parts = key.split(".") if key else []
+    places: list[int] = [] if key else [len(_HOLDERS)]
+    for part in parts:
+        places.append(_HOLDERS.index(part) if part in _HOLDERS else len(_HOLDERS) + 1)
+        if part not in _HOLDERS:  # what lies below a name of one's own choice is no likelier for its name
+            break
+    return -sum(bool(_AVERAGED.search(part)) for part in parts), tuple(places)
+
+
+def options(keys: Collection[str]) -> str:
+    """What to type for each of these keys, three at most."""
+    return " or ".join(f"--weights-key {shlex.quote(key)}" for key in list(keys)[:3])
+
+
+def without(name: str, marks: Collection[str]) -> str:
+    """A dotted name without the parts that are marks."""
+    return ".".join(part for part in name.split(".") if part not in marks)
+
+
+def renamed(state: dict[str, Any], marks: Collection[str]) -> dict[str, Any]:
+    """A state dict without marks in its names; as it is where two names would become one."""
+    short = {without(name, marks): value for name, value in state.items()}
+    return short if len(short) == len(state) else state
+
+
+def is_counter(name: str, value: Any) -> bool:
+    """Whether it counts steps or operations: no weight, whatever the net is."""
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        return False
+    return bool(_COUNTER.fullmatch(name) or (not value.is_floating_point() and _WHOLE_COUNTER.fullmatch(name)))
+
+
+def _walk(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """State dicts and modules with the keys that lead to them, five deep; the states of optimizers are passed by."""
+    if isinstance(content, nn.Module):
+        yield ".".join(keys), content
+    if not isinstance(content, Mapping) or "param_groups" in content or len(keys) > 5:
+        return
+    own = {key: value for key, value in content.items() if isinstance(key, str) and _is_state(key, value)}
+    # A callback's scores are tensors too.
+    if any(isinstance(value, torch.Tensor) and value.ndim and not is_counter(key, value) for key, value in own.items()):
+        yield ".".join(keys), renamed(own, MARKS)
+    for key, value in content.items():
+        yield from _walk(value, (*keys, str(key)))
 
 
 def _is_state(key: str, value: Any) -> bool:
     return isinstance(value, torch.Tensor) or key.endswith("_extra_state")
 
 
-def _holds_weights(value: Any) -> bool:
-    """Whether there are tensors in it: optimizers' and loggers' dictionaries without names of tensors are passed by."""
-    if isinstance(value, nn.Module):
-        return True
-    if not isinstance(value, Mapping):
-        return False
-    if any(isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items()):
-        return True
-    return any(key in _WRAPPERS and _holds_weights(item) for key, item in value.items())
+def _under(found: list[tuple[str, Any]], key: str, path: Path) -> list[tuple[str, Any]]:
+    """What has this key, or lies below it: among the keys, or among the names of a state dict."""
+    chosen = []
+    for name, value in found:
+        if f"{name}.".startswith(f"{key}."):
+            chosen.append((name, value))
+        elif not name or key.startswith(f"{name}."):
+            prefix = f"{key.removeprefix(f'{name}.') if name else key}."
+            for state in (value, renamed(value, {"module"})) if isinstance(value, dict) else ():
+                below = {part.removeprefix(prefix): item for part, item in state.items() if part.startswith(prefix)}
+                if below:
+                    chosen.append((key, below))
+                    break
+    if not chosen:
+        names = [name or part for name, value in found for part in ([name] if name else _firsts(value))]
+        raise InputError(f"{path} holds no weights under --weights-key {key}; it holds {', '.join(names[:6])}.")
+    return chosen
 
 
-def fit(module: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Load a state dict into a module, every key and every shape, half-precision weights converted on the way.
-
-    Args:
-        module: the bare architecture; its weights are replaced.
-        state: names to tensors; the prefixes `module.` (DataParallel) and `_orig_mod.` (torch.compile) are taken off.
-        path: the file, for messages.
-
-    Raises:
-        InputError: missing, unexpected or ill-shaped keys, counted, the first three of each named.
-    """
-    expected = module.state_dict()
-    state = _strip(state, set(expected))
-    problem = ""
-    try:
-        module.load_state_dict(state, strict=True)
-        return
-    except Exception as error:  # a module's own loading hooks may raise anything
-        problem = one_line(error)
-    shapes = {key: _shape(value) for key, value in expected.items()}
-    parts = [
-        _count("missing", [key for key in expected if key not in state]),
-        _count("unexpected", [key for key in state if key not in expected]),
-        _count(
-            "ill-shaped",
-            [
-                f"{key} ({_shape(state[key])} in the file, {shapes[key]} in the architecture)"
-                for key in expected
-                if key in state and shapes[key] and _shape(state[key]) != shapes[key]
-            ],
-        ),
-    ]
-    found = "; ".join(part for part in parts if part) or problem
-    raise InputError(
-        f"{path} does not fit the architecture {type(module).__name__}: {found}. Check --arch and --arch-args."
-    )
-
-
-def _strip(state: dict[str, Any], expected: set[str]) -> dict[str, Any]:
-    """Take wrappers' prefixes off, unless the architecture itself has modules of these names."""
-    while not expected & state.keys():
-        short = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-        # AveragedModel adds a counter beside the prefixed weights.
-        weights = {key: value for key, value in short.items() if key != "n_averaged"}
-        if weights and all(key.startswith("module.") for key in weights):
-            short = {key.removeprefix("module."): value for key, value in weights.items()}
-        if short.keys() == state.keys():
-            break
-        state = short
-    if any("_orig_mod." in key for key in state) and not any("_orig_mod." in key for key in expected):
-        state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    return state
-
-
-def _shape(value: Any) -> str:
-    try:
-        return "x".join(map(str, value.shape)) or "scalar" if isinstance(value, torch.Tensor) else ""
-    except RuntimeError:  # a lazy module's weights have no shape yet
-        return ""
-
-
-def _count(kind: str, keys: list[str]) -> str:
-    if not keys:
-        return ""
-    more = ", ..." if len(keys) > 3 else ""
-    return f"{len(keys)} {kind} key{'s' if len(keys) > 1 else ''} ({', '.join(keys[:3])}{more})"
+def _firsts(value: Any) -> list[str]:
+    """The first parts of the names of a state dict, each once."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in value)) if isinstance(value, dict) else ["a module"]

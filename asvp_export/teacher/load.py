@@ -19,6 +19,7 @@ from asvp_export.signature import SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
 from asvp_export.teacher.example_inputs import read_inputs, signature_of
+from asvp_export.teacher.fitting import fit
 from asvp_export.teacher.model import Architecture, Teacher
 from asvp_export.teacher.norms import statistics_assumed, use_input_statistics
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
@@ -39,6 +40,7 @@ def load(
     norm_statistics: str = "stored",
     inputs: str | Path | None = None,
     device: str = "cpu",
+    weights_key: str | None = None,
 ) -> Teacher:
     """Load a trained model and find out by running it on small images what it takes and returns.
 
@@ -61,6 +63,8 @@ def load(
         inputs: file (.npz, .pt) with an example of each input, by name or in order: for models that take more than the
             image (a noise map, a noise level), videos, or channels other than 3, 1 and 4.
         device: "cpu" or "cuda".
+        weights_key: which weights are meant where a file holds several state dicts: the keys that lead to them, and then
+            what their names begin with, joined by dots ("params", "state_dict.generator").
 
     Returns:
         The teacher: evaluation mode, float32, gradients off. What was concluded, and could have been concluded otherwise,
@@ -79,12 +83,13 @@ def load(
         )
     if isinstance(model, nn.Module):
         _check_weights(model, type(model).__name__)
-        _refuse_arch(arch, "a module")
+        _refuse_arch(arch, "a module", weights_key)
+        assumptions: tuple[Assumption, ...] = ()
         module, source, kind = _copied(model), type(model).__name__, "module"
         digest, fixed, known = _hash_state(module), (None, None, None, None), None
     else:
         path = Path(model)
-        module, kind, fixed, known = _from_file(path, arch, arch_args, trust_pickle)
+        module, kind, fixed, known, assumptions = _from_file(path, arch, arch_args, trust_pickle, weights_key)
         source, digest = path.name, sha256(path)
     _check_weights(module, source)
     try:
@@ -117,39 +122,41 @@ def load(
 
 
 def _from_file(
-    path: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool
-) -> tuple[nn.Module, str, Dims, Architecture | None]:
-    """The module in a file, its kind, its frozen dimensions, and its architecture where that was recognised."""
+    path: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, weights_key: str | None
+) -> tuple[nn.Module, str, Dims, Architecture | None, tuple[Assumption, ...]]:
+    """The module in a file, its kind, its frozen dimensions, its architecture where that was recognised, what was assumed."""
+    free: Dims = (None, None, None, None)
     kind = formats.recognise(path)
     if kind in (formats.PT2, formats.PT2_OLD):
-        _refuse_arch(arch, f"{path}, a torch.export archive")
+        _refuse_arch(arch, f"{path}, a torch.export archive", weights_key)
         module, dims = load_archive(path, kind == formats.PT2_OLD, trust_pickle)
-        return module, "pt2", dims, None
+        return module, "pt2", dims, None, ()
     if kind == formats.ONNX:
-        _refuse_arch(arch, f"{path}, an ONNX file")
-        return read_onnx(path), "onnx", (None, None, None, None), None
+        _refuse_arch(arch, f"{path}, an ONNX file", weights_key)
+        return read_onnx(path), "onnx", free, None, ()
     if kind == formats.TORCHSCRIPT:
-        _refuse_arch(arch, f"{path}, a TorchScript archive")
-        return load_torchscript(path, trust_pickle), "torchscript", (None, None, None, None), None
+        _refuse_arch(arch, f"{path}, a TorchScript archive", weights_key)
+        return load_torchscript(path, trust_pickle), "torchscript", free, None, ()
     if kind == formats.SAFETENSORS:
         content: Any = checkpoint.read_safetensors(path)
     else:
         content = checkpoint.read_torch(path, trust_pickle)
-    state = checkpoint.unwrap(content, path)
-    if isinstance(state, nn.Module):
+    weights = checkpoint.find(content, path, weights_key)
+    if isinstance(weights, nn.Module):
         _refuse_arch(arch, f"{path}, a saved module")
-        return state, "pickle", (None, None, None, None), None
+        return weights, "pickle", free, None, ()
     if not arch:
-        found = recognise(state, path)
-        return found.module, "state-dict", (None, None, None, None), found.architecture
+        found = recognise(weights, path)
+        return found.module, "state-dict", free, found.architecture, found.assumptions
     module = build(arch, arch_args)
-    checkpoint.fit(module, state, path)
-    return module, "state-dict", (None, None, None, None), None
+    return module, "state-dict", free, None, fit(module, weights, path)
 
 
-def _refuse_arch(arch: str | None, what: str) -> None:
+def _refuse_arch(arch: str | None, what: str, weights_key: str | None = None) -> None:
     if arch:
         raise InputError(f"{what}, holds its architecture: leave --arch {arch} out, it is not needed.")
+    if weights_key:
+        raise InputError(f"{what}, holds one model: leave --weights-key {weights_key} out, there is nothing to choose.")
 
 
 def _check_weights(module: nn.Module, source: str) -> None:

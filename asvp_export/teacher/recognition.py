@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
 from asvp_export.signature import Signature, SizeRule, following
 from asvp_export.teacher.architecture import one_line
+from asvp_export.teacher.checkpoint import Weights
+from asvp_export.teacher.fitting import Part, guesses, refuse_ties, told
 from asvp_export.teacher.model import Architecture
 
 _GIVE = "give --arch package.module:factory (or path/nets.py:factory)"
@@ -29,36 +32,54 @@ class Recognised:
     architecture: Architecture
     """What is known of it."""
 
+    assumptions: tuple[Assumption, ...] = ()
+    """Which of the file's weights were taken, where there was something to choose."""
 
-def recognise(state: dict[str, Any], path: Path) -> Recognised:
+
+def recognise(found: Sequence[Weights], path: Path) -> Recognised:
     """Find the architecture that a state dict belongs to, and load the state dict into it.
 
     spandrel is handed tensors and their names; it never opens the file.
 
     Args:
-        state: a flat state dict, name to tensor, as `checkpoint.unwrap` returns it.
-        path: its file, for messages.
+        found: the state dicts in the file, as `checkpoint.find` returns them.
+        path: the file, for messages.
 
     Returns:
         The module and what is known of it.
 
     Raises:
-        InputError: spandrel cannot be imported, knows no such architecture, or the weights do not fit the one it sees.
+        InputError: spandrel cannot be imported, knows no such architecture, the weights do not fit the one it sees, or
+            it knows several of them, and none is likelier than the others.
     """
-    spandrel = _spandrel(path, len(state))
+    spandrel = _spandrel(path, len(found[0].state))
+    registry = spandrel.MAIN_REGISTRY.architectures("detection")
+    seen = [(part, known) for one in found for part in guesses(one) for known in registry if known.detect(part.state)]
     failed = ""
-    for tensors in _spellings(state):
-        for known in spandrel.MAIN_REGISTRY.architectures("detection"):
-            if not known.detect(tensors):
-                continue
-            try:
-                return _described(known.architecture.load(dict(tensors)), spandrel)
-            except Exception as error:  # its loaders compute with names and shapes, and raise whatever that raises
-                failed = (
-                    failed or f"looks like {known.architecture.name}, but does not load as that ({one_line(error)})"
-                )
+    for place, (part, known) in enumerate(seen):
+        try:
+            descriptor = known.architecture.load(dict(part.state))
+        except Exception as error:  # its loaders compute with names and shapes, and raise whatever that raises
+            failed = failed or f"looks like {known.architecture.name}, but does not load as that ({one_line(error)})"
+            continue
+        parts = _apart([part, *(other for other, _ in seen[place + 1 :])])
+        refuse_ties(parts, "spandrel recognises", path)
+        because = f"spandrel recognises {known.architecture.name} in these names"
+        described = _described(descriptor, spandrel)
+        return replace(described, assumptions=told(parts, found, because, "be recognised"))
     problem = failed or "is of an architecture that spandrel does not recognise"
-    raise InputError(f"{path}, a state dict of {len(state)} tensors, {problem}: {_GIVE}.")
+    raise InputError(f"{path}, a state dict of {len(found[0].state)} tensors, {problem}: {_GIVE}.")
+
+
+def _apart(parts: Sequence[Part]) -> list[Part]:
+    """The first reading and those that share no weights with it."""
+    first = parts[0]
+    others: dict[str, Part] = {}
+    for part in parts[1:]:
+        inner = part.prefix.startswith(first.prefix) or first.prefix.startswith(part.prefix)
+        if part.weights is not first.weights or not inner:
+            others.setdefault(part.key, part)
+    return [first, *others.values()]
 
 
 def inputs_of(architecture: Architecture) -> Signature:
@@ -89,18 +110,6 @@ def _spandrel(path: Path, tensors: int) -> Any:
             f"fits PyTorch {torch.__version__}, or {_GIVE}."
         ) from error
     return spandrel
-
-
-def _spellings(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The state dict as it is, then without the prefixes that wrappers and training code put before all its names."""
-    if any("_orig_mod." in name for name in state):  # torch.compile
-        state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
-    if "n_averaged" in state:  # AveragedModel's counter
-        state = {name: value for name, value in state.items() if name != "n_averaged"}
-    yield state
-    while len(prefixes := {name.partition(".")[0] for name in state}) == 1 and all("." in name for name in state):
-        state = {name.removeprefix(f"{next(iter(prefixes))}."): value for name, value in state.items()}
-        yield state
 
 
 def _described(descriptor: Any, spandrel: Any) -> Recognised:

@@ -1,0 +1,293 @@
+"""Which weights of a checkpoint are the architecture's: prefixes taken off, and left out what is no weight of it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asvp_export.assumptions import Assumption
+from asvp_export.errors import InputError
+from asvp_export.teacher.architecture import one_line
+from asvp_export.teacher.checkpoint import MARKS, Weights, is_counter, options, rank, renamed, without
+
+_COMPUTED = re.compile(
+    r"(?:.*\.)?(?:attn_mask|relative_position_index|relative_coords_table|num_batches_tracked)(?:_[A-Z\d]+)?"
+)
+"""Buffers that an architecture computes from its own arguments, or never reads: Swin's tables, BatchNorm's counter."""
+
+_COMPANION = re.compile(r"(?i)loss|criteri|lpips|vgg|percept|discrim|metric|^net_?d(?![a-z])|^d$")
+"""In the first part of a name: what stands beside the net in training."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One reading of a state dict: the names under a prefix are the net's."""
+
+    weights: Weights
+    """The state dict."""
+
+    prefix: str
+    """What the net's names begin with in it, with its last dot; "" where they are the architecture's own."""
+
+    state: dict[str, Any]
+    """The net's weights, by the architecture's own names."""
+
+    left_out: tuple[str, ...] = ()
+    """What is not the net's, as groups of names: "discriminator.*", "step_counter"."""
+
+    computed: tuple[str, ...] = ()
+    """Buffers that are the architecture's own, not the file's."""
+
+    certain: bool = True
+    """Whether nothing that is left out may be the net's: counters, computed buffers, losses, a discriminator."""
+
+    @property
+    def key(self) -> str:
+        """What chooses it: the state dict's key, and the prefix."""
+        return f"{self.weights.key}.{self.prefix}".strip(".")
+
+
+def fit(module: nn.Module, found: Sequence[Weights], path: Path) -> tuple[Assumption, ...]:
+    """Load the state dict that fits into a module: every weight and every shape, half precision converted on the way.
+
+    Args:
+        module: the bare architecture; its weights are replaced.
+        found: what the file holds, as `checkpoint.find` returns it.
+        path: the file, for messages.
+
+    Returns:
+        What was taken and what was left out, where there was something to choose.
+
+    Raises:
+        InputError: nothing fits: missing, unexpected or ill-shaped keys, counted, the first three of each named; or
+            several fit, and none is likelier than the others.
+    """
+    architecture = _Architecture(module)
+    what = f"the architecture {architecture.name}"
+    parts = sorted((part for one in found for part in architecture.parts(one)), key=lambda part: rank(part.key))
+    if not parts:  # a module's own loading hooks may know these names
+        parts = [architecture.nearest(found)]
+    refuse_ties(parts, f"fit {what}", path)
+    try:
+        own = {name: architecture.expected[name] for name in parts[0].computed}
+        module.load_state_dict(own | parts[0].state, strict=True)
+    except Exception as error:  # hooks may raise anything
+        raise architecture.refusal(parts[0], found, path, one_line(error)) from error
+    return told(parts, found, f"these names and shapes fit {what}", f"fit {what}")
+
+
+def guesses(weights: Weights, prefix: str = "") -> Iterator[Part]:
+    """Readings of a state dict of unknown architecture: as it is, then without what stands before all its names.
+
+    Besides counters, only what stands beside a net in training is left out: losses, a discriminator, or the same net
+    once more.
+    """
+    inside = {name: value for name, value in weights.state.items() if name.startswith(prefix)}
+    net = {name.removeprefix(prefix): value for name, value in inside.items() if not is_counter(name, value)}
+    left = {name: value for name, value in weights.state.items() if name not in inside or is_counter(name, value)}
+    yield Part(weights, prefix, net, _groups(left, prefix))
+    if prefix.count(".") > 5:
+        return
+    below: dict[str, dict[str, str]] = {}
+    for name, value in net.items():
+        first, dot, rest = name.partition(".")
+        if not dot:
+            return
+        below.setdefault(first, {})[rest] = _shape(value)
+    nets = [first for first in below if len(below) == 1 or not _COMPANION.search(first)]
+    if all(below[first] == below[nets[0]] for first in nets):
+        for first in sorted(nets, key=rank):
+            yield from guesses(weights, f"{prefix}{first}.")
+
+
+def refuse_ties(parts: Sequence[Part], fitting: str, path: Path) -> None:
+    """Refuse where the first of several readings, the likeliest first, is no likelier than the next."""
+    tied = [part.key for part in parts if rank(part.key) == rank(parts[0].key)]
+    if len(tied) > 1:
+        raise InputError(
+            f"{path} holds several state dicts that {fitting} ({_listed(tied)}): choose one, {options(tied)}."
+        )
+
+
+def told(parts: Sequence[Part], found: Sequence[Weights], because: str, fitting: str) -> tuple[Assumption, ...]:
+    """What was concluded in taking the first of the readings that fit; nothing where there was nothing to choose.
+
+    Args:
+        parts: the readings that fit, the one that was taken first.
+        found: what the file holds.
+        because: why it was taken where it alone fits.
+        fitting: what the others do as well, "fit the architecture Net".
+    """
+    best, others = parts[0], parts[1:]
+    passed = [one.key or f"{next(iter(one.state))}" for one in found if one is not best.weights]
+    left = [*best.left_out, *passed]
+    computed = sorted({name.rpartition(".")[2] for name in best.computed} - {"num_batches_tracked"})
+    if not (best.prefix or left or computed):
+        return ()
+    concluded = best.weights.key or "the names as they are"
+    if best.prefix:
+        concluded = f"{best.prefix}* of {best.weights.key or 'the file'}"
+    if left:
+        concluded += f"; {_listed(left)} {'is' if len(left) == 1 else 'are'} left out"
+    if computed:
+        concluded += f"; {_listed(computed)} as the architecture computes {'it' if len(computed) == 1 else 'them'}"
+    keys = [part.key for part in others if part.key]
+    if others:
+        averaged = rank(best.key)[0] < rank(others[0].key)[0]
+        because = "it holds the averaged weights" if averaged else "its name is the likelier"
+        because += f", though {_listed(keys) or 'the names as they are'} would {fitting} too"
+    option = options(keys[:1]) or ("--weights-key NAME" if best.prefix or passed else "")
+    return (Assumption("weights", concluded, because, best.certain and not others, option),)
+
+
+class _Architecture:
+    """What a module expects of a state dict."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.name = type(module).__name__
+        self.expected = module.state_dict()
+        self.full = {without(name, MARKS): name for name in self.expected}
+        buffers = {without(name, MARKS) for name, _ in module.named_buffers(remove_duplicate=False)}
+        self.computed = {name for name in self.full if name in buffers and _COMPUTED.fullmatch(name)}
+        self.unsaved = buffers - self.full.keys()
+        self.firsts = {name.partition(".")[0] for name in self.full}
+        self.depth = max((name.count(".") + 1 for name in self.full), default=0)
+        self.marks = {"module"} - {part for name in self.full for part in name.split(".")}
+
+    def parts(self, weights: Weights) -> Iterator[Part]:
+        """The readings in which each weight is found, with its shape, and none of the net's is left out."""
+        state = renamed(weights.state, self.marks)
+        for prefix, count in self._prefixes(state).items():
+            if count >= len(self.full) - len(self.computed) and (part := self._part(weights, state, prefix)):
+                yield part
+
+    def nearest(self, found: Sequence[Weights]) -> Part:
+        """The reading in which most names are found; what is not the net's stays in its state."""
+        counted = [
+            (count, one, prefix)
+            for one in found
+            for prefix, count in self._prefixes(renamed(one.state, self.marks)).items()
+        ]
+        _, weights, prefix = max(counted, key=lambda item: item[0])
+        inside, outside = self._split(renamed(weights.state, self.marks), prefix)
+        state = {self.full.get(name, name): value for name, value in inside.items()}
+        return Part(weights, prefix, outside | state, _groups(outside, prefix))
+
+    def refusal(self, part: Part, found: Sequence[Weights], path: Path, problem: str) -> InputError:
+        """Why this reading does not fit, counted; `problem` is what loading it raised."""
+        inside, _ = self._split(renamed(part.weights.state, self.marks), part.prefix)
+        ill = [name for name in self.full if name in inside and not self._same_shape(name, inside[name])]
+        wrong = [
+            f"{self.full[name]} ({_shape(inside[name])} in the file, {_shape(self.expected[self.full[name]])} in the "
+            f"architecture)"
+            for name in ill
+        ]
+        missing = [full for name, full in self.full.items() if name not in inside]
+        counts = [
+            _count("missing", missing),
+            _count("unexpected", [name for name in inside if name not in self.full]),
+            _count("ill-shaped", wrong),
+        ]
+        counted = "; ".join(part for part in counts if part)
+        what = f"the architecture {self.name}"
+        if not counted and part.left_out:
+            return InputError(
+                f"{path} holds more than {what}: {part.prefix}* fits, but {_listed(part.left_out)} would be left out; "
+                f"if that is meant, give {options([part.key])}."
+            )
+        where = f"under {part.key}, which comes nearest, " if part.key and (part.prefix or len(found) > 1) else ""
+        whole = f"{path} does not fit {what}: "
+        if len(found) > 1:
+            names = _listed([one.key or next(iter(one.state)) for one in found], 6)
+            whole = f"{path} holds several state dicts ({names}), none of which fits {what}: "
+        return InputError(f"{whole}{where}{counted or problem}. Check --arch and --arch-args.")
+
+    def _part(self, weights: Weights, state: dict[str, Any], prefix: str) -> Part | None:
+        inside, outside = self._split(state, prefix)
+        taken = {name: value for name, value in inside.items() if name in self.full and self._same_shape(name, value)}
+        lacking = self.full.keys() - taken.keys()
+        if not self.full or not lacking <= self.computed:
+            return None
+        rest = {name: value for name, value in inside.items() if name not in taken}
+        doubtful = {name.partition(".")[0] for name, value in rest.items() if not self._is_no_weight(name, value)}
+        if any(first in self.firsts or not _COMPANION.search(first) for first in doubtful):
+            return None
+        others = [name for name, value in outside.items() if not self._is_no_weight(name, value)]
+        if others and any(part.isdigit() for part in prefix.split(".")):
+            return None  # an element of a list: the others are layers of the same net
+        left = {prefix + name: value for name, value in rest.items() if name not in self.computed} | outside
+        return Part(
+            weights,
+            prefix,
+            {self.full[name]: value for name, value in taken.items()},
+            _groups(left, prefix),
+            tuple(self.full[name] for name in lacking),
+            all(_COMPANION.search(_branch(name, prefix)[-1]) for name in others),
+        )
+
+    def _is_no_weight(self, name: str, value: Any) -> bool:
+        return is_counter(name, value) or name in self.unsaved or bool(_COMPUTED.fullmatch(name))
+
+    def _same_shape(self, name: str, value: Any) -> bool:
+        return _shape(self.expected[self.full[name]]) in ("", _shape(value))
+
+    def _split(self, state: dict[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is under a prefix, without it, and the rest."""
+        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        return inside, {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+    def _prefixes(self, state: dict[str, Any]) -> Counter[str]:
+        """How many of the expected names there are under each prefix; "" is always there, and first."""
+        counted = Counter({"": 0})
+        for name in state:
+            parts = name.split(".")
+            for place in range(max(0, len(parts) - self.depth), len(parts)):
+                if ".".join(parts[place:]) in self.full:
+                    counted["".join(f"{part}." for part in parts[:place])] += 1
+        return counted
+
+
+def _groups(left: dict[str, Any], prefix: str) -> tuple[str, ...]:
+    """Names of a state dict in groups: counters by their last part, weights by where they part from the prefix."""
+    found: list[str] = []
+    for name, value in left.items():
+        above, _, last = name.rpartition(".")
+        branch = ".".join(_branch(name, prefix))
+        if above and (is_counter(name, value) or _COMPUTED.fullmatch(name)):
+            found.append(f"*.{last}")
+        else:
+            found.append(branch if branch == name else f"{branch}.*")
+    return tuple(dict.fromkeys(found))
+
+
+def _branch(name: str, prefix: str) -> list[str]:
+    """The parts of a name that it shares with a prefix, and one more."""
+    parts, own = name.split("."), prefix.split(".")
+    shared = next((place for place, pair in enumerate(zip(parts, own, strict=False)) if pair[0] != pair[1]), 0)
+    return parts[: shared + 1]
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    """Names as part of a sentence, `most` of them at the most."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shape(value: Any) -> str:
+    try:
+        return "x".join(map(str, value.shape)) or "scalar" if isinstance(value, torch.Tensor) else ""
+    except RuntimeError:  # a lazy module's weights have no shape yet
+        return ""
+
+
+def _count(kind: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = ", ..." if len(keys) > 3 else ""
+    return f"{len(keys)} {kind} key{'s' if len(keys) > 1 else ''} ({', '.join(keys[:3])}{more})"
