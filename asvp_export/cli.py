@@ -98,6 +98,8 @@ _LOADING = (
     click.Option(["--arch"], metavar="MODULE:FACTORY", help="What builds the module of a bare state dict: "
                  "package.module:factory or path/nets.py:factory."),
     click.Option(["--arch-args"], type=_Json(), help="Keyword arguments of the factory, as a JSON object."),
+    click.Option(["--weights-key"], metavar="KEY", help="Which weights, where the file holds several state dicts: keys, and then "
+                 "the beginning of names, joined by dots."),
     click.Option(["--trust-pickle"], is_flag=True, help="Load a pickled module, which runs code from the file."),
     click.Option(["--data-range"], metavar="LOW..HIGH", help="The model's values for black and white: 0..1, -1..1 or 0..255. "
                  "Default: detected where it shows, else 0..1."),

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from asvp_export.cli import cli
 from asvp_export.errors import InputError
 from asvp_export.teacher import load
 from asvp_export.teacher.architecture import build
@@ -265,6 +267,14 @@ def test_nothing_beside_the_weights_is_unpickled(state: State) -> None:
     for content in ({"G": state, "D": Touch()}, {"G": state, "D": {**D, "x": Touch()}}):
         refused(content, "pickled Python object", weights_key="G")
     assert not Path("marker").exists()
+
+
+def test_the_command_line_takes_the_choice(state: State) -> None:
+    torch.save({"netG_A": state, "netG_B": state}, "w.pth")
+    command = ["layers", "w.pth", "--arch", "nets.py:Net", "--json"]
+    failed = CliRunner().invoke(cli, command)
+    assert failed.exit_code != 0
+    assert CliRunner().invoke(cli, [*command, "--weights-key", "netG_B"]).exit_code == 0
 
 
 # Without --arch

@@ -99,7 +99,6 @@ def load(
             weight.requires_grad_(False)
     except Exception as error:
         raise InputError(f"{source} cannot be moved to {device} as float32: {one_line(error)}.") from error
-    assumptions: tuple[Assumption, ...] = ()
     if norm_statistics != "stored":
         use_input_statistics(module, source, norm_statistics)
     signature = None if examples is None else signature_of(examples, module, source)
