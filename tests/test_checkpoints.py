@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from asvp_export.assumptions import Assumption
 from asvp_export.cli import cli
 from asvp_export.errors import InputError
 from asvp_export.teacher import load
@@ -76,6 +77,11 @@ def under(prefix: str, state: State) -> State:
 
 def zeros(state: State) -> State:
     return {name: torch.zeros_like(value) for name, value in state.items()}
+
+
+def about_weights(teacher: Teacher) -> tuple[Assumption, ...]:
+    """What was concluded of the file's weights; of what the model takes and gives, other tests speak."""
+    return tuple(one for one in teacher.assumptions if one.about == "weights")
 
 
 def loaded(content: Any, arch: str = "nets.py:Net", **options: Any) -> Teacher:
@@ -147,7 +153,7 @@ def test_what_is_taken_and_left_out_is_told(
 ) -> None:
     teacher = loaded(wrap(state))
     assert has(teacher, state)
-    (told,) = teacher.assumptions
+    (told,) = about_weights(teacher)
     assert (told.about, told.concluded, told.certain) == ("weights", concluded, certain)
     assert told.option == (f"--weights-key {option}" if option else "")
     assert "Net" in told.because
@@ -168,7 +174,7 @@ def test_what_is_taken_and_left_out_is_told(
 )
 def test_where_there_is_nothing_to_choose_nothing_is_told(state: State, wrap: Any) -> None:
     teacher = loaded(wrap(state))
-    assert has(teacher, state) and teacher.assumptions == ()
+    assert has(teacher, state) and about_weights(teacher) == ()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +190,7 @@ def test_where_there_is_nothing_to_choose_nothing_is_told(state: State, wrap: An
 )
 def test_the_users_choice_is_taken_and_is_no_assumption(state: State, wrap: Any, key: str) -> None:
     teacher = loaded(wrap(state), weights_key=key)
-    assert has(teacher, state) and teacher.assumptions == ()
+    assert has(teacher, state) and about_weights(teacher) == ()
 
 
 def test_a_choice_that_is_not_there_is_refused_with_what_is(state: State) -> None:
@@ -216,7 +222,7 @@ def test_what_may_be_a_weight_of_the_net_is_never_left_out(state: State) -> None
         under("0", state) | under("1", {**state, "b.weight": torch.zeros(3, 9, 3, 3)}),
         r"more than the architecture Net: 0\.\* fits, but 1\.\* would be left out; if that is meant, give --weights-key 0\.",
     )
-    assert loaded(under("0", state) | under("1", state), arch="nets.py:stages").assumptions == ()
+    assert about_weights(loaded(under("0", state) | under("1", state), arch="nets.py:stages")) == ()
 
 
 def test_what_is_missing_is_never_made_up(state: State) -> None:
@@ -241,17 +247,17 @@ def test_buffers_that_an_architecture_computes_may_be_missing_or_surplus(state: 
     bare = {name: value for name, value in whole.items() if name not in computed}
     teacher = loaded(under("net", bare), arch="nets.py:Windows")
     assert has(teacher, whole)
-    (told,) = teacher.assumptions
+    (told,) = about_weights(teacher)
     assert told.concluded == "net.* of the file; attn_mask, relative_position_index as the architecture computes them"
     teacher = loaded(whole | {"attn_mask": torch.zeros(8, 8)}, arch="nets.py:Windows")  # of another image size
-    assert teacher.assumptions[0].concluded == "the names as they are; attn_mask as the architecture computes it"
+    assert about_weights(teacher)[0].concluded == "the names as they are; attn_mask as the architecture computes it"
     assert teacher.module.state_dict()["attn_mask"].shape == (2, 2)
     surplus = whole | {"grid": torch.ones(1, 1, 2, 2)}
     teacher = loaded(surplus, arch="nets.py:Windows", arch_args={"persistent": False})
-    (told,) = teacher.assumptions
+    (told,) = about_weights(teacher)
     assert told.concluded == "the names as they are; relative_position_index, attn_mask, grid are left out"
     assert told.certain and not dict(teacher.module.named_buffers())["grid"].any()
-    assert loaded({n: v for n, v in whole.items() if "tracked" not in n}, arch="nets.py:Windows").assumptions == ()
+    assert about_weights(loaded({n: v for n, v in whole.items() if "tracked" not in n}, arch="nets.py:Windows")) == ()
 
 
 def test_an_architecture_that_renames_old_weights_itself_still_does(state: State) -> None:
@@ -331,7 +337,7 @@ def test_the_same_is_undone_where_the_architecture_is_recognised(
     torch.save(wrap(state), "w.pth")
     teacher = load("w.pth")
     assert has(teacher, state)
-    assert [(told.concluded, told.certain) for told in teacher.assumptions] == (
+    assert [(told.concluded, told.certain) for told in about_weights(teacher)] == (
         [(concluded, certain)] if concluded else []
     )
 
