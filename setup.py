@@ -122,6 +122,8 @@ setup(
         "scikit-image>=0.24",
         "scipy>=1.11",
         "pillow>=10.3",
+        "pypng>=0.20220715",
+        "tifffile>=2024.2",
         "safetensors>=0.4.5",
     ],
     extras_require={

@@ -593,25 +593,29 @@ def run(
 ) -> int:
     """Restore IMAGE with PROTECTED, at any size."""
     from asvp_export.files import check_output
-    from asvp_export.images import image_format, read_image, read_npz, write_image
+    from asvp_export.images import image_format, read_npz, write_image
+    from asvp_export.picture import read_picture
     from asvp_export.restoration import restore
 
     image_format(output)
     check_output(output, force=force)
     _keep({"protected file": protected, "image": image}, {"output": output})
-    picture = read_image(image)
+    picture = read_picture(image)
+    image_format(output, picture)
+    note = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+    for line in picture.notes:
+        note(line)
     restored = restore(
-        protected, picture, provider=provider, tiling=_tiling(tile, overlap), others=read_npz(inputs) if inputs else (),
-        note=lambda line: None if quiet else click.echo(line, err=True),
+        protected, picture.pixels, provider=provider, tiling=_tiling(tile, overlap),
+        others=read_npz(inputs) if inputs else (), note=note,
     )  # fmt: skip
-    write_image(output, restored)
-    sizes = {"input": list(picture.shape[:2]), "output": list(restored.shape[:2])}
+    write_image(output, restored, picture, note)
+    height, width = picture.pixels.shape[:2]
+    sizes = {"input": [height, width], "output": list(restored.shape[:2])}
     if as_json:
         _print_json({"written": output.name, **sizes})
     elif not quiet:
-        click.echo(
-            f"{output}: {restored.shape[1]} x {restored.shape[0]} (from {picture.shape[1]} x {picture.shape[0]})"
-        )
+        click.echo(f"{output}: {restored.shape[1]} x {restored.shape[0]} (from {width} x {height})")
     return 0
 
 

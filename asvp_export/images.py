@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import io
-import warnings
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
+from asvp_export.picture import Picture, one_line, read_picture, tone_to_srgb
 from asvp_export.signature import SizeRule
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SPLITS = ("train", "calibrate", "verify", "audit")
 
-# Named, because Pillow would otherwise try some forty formats, a few of which start other programs.
-_READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _WRITE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _WRITE_OPTIONS = {
     "PNG": {},
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
 }
-_EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def photographs(split: str = "verify") -> Path:
@@ -71,103 +69,125 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read a picture as a viewer would show it.
+    """The colours of a picture as a viewer would show it; what else it holds is told by `read_picture`.
 
-    The EXIF orientation is applied; grey, palette, CMYK and 16-bit pictures become RGB; transparency is
-    dropped (the colours stay as they are stored); of several frames the first is read; colour profiles are
-    not applied. Grey of 16 bits keeps them, 16-bit colour comes with its upper 8, which is what Pillow reads.
+    Grey, palettes and CMYK become RGB, 16 bits are kept, the EXIF orientation is applied, of several frames the first is
+    read. Transparency is left out: where nothing shows, the colour is that of the nearest pixel that does.
 
     Returns:
         H, W, 3 float32 in 0..1.
 
     Raises:
-        InputError: the file is missing, is no picture of a known format, is damaged or truncated, is so large
-            that Pillow takes it for a decompression bomb, or holds samples of unknown range (float, 32 bits).
+        InputError: as for `asvp_export.picture.read_picture`.
     """
-    path = Path(path)
-    try:
-        if not path.exists():
-            raise InputError(f"The image {path} does not exist.")
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise InputError(f"{path} is not a file; an image was expected.")
-        with warnings.catch_warnings():
-            # Pillow warns from 89 megapixels and refuses from 179: pictures between the two are real.
-            warnings.simplefilter("ignore")
-            # Opened by us: from a name, Pillow maps a plain TIFF into memory and scrambles one stored turned.
-            with path.open("rb") as stream, Image.open(stream, formats=_READ_FORMATS) as picture:
-                return _rgb(ImageOps.exif_transpose(picture))
-    except (InputError, MemoryError):
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise InputError(
-            f"The image {path} is not a picture that can be read: PNG, JPEG, WebP, BMP or TIFF was expected."
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"The image {path} is too large: at most {_megapixels()} megapixels are read.") from error
-    except Exception as error:  # what a decoder raises on damaged bytes is anything: OSError, SyntaxError, struct.error
-        raise InputError(f"The image {path} cannot be read ({_one_line(error)}); replace it or take it out.") from error
+    return read_picture(path).pixels
 
 
-def _megapixels() -> int:
-    """Where Pillow's refusal starts, twice its warning."""
-    return 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-
-
-def _rgb(picture: Image.Image) -> np.ndarray:
-    """H, W, 3 float32 in 0..1 of a decoded picture."""
-    if picture.mode in _SIXTEEN_BIT_MODES:  # convert("RGB") would clip these at 255
-        grey = np.asarray(picture).astype(np.float32) / np.float32(65535)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.mode not in _EIGHT_BIT_MODES:
-        raise ValueError(f"samples of the kind {picture.mode!r}; 8 or 16 bits, grey or colour, were expected")
-    return np.asarray(picture.convert("RGB")).astype(np.float32) / np.float32(255)
-
-
-def image_format(path: str | Path) -> str:
+def image_format(path: str | Path, like: Picture | None = None) -> str:
     """The format that `write_image` would write to this path; call it before work whose result goes there.
+
+    Args:
+        path: the file.
+        like: the picture whose transparency the format has to hold.
 
     Returns:
         "PNG", "JPEG" or "WEBP".
 
     Raises:
-        InputError: the suffix names none of them.
+        InputError: the suffix names none of them, or one that holds no transparency where there is some.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _WRITE_FORMATS:
         found = f"ends in {suffix}" if suffix else "has no suffix"
         raise InputError(f"{path} {found}; pictures are written as {', '.join(_WRITE_FORMATS)}.")
-    return _WRITE_FORMATS[suffix]
+    form = _WRITE_FORMATS[suffix]
+    if like and like.alpha is not None and form == "JPEG":
+        raise InputError(f"The picture has transparency, which {path} cannot hold; write a .png or a .webp.")
+    return form
 
 
-def write_image(path: str | Path, array: np.ndarray) -> None:
+def write_image(
+    path: str | Path, array: np.ndarray, like: Picture | None = None, note: Callable[[str], None] = lambda line: None
+) -> None:
     """Write a picture: PNG, JPEG (quality 95, full colour resolution) or WebP (lossless), as the suffix says.
 
     The file appears complete or not at all.
 
     Args:
         path: the file; one that is there is replaced.
-        array: H, W, 3 floats; clipped to 0..1 and rounded to 8 bits.
+        array: H, W, 3 floats; clipped to 0..1 and rounded to 8 bits, or to the 16 of `like` in a PNG.
+        like: what the picture was made from, whose transparency (resized), bits, colour profile and grey are kept.
+        note: called with a line for what of it is not.
 
     Raises:
         InputError: the suffix or the folder does not do, the values are not finite, or the format cannot hold
             a picture of this size.
         MachineError: the disk is full.
     """
-    form = image_format(path)
+    like = like or Picture(array)
+    form = image_format(path, like)
     if array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"an H, W, 3 array was expected, found {array.shape}")
     if not np.isfinite(array).all():
         raise InputError(f"{path} was not written: the picture holds NaN or infinite values.")
-    pixels = np.rint(np.clip(array, 0, 1).astype(np.float64) * 255).astype(np.uint8)
+    bits = like.bits if form == "PNG" else 8
+    if bits < like.bits:
+        note(f"The picture has {like.bits} bits a channel and {form} holds 8: it was rounded. A .png keeps them.")
+    samples = _rounded(array, bits)
+    grey, profile = like.grey and form != "WEBP", like.profile
+    if like.grey and (spread := int(np.ptp(samples, axis=2).max())):
+        note(f"The picture is grey and the model gave it colours (up to {spread} of {2**bits - 1}): written in colour.")
+        grey = False
+    if like.grey and not grey and profile:
+        samples, profile = _rounded(tone_to_srgb(array, profile), bits), b""
+    planes = [samples[:, :, :1] if grey else samples]
+    if like.alpha is not None:
+        planes.append(_rounded(_resized(like.alpha, *array.shape[:2]), bits)[:, :, None])
     encoded = io.BytesIO()  # encoded in memory first, so that an error of the format is told from one of the disk
     try:
-        Image.fromarray(pixels).save(encoded, form, **_WRITE_OPTIONS[form])
+        _encode(encoded, np.concatenate(planes, axis=2), form, profile)
     except (OSError, ValueError) as error:
-        height, width = pixels.shape[:2]
+        height, width = array.shape[:2]
         raise InputError(
-            f"{form} cannot hold a picture of {height}x{width} ({_one_line(error)}); write a .png."
+            f"{form} cannot hold a picture of {height}x{width} ({one_line(error)}); write a .png."
         ) from error
     atomic_write(path, encoded.getvalue())
+
+
+def _rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """0..1 as whole numbers of 8 or 16 bits."""
+    whole = np.rint(np.clip(values, 0, 1).astype(np.float64) * (2**bits - 1))
+    return whole.astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def _resized(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Transparency for an output of this size: the input times a whole scale, less a border, or smaller."""
+    if alpha.shape == (height, width):
+        return alpha
+    scale = round(height / alpha.shape[0]) if height > 0.75 * alpha.shape[0] else 0
+    rows, columns = (side * scale for side in alpha.shape) if scale else (height, width)
+    # Bicubic has one lobe below 0, which is clipped; Lanczos has another above it, which would show as a rim.
+    resized = np.asarray(Image.fromarray(alpha).resize((columns, rows), Image.Resampling.BICUBIC))
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return resized[top : top + height, left : left + width]
+
+
+def _encode(stream: io.BytesIO, samples: np.ndarray, form: str, profile: bytes) -> None:
+    """Write H, W, 1 to 4 samples: grey or colours, and perhaps alpha."""
+    if samples.dtype == np.uint16 and samples.shape[2] > 1:  # Pillow has no such pictures
+        import png
+
+        height, width, count = samples.shape
+        plain = io.BytesIO()
+        png.Writer(width, height, greyscale=count == 2, alpha=count % 2 == 0, bitdepth=16).write(
+            plain, samples.reshape(height, -1)
+        )
+        head, *rest = png.Reader(bytes=plain.getvalue()).chunks()
+        named = [(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))] if profile else []
+        png.write_chunks(stream, [head, *named, *rest])
+        return
+    picture = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
+    picture.save(stream, form, icc_profile=profile or None, **_WRITE_OPTIONS[form])
 
 
 # Rec. 709, of the red, green and blue that a screen shows.
@@ -186,17 +206,28 @@ def as_channels(pictures: np.ndarray, channels: int) -> np.ndarray:
 
 
 def pad_to(x: np.ndarray, rule: SizeRule) -> np.ndarray:
-    """Pad images on the bottom and on the right to a size that a model takes.
+    """Pad images on the bottom and on the right to a size that a model takes, as `pad` does.
 
     Args:
         x: [..., H, W].
         rule: the sizes that it takes.
+    """
+    return pad(x, *rule.fit_both(*x.shape[-2:]))
+
+
+def pad(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pad images on the bottom and on the right.
+
+    Args:
+        x: [..., H, W], not larger than what is asked for.
+        height: wanted.
+        width: wanted.
 
     Returns:
-        [..., H', W'] of the same dtype; mirrored pixels without the edge itself, or the edge repeated where
+        [..., height, width] of the same dtype; mirrored pixels without the edge itself, or the edge repeated where
         the image is too small to mirror. `x` itself where nothing is missing.
     """
-    for axis, wanted in zip((-2, -1), rule.fit_both(*x.shape[-2:]), strict=True):
+    for axis, wanted in ((-2, height), (-1, width)):
         missing = wanted - x.shape[axis]
         if missing:
             widths = [(0, 0)] * x.ndim
@@ -216,11 +247,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
             found = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:  # TypeError: a single array
         raise InputError(
-            f"{path} is no .npz of numbers ({_one_line(error)}); expected the model's inputs, by name or in order."
+            f"{path} is no .npz of numbers ({one_line(error)}); expected the model's inputs, by name or in order."
         ) from error
     ordered = [f"arr_{i}" for i in range(len(found))]  # what numpy.savez calls arrays without names
     return [found[name] for name in ordered] if sorted(found) == sorted(ordered) else found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
