@@ -82,7 +82,9 @@ def check(
     fixed = _frozen_dimensions(path, opened, against.signature)
     notes = _node_notes(path, provenance)
     portable = provenance.portable if provenance else ""
-    cases, comparison = verification_inputs(against, InputsAsked(images, sizes, thorough), rule, fixed)
+    asked = InputsAsked(images, sizes, thorough)
+    cases, comparison = verification_inputs(against, asked, rule, fixed)
+    notes += asked.notes
     for case in cases:
         fits(opened, case)
     progress(str(comparison))

@@ -121,6 +121,7 @@ def export(
         asked = InputsAsked(protected.verify_images or None if images is None else images, sizes, thorough)
         cases, comparison = verification_inputs(teacher, asked, teacher.size, fixed)
         truth = read_truth(ground_truth, asked.paths, teacher) if ground_truth is not None else None
+        notes += asked.notes
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
         model, overflow = to_onnx(protected, opset=opset, static=frozen, data_folder=staging.data_folder), None
         if dtype == "fp16":

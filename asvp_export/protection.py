@@ -14,6 +14,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.expected import least_of
 from asvp_export.parity.result import PRESERVATION_DB
+from asvp_export.picture import left_out
 from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
 from asvp_export.progress import Say
 from asvp_export.teacher.model import Teacher
@@ -171,6 +172,8 @@ def _calibrated(
         compensate=wanted.compensate,
     )
     calibrate = _calibration_images(images)
+    for line in left_out(calibrate):
+        progress(f"note: {line}")
     if images is not None and verify_images is None:
         calibrate, verify = split(calibrate)
         asked = replace(asked, images=verify)

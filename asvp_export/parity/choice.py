@@ -9,6 +9,7 @@ from typing import Any
 
 from asvp_export.images import list_images, photographs
 from asvp_export.parity.cases import Case, Size, build_cases
+from asvp_export.picture import left_out
 from asvp_export.signature import SizeRule
 from asvp_export.teacher.cost import multiply_adds
 from asvp_export.teacher.model import Teacher
@@ -74,6 +75,15 @@ class InputsAsked:
         if self.images is None:
             return list_images(photographs("verify"))
         return list_images(self.images) if isinstance(self.images, str | Path) else list(self.images)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out of pictures that the user names.
+
+        Raises:
+            InputError: as for `paths`, or a picture cannot be read.
+        """
+        return [] if self.images is None else left_out(self.paths)
 
 
 def verification_inputs(
