@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from asvp_export.errors import InputError
 from asvp_export.graph.metadata import Provenance, read_provenance, tiling_notes
-from asvp_export.images import as_channels, pad_to
+from asvp_export.images import as_channels, pad, pad_to
 from asvp_export.parity.session import ModelInput, float_outputs, inputs_of, run_model, session
 from asvp_export.signature import SizeRule, ValueRange
 from asvp_export.tiles import Tiling, run_tiled
@@ -27,6 +27,8 @@ def restore(
 ) -> np.ndarray:
     """Restore a picture: padded to what the model takes, run once (or tile by tile), cropped back.
 
+    A file of one fixed size restores larger pictures in tiles of that size; one of a fixed batch gets the picture repeated.
+
     Args:
         model: an ONNX file; its metadata says the sizes and the value range (else: any size, 0..1).
         picture: [H, W, 3] float32 in 0..1.
@@ -35,7 +37,7 @@ def restore(
             the result differs from that of one run (docs/compatibility.md says by how much).
         others: what the model takes besides the image (a noise map, a noise level), by name or in order; a mapping may hold
             more, such as an example of the image itself.
-        note: called with a line where tiles are not what the architecture is made for.
+        note: called with a line where tiles are not what the architecture is made for, or a fixed size asks for them.
 
     Returns:
         [H * scale, W * scale, 3] float32, around 0..1 (not clipped); less where the model cuts a border off.
@@ -48,6 +50,40 @@ def restore(
     size, values = (provenance.size, provenance.data_range) if provenance else (SizeRule(), ValueRange())
     inputs = inputs_of(opened)
     image = _image(inputs, provenance)
+    image, given = _checked(inputs, image, others, tiling)
+    _, channels, *sides = (dim if isinstance(dim, int) else None for dim in image.shape)
+    height, width = picture.shape[:2]
+    follow = (name for name, value in given.items() if value.shape[2:] == (height, width))
+    maps = {**given, **{name: _padded(given[name], size, sides) for name in follow}}
+    x = np.ascontiguousarray(values.of(_padded(as_channels(picture[None], channels or 3), size, sides)))
+    tiles = _tiles(x.shape[2:], sides, tiling, size)
+    if tiles:
+        fixed = _fixed_notes(tiles, (height, width), alone=len(inputs) == 1) if any(sides) else []
+        for line in (*fixed, *tiling_notes(provenance)):
+            note(line)
+    main = _main(opened, provenance)
+
+    def run(part: np.ndarray) -> np.ndarray:
+        parts = (_repeated(part if one is image else maps[one.name], one.shape) for one in inputs)
+        return np.atleast_1d(run_model(opened, *parts)[main])[:1]
+
+    y = run_tiled(run, x, tiles) if tiles else run(x)
+    if y.ndim != 4 or y.shape[:2] not in [(1, 1), (1, 3)]:
+        raise InputError(
+            f"The model's output has shape {y.shape} for an input of {x.shape}; a grey or RGB image was expected."
+        )
+    rows, columns = (y.shape[axis] * side // x.shape[axis] for axis, side in ((2, height), (3, width)))
+    y = np.broadcast_to(y, (1, 3, *y.shape[2:]))
+    return values.to_unit(y[0, :, :rows, :columns].transpose(1, 2, 0))
+
+
+def _checked(
+    inputs: Sequence[ModelInput],
+    image: ModelInput | None,
+    others: Mapping[str, np.ndarray] | Sequence[np.ndarray],
+    tiling: Tiling | None,
+) -> tuple[ModelInput, Mapping[str, np.ndarray]]:
+    """The image input, and what was given beside it by name, where that is all that the model takes."""
     rest = [one.name for one in inputs if one is not image]
     given = others if isinstance(others, Mapping) else dict(zip(rest, others, strict=False))
     found = "; ".join(map(str, inputs)) or "nothing"
@@ -59,26 +95,46 @@ def restore(
         raise InputError(f"The model takes {found}; {missing[0]} is not among the inputs that were given.")
     if rest and tiling:
         raise InputError("Tiles were asked for; they are for models that take one picture and nothing else.")
-    channels = image.shape[1]
-    height, width = picture.shape[:2]
-    maps = {name: pad_to(value, size) if value.shape[2:] == (height, width) else value for name, value in given.items()}
-    x = as_channels(picture[None], channels if isinstance(channels, int) else 3)
-    x = np.ascontiguousarray(values.of(pad_to(x, size)))
-    main = _main(opened, provenance)
+    return image, given
 
-    def run(part: np.ndarray) -> np.ndarray:
-        return run_model(opened, *(part if one is image else maps[one.name] for one in inputs))[main]
 
-    for line in tiling_notes(provenance) if tiling else ():
-        note(line)
-    y = run_tiled(run, x, tiling.fitting(size)) if tiling else run(x)
-    if y.ndim != 4 or y.shape[:2] not in [(1, 1), (1, 3)]:
-        raise InputError(
-            f"The model's output has shape {y.shape} for an input of {x.shape}; a grey or RGB image was expected."
-        )
-    rows, columns = (y.shape[axis] * side // x.shape[axis] for axis, side in ((2, height), (3, width)))
-    y = np.broadcast_to(y, (1, 3, *y.shape[2:]))
-    return values.to_unit(y[0, :, :rows, :columns].transpose(1, 2, 0))
+def _padded(x: np.ndarray, rule: SizeRule, sides: Sequence[int | None]) -> np.ndarray:
+    """Padded to what the rule asks for, and to the sides that are fixed."""
+    x = pad_to(x, rule)
+    height, width = (max(here, fixed or 0) for here, fixed in zip(x.shape[2:], sides, strict=True))
+    return pad(x, height, width)
+
+
+def _tiles(padded: Sequence[int], sides: Sequence[int | None], asked: Tiling | None, rule: SizeRule) -> Tiling | None:
+    """The tiles to run: those asked for, or of the very size that the file has where the picture is larger; None: run it whole."""
+    if not any(sides):
+        return asked.fitting(rule) if asked else None
+    free = rule.fit(asked.size) if asked else max(padded)
+    height, width = (fixed or min(free, here) for fixed, here in zip(sides, padded, strict=True))
+    if (height, width) == tuple(padded):
+        return None
+    overlap = asked.overlap if asked else Tiling.overlap
+    return Tiling(height, min(overlap, height // 2, width // 2), width)
+
+
+def _fixed_notes(tiles: Tiling, picture: Sequence[int], alone: bool) -> list[str]:
+    """What a user has to know of a file of a fixed size that is run tile by tile; refused where it takes more than a picture."""
+    found = f"The file takes {_size(tiles.sides)} (height x width) only and the picture is {_size(picture)}"
+    if not alone:
+        raise InputError(f"{found}; tiles are for models that take one picture and nothing else. Cut the picture.")
+    return [
+        f"{found}: it is restored in tiles that share {tiles.overlap} pixels, which differs from one run of the whole."
+    ]
+
+
+def _repeated(x: np.ndarray, wanted: Sequence[int | str | None]) -> np.ndarray:
+    """A batch of 1 as often as a file whose batch is fixed asks for."""
+    batch = wanted[0] if wanted else None
+    return np.repeat(x, batch, axis=0) if isinstance(batch, int) and x.shape[:1] == (1,) else x
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
 
 
 def _image(inputs: Sequence[ModelInput], provenance: Provenance | None) -> ModelInput | None:

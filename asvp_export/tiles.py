@@ -15,7 +15,7 @@ _LEAST_WEIGHT = 1e-3  # of a pixel on a tile's rim, where another tile counts fo
 
 @dataclass(frozen=True)
 class Tiling:
-    """Square tiles that overlap; in the overlap their outputs are blended linearly."""
+    """Tiles that overlap; in the overlap their outputs are blended linearly."""
 
     size: int
     """Height and width of a tile, pixels of the input."""
@@ -23,21 +23,30 @@ class Tiling:
     overlap: int = 32
     """How many pixels two neighbours share."""
 
+    width: int | None = None
+    """The width where it is not `size`."""
+
     def __post_init__(self) -> None:
-        if self.size < 1 or not 0 <= self.overlap <= self.size // 2:
+        if self.size < 1 or not 0 <= self.overlap <= min(self.sides) // 2:
             raise InputError(
                 f"Tiles of {self.size} with an overlap of {self.overlap} were asked for; the overlap can be 0 to half the tile."
             )
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.size, self.width or self.size
+
     def fitting(self, rule: SizeRule) -> Tiling:
-        """With the tile's size rounded up to one that the model takes."""
+        """Square ones, their size rounded up to one that the model takes."""
         return Tiling(rule.fit(self.size), self.overlap)
 
-    def starts(self, side: int) -> list[int]:
-        """Where the tiles begin along a side; the last one ends with it."""
-        if side <= self.size:
+    def starts(self, side: int, axis: int = 0) -> list[int]:
+        """Where the tiles begin along the height (axis 0) or the width (1) of an image; the last one ends with it."""
+        tile = self.sides[axis]
+        if side <= tile:
             return [0]
-        return [*range(0, side - self.size, self.size - self.overlap), side - self.size]
+        return [*range(0, side - tile, tile - self.overlap), side - tile]
 
 
 def run_tiled(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray, tiling: Tiling) -> np.ndarray:
@@ -56,9 +65,10 @@ def run_tiled(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray, tiling: Ti
     """
     total = weights = np.zeros(0)
     kind = x.dtype
+    rows, columns = tiling.sides
     for top in tiling.starts(x.shape[2]):
-        for left in tiling.starts(x.shape[3]):
-            tile = x[:, :, top : top + tiling.size, left : left + tiling.size]
+        for left in tiling.starts(x.shape[3], axis=1):
+            tile = x[:, :, top : top + rows, left : left + columns]
             y = run(np.ascontiguousarray(tile))
             scale = _scale(tile, y)
             if not total.size:
@@ -66,8 +76,7 @@ def run_tiled(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray, tiling: Ti
                 total = np.zeros((1, y.shape[1], round(x.shape[2] * scale), round(x.shape[3] * scale)))
                 weights = np.zeros(total.shape[2:])
             fade = round(tiling.overlap * scale)
-            rows, columns = _ramp(y.shape[2], fade), _ramp(y.shape[3], fade)
-            window = rows[:, None] * columns
+            window = _ramp(y.shape[2], fade)[:, None] * _ramp(y.shape[3], fade)
             down, right = round(top * scale), round(left * scale)
             here = slice(down, down + y.shape[2]), slice(right, right + y.shape[3])
             total[0, :, *here] += y[0] * window
