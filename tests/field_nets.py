@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -86,3 +88,48 @@ class TwoAtATime(Restorer):
     def forward(self, x):
         assert len(x) == 1
         return super().forward(x)
+
+
+class SmallMap(Restorer):
+    """Attention over a pooled map, which is empty below 16 pixels; onnxruntime divides by zero on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.pooled = nn.Conv2d(8, 8, 3, 2), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.head(x)
+        pooled = self.pooled(functional.max_pool2d(self.down(features), 7, 3))
+        gate = functional.interpolate(pooled, features.shape[-2:], mode="bilinear", align_corners=False)
+        return x + 0.1 * self.tail(features * torch.sigmoid(gate))
+
+
+class PadsInPython(nn.Module):
+    """Pads to even sizes by numbers that Python computes, which a trace freezes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.head, self.tail = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        down, right = (int(math.ceil(side / 2) * 2 - side) for side in (height, width))
+        even = functional.pad(x, (0, right, 0, down), mode="replicate")
+        folded = functional.pixel_unshuffle(even, 2)
+        change = functional.pixel_shuffle(self.tail(torch.relu(self.head(folded))), 2)
+        return (even + 0.1 * change)[..., :height, :width]
+
+
+class ChannelsLast(Restorer):
+    """N,H,W,C in and out, as graphs that come from TensorFlow have it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MixedClamp(Restorer):
+    """Clamps between a float and an int."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(super().forward(x), 0.0001, 1)

@@ -1,0 +1,30 @@
+"""The matrix of docs/compatibility.md, from what `make test-field` wrote into build/field."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from _pages import fill
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests_field")]
+
+from files import FILES
+
+
+def main() -> None:
+    rows = [json.loads((ROOT / "build" / "field" / f"{file.name}.json").read_text()) for file in FILES]
+    steps = list(rows[0]["outcomes"])
+    lines = [f"| file | what is special | {' | '.join(steps)} | assumed, not certain |"]
+    lines.append("|---" * (len(steps) + 3) + "|")
+    for row in rows:
+        outcomes = [row["outcomes"][step].partition(":")[0] for step in steps]
+        assumed = "; ".join(f"{one['about']}: {one['concluded']}" for one in row["assumed"])
+        lines.append(f"| `{row['file']}` | {row['kind']} | {' | '.join(outcomes)} | {assumed} |")
+    fill(ROOT / "docs" / "compatibility.md", {"field": "\n".join(lines) + "\n"})
+
+
+if __name__ == "__main__":
+    main()
