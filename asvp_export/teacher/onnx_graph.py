@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import onnx
 
 _Nodes = Iterable[onnx.NodeProto]
+_FLOATS = tuple(getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"))
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -121,8 +122,11 @@ def in_order(graph: onnx.GraphProto) -> bool:
 
 
 def is_half(model: onnx.ModelProto) -> bool:
-    """Whether weights of the model are float16."""
-    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    """Whether weights of the model are float16: a tenth of the stored floating values or more, wherever they are stored."""
+    counts: Counter[int] = Counter()
+    for tensor in tensors(model):
+        counts[tensor.data_type] += math.prod(tensor.dims)
+    return counts[onnx.TensorProto.FLOAT16] * 10 >= max(1, sum(counts[kind] for kind in _FLOATS))
 
 
 def reads(node: onnx.NodeProto) -> set[str]:
