@@ -6,7 +6,8 @@ import difflib
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -96,6 +97,9 @@ class _Survey:
     aliases: dict[str, str]
     """Every name under which a module can be asked for, to the one under which it goes."""
 
+    kinds: dict[str, str]
+    """The class of each module, or the operator of each tensor."""
+
     elsewhere: dict[str, str] = field(default_factory=dict)
     """Names in the file that are no layers, and what they are."""
 
@@ -153,7 +157,7 @@ def select(teacher: Teacher, patterns: Sequence[str]) -> dict[str, Site]:
 
     Args:
         teacher: the teacher; two forwards.
-        patterns: each may hold several, split at commas.
+        patterns: each may hold several, split at commas; what is a layer's own name, commas and all, is not split.
 
     Returns:
         Name to site, in the order of the layers' first outputs in a forward.
@@ -163,12 +167,12 @@ def select(teacher: Teacher, patterns: Sequence[str]) -> dict[str, Site]:
             that matches nothing or no carrier, or two plain names for one tensor.
     """
     given = [patterns] if isinstance(patterns, str) else patterns
-    words = [word.strip() for pattern in given for word in pattern.split(",") if word.strip()]
-    if not words:
+    if not any(pattern.replace(",", " ").strip() for pattern in given):
         raise InputError(
             "No layer is named; give names or globs such as body.*, and list them with asvp-export layers."
         )
     survey = _survey(teacher)
+    words = [word for pattern in given for word in _words(pattern, survey.aliases)]
     plain: set[str] = set()
     matched: set[str] = set()
     for word in words:
@@ -180,12 +184,27 @@ def select(teacher: Teacher, patterns: Sequence[str]) -> dict[str, Site]:
     return {name: Site(survey.traces[name].shapes[0], survey.axes[name]) for name in names}
 
 
+def _words(pattern: str, names: Collection[str]) -> list[str]:
+    """A pattern split at its commas, but for those inside a layer's name: the longest name wins, unless its parts are names too."""
+    if pattern.strip() in names:
+        return [pattern.strip()]
+    parts, words = pattern.split(","), []
+    while parts:
+        for end in range(len(parts), 0, -1):
+            word = ",".join(parts[:end]).strip()
+            if end == 1 or (word in names and not all(part.strip() in names for part in parts[:end])):
+                words += [word] if word else []
+                del parts[:end]
+                break
+    return words
+
+
 def _named(word: str, survey: _Survey) -> str:
     if word not in survey.aliases and word in survey.elsewhere:
         raise InputError(f"The name {word} cannot carry the node: it {survey.elsewhere[word]}.")
     if word not in survey.aliases:
         near = difflib.get_close_matches(word, survey.aliases, n=3, cutoff=0.5)
-        hint = f"the nearest are {', '.join(near)}" if near else "list them with asvp-export layers"
+        hint = f"the nearest are {', '.join(near)}" if near else _there_is(survey)
         raise InputError(f"There is no layer {word!r}; {hint}.")
     name = survey.aliases[word]
     if name not in survey.axes:
@@ -200,14 +219,25 @@ def _match(glob: str, survey: _Survey) -> set[str]:
     found = [name for name in everyone if name in meant]
     if not found:
         near = difflib.get_close_matches(re.sub(r"[*?\[\]]", "", glob), everyone, n=3, cutoff=0.3)
-        hint = f"the nearest names are {', '.join(near)}" if near else "list them with asvp-export layers"
-        raise InputError(f"No layer matches {glob!r} (* stays inside one part of a name, ** crosses parts); {hint}.")
+        nearest = f"the nearest names are {', '.join(near)}; " if near else ""
+        raise InputError(
+            f"No layer matches {glob!r} (* stays inside one part of a name, ** crosses parts); {nearest}{_there_is(survey)}."
+        )
     carriers = {name for name in found if name in survey.axes}
     if not carriers:
         why = "; ".join(f"{name} {survey.reasons[name]}" for name in found[:3])
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         raise InputError(f"None of the layers that match {glob!r} can carry the node: {why}{more}.")
     return carriers
+
+
+def _there_is(survey: _Survey) -> str:
+    """How many layers of which kinds could be named, the commonest kinds first."""
+    kinds = Counter(survey.kinds[name] for name in survey.axes).most_common()
+    shown = [f"{count} {kind}" for kind, count in kinds[:4]]
+    others = sum(count for _, count in kinds[4:])
+    listed = ", ".join([*shown, f"{others} others"] if others else shown)
+    return f"{len(survey.axes)} layers can carry the node ({listed}), and asvp-export layers MODEL lists them"
 
 
 def _translate(glob: str, separator: str) -> re.Pattern[str]:
@@ -307,7 +337,8 @@ def _survey(teacher: Teacher) -> _Survey:
         if name and name not in first:
             listed = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict))
             reasons[name] = "is a list of modules, never called itself" if listed else "is never called in a forward"
-    return _Survey(axes, reasons, first, _aliases(teacher.module))
+    kinds = {name: _type_name(module) for name, module in teacher.module.named_modules()}
+    return _Survey(axes, reasons, first, _aliases(teacher.module), kinds)
 
 
 def _trace(teacher: Teacher, image: torch.Tensor) -> dict[str, _Trace]:

@@ -44,13 +44,14 @@ def graph_survey(teacher: Teacher, module: OnnxModule) -> _Survey:
             reasons[name] = "returns what no output of the graph depends on"
         else:
             axes[name] = verdict
-    return _Survey(axes, reasons, first, aliases, _elsewhere(module.model), "/")
+    made_by = {name: node.op_type for node in module.model.graph.node for name in node.output}
+    kinds = {name: made_by[tensor] for name, tensor in layers.items()}
+    return _Survey(axes, reasons, first, aliases, kinds, _elsewhere(module.model), "/")
 
 
 def graph_candidates(teacher: Teacher, module: OnnxModule, survey: _Survey) -> list[Layer]:
     """Measure the carriers of a graph; those with NaN or Inf go to the survey's reasons."""
     layers, _ = named_tensors(module.model)
-    kinds = {name: node.op_type for node in module.model.graph.node for name in node.output}
     values = module.cast(teacher.inputs(teacher.example()))
     times = _times(module, values)
     found = []
@@ -64,7 +65,7 @@ def graph_candidates(teacher: Teacher, module: OnnxModule, survey: _Survey) -> l
         share, rank = _spectrum(output[0], axis if axis < 0 else axis - 1)
         shape = tuple(output.shape)
         time = times.get(tensor, 0.0)
-        found.append(Layer(name, kinds[tensor], 1, shape, axis, share, rank, time, _node_time(output, axis)))
+        found.append(Layer(name, survey.kinds[name], 1, shape, axis, share, rank, time, _node_time(output, axis)))
     return found
 
 
