@@ -8,7 +8,9 @@ import re
 import tempfile
 import warnings
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -115,9 +117,11 @@ def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
             path = Path(folder, "graph.onnx")
             warnings.simplefilter("ignore")
+            module, inputs = _copied(teacher.module), teacher.inputs(teacher.example(batch=2))
+            _return_a_tuple(module, teacher.module(*inputs))
             torch.onnx.export(
-                _copied(teacher.module),
-                teacher.inputs(teacher.example(batch=2)),
+                module,
+                inputs,
                 path,
                 dynamo=False,
                 opset_version=opset,
@@ -144,6 +148,54 @@ def _copied(module: torch.nn.Module) -> torch.jit.ScriptModule:
     torch.jit.save(module, buffer)
     buffer.seek(0)
     return torch.jit.load(buffer)
+
+
+def _return_a_tuple(module: torch.jit.ScriptModule, example: object) -> None:
+    """Let a module return the tensors of its mapping, list or nested tuple in a row: the exporter takes no other outputs.
+
+    Args:
+        module: one that has not run yet; it would keep to what it ran.
+        example: what it returns.
+    """
+    graph = module.graph
+    (returned,) = graph.outputs()
+    if isinstance(returned.type(), torch.TensorType):
+        return
+    values = _unpacked(graph, returned, example)
+    row = graph.create("prim::TupleConstruct", values, 1)
+    row.output().setType(torch.TupleType([value.type() for value in values]))
+    graph.appendNode(row)
+    graph.eraseOutput(0)
+    graph.registerOutput(row.output())
+
+
+def _unpacked(graph: Any, value: torch.Value, example: object) -> list[torch.Value]:
+    """The tensors in a value of a graph, in the order of `named_outputs`, by nodes that are added at its end.
+
+    Args:
+        graph: it gets the nodes.
+        value: a tensor, or a mapping, list or tuple, nested perhaps.
+        example: what `value` was in one run.
+    """
+    if isinstance(example, torch.Tensor):
+        return [value]
+    kind: Any = value.type()
+    parts: list[tuple[torch.Value, object]] = []
+    if isinstance(example, Mapping | list):
+        items = example.items() if isinstance(example, Mapping) else enumerate(example)
+        inside = kind.getValueType() if isinstance(example, Mapping) else kind.getElementType()
+        for key, part in items:
+            node = graph.create("aten::__getitem__", [value, graph.insertConstant(key)], 1)
+            node.output().setType(inside)
+            graph.appendNode(node)
+            parts.append((node.output(), part))
+    elif isinstance(example, tuple):
+        node = graph.create("prim::TupleUnpack", [value], len(example))
+        graph.appendNode(node)
+        for output, inside, part in zip(node.outputs(), kind.elements(), example, strict=True):
+            output.setType(inside)
+            parts.append((output, part))
+    return [found for output, part in parts for found in _unpacked(graph, output, part)]
 
 
 def _verified(teacher: Teacher, graph: OnnxModule) -> OnnxModule:
