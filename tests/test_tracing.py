@@ -72,7 +72,9 @@ def test_padding_to_windows_that_one_size_needs_and_another_does_not_is_exported
 
 def test_a_forward_that_fixes_the_batch_is_told_with_the_way_out():
     protected = asvp_export.protect(asvp_export.load(OneByOne()), "head", gain=1.1)
-    with pytest.raises(InputError, match=r"forward fixes batch \(2\) while it is traced.*--static --size HxW"):
+    with pytest.raises(
+        InputError, match=r"forward fixes batch \(2\) while it is traced.*It exports with --static-batch"
+    ):
         to_onnx(protected)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -20,8 +20,9 @@ from asvp_export.errors import AsvpError, InputError
 from asvp_export.graph import publish
 from asvp_export.graph.passes import attach_functions, name_by_module, name_nodes, strip_traces
 from asvp_export.graph.protect import Protected, observed
+from asvp_export.graph.refusal import FixedError, Frozen, refusal
 from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, strip_author, with_weights
-from asvp_export.graph.translations import translations
+from asvp_export.graph.translations import OneTypeOfBounds, translations
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
 from asvp_export.signature import Signature
 from asvp_export.teacher.layers import graph_of
@@ -30,6 +31,9 @@ from asvp_export.teacher.onnx_graph import named_tensors, opset_of
 from asvp_export.teacher.onnx_model import OnnxModule
 
 OPSETS = range(18, 27)
+TRACED = (61, 91)
+"""Height and width that are traced. They fit no window: padding to one, which is nothing at 64 x 96, has to get into the graph."""
+
 DEFAULT_OPSET = 18  # what most runtimes read, and what the exporter writes without a conversion
 
 
@@ -39,6 +43,7 @@ def to_onnx(
     opset: int | None = None,
     static: tuple[int, int] | None = None,
     data_folder: Path | None = None,
+    traced_at: tuple[int, int] = TRACED,
 ) -> onnx.ModelProto:
     """Write the protected module as ONNX, with the operator's function body attached.
 
@@ -50,6 +55,7 @@ def to_onnx(
         static: (height, width) to freeze, with a batch of 1; None leaves batch, height and width free.
         data_folder: where a module's weights are written if they are over 2 GiB, so that memory holds them once; None: they
             go into the model, whatever their size.
+        traced_at: height and width at which a module is traced where they are free.
 
     Returns:
         A model with the inputs and outputs of the teacher's signature, no doc strings, and no metadata.
@@ -66,11 +72,17 @@ def to_onnx(
     teacher = protected.teacher
     frozen = (1, None, *static) if static else teacher.fixed
     calls = _calls(protected, frozen)
-    model = _trace(protected.module, teacher, frozen, opset, data_folder)
+    try:
+        program = _trace(protected.module, teacher, frozen, opset, traced_at)
+    except Exception as error:  # the exporter wraps whatever went wrong inside
+        attempt = partial(_trace, protected.module, teacher, opset=opset, at=TRACED)
+        raise refusal(error, teacher, frozen, lambda other: attempt(frozen=other)) from error
+    if data_folder is not None and _bytes_of(program.model) > publish.EXTERNAL_LIMIT:
+        unload_from_model(program.model, data_folder, "traced.data", size_threshold_bytes=publish.SMALL - 1)
+    model = program.model_proto
     written = next(o.version for o in model.opset_import if o.domain == "")
     if written != opset:
         raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
-    _check_free(model, teacher.signature, frozen)
     name_nodes(model, protected.nodes, calls)
     name_by_module(model)
     strip_traces(model)
@@ -106,41 +118,33 @@ def _inserted(
 
 
 def _trace(
-    module: torch.nn.Module,
-    teacher: Teacher,
-    frozen: tuple[int | None, ...],
-    opset: int,
-    data_folder: Path | None,
-) -> onnx.ModelProto:
+    module: torch.nn.Module, teacher: Teacher, frozen: Frozen, opset: int, at: tuple[int, int]
+) -> torch.onnx.ONNXProgram:
+    """The module as the exporter writes it.
+
+    Raises:
+        Exception: whatever went wrong inside the exporter; FixedError: it froze sizes that were to be free.
+    """
     signature, stuck = teacher.signature, _frozen_names(frozen)
     free = tuple({i: name for i, name in axes.items() if name not in stuck} for axes in signature.dimensions)
     # Modules from .pt2 archives take *args, whose shapes come in a tuple of their own.
     shapes = (free,) if isinstance(module, UnflattenedModule) else free
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                module,
-                teacher.inputs(_example(teacher, frozen)),
-                dynamo=True,
-                opset_version=opset,
-                dynamic_shapes=shapes if any(free) else None,
-                input_names=list(signature.names),
-                output_names=list(signature.outputs),
-                custom_translation_table={torch.ops.asvp.perturb.default: _translated, **translations()},
-                verbose=False,
-            )
-    except Exception as error:  # the exporter wraps whatever went wrong inside
-        if stuck := _fixed_on_the_way(error, teacher.signature):
-            raise InputError(_FIXES.format(" and ".join(stuck))) from error
-        raise AsvpError(
-            f"PyTorch's exporter does not take this model ({_reason(error)}). Simplify its forward, or export with --debug "
-            "to see the whole error."
-        ) from error
+    with _quiet(), torch.no_grad(), OneTypeOfBounds():
+        program = torch.onnx.export(
+            module,
+            teacher.inputs(_example(teacher, frozen, at)),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=shapes if any(free) else None,
+            input_names=list(signature.names),
+            output_names=list(signature.outputs),
+            custom_translation_table={torch.ops.asvp.perturb.default: _translated, **translations()},
+            verbose=False,
+        )
     if program is None:
         raise AsvpError("PyTorch's exporter returned no model.")
-    if data_folder is not None and _bytes_of(program.model) > publish.EXTERNAL_LIMIT:
-        unload_from_model(program.model, data_folder, "traced.data", size_threshold_bytes=publish.SMALL - 1)
-    return program.model_proto
+    _check_free(program.model, signature, frozen)
+    return program
 
 
 def _bytes_of(model: ir.Model) -> int:
@@ -148,19 +152,18 @@ def _bytes_of(model: ir.Model) -> int:
     return sum(value.nbytes for value in values if value is not None)
 
 
-def _example(teacher: Teacher, frozen: tuple[int | None, ...]) -> torch.Tensor:
-    """What is traced. Sizes that fit no window: padding to one, which is nothing at 64 x 96, has to get into the graph."""
-    return teacher.example(height=frozen[2] or 61, width=frozen[3] or 91, batch=frozen[0] or 2)
+def _example(teacher: Teacher, frozen: Frozen, at: tuple[int, int]) -> torch.Tensor:
+    return teacher.example(height=frozen[2] or at[0], width=frozen[3] or at[1], batch=frozen[0] or 2)
 
 
-def _frozen_names(frozen: tuple[int | None, ...]) -> set[str]:
+def _frozen_names(frozen: Frozen) -> set[str]:
     """Which of the image's sizes are frozen, by name; N, C, H, W are given."""
     return {
         name for name, size in zip(("batch", "", "height", "width"), frozen, strict=True) if name and size is not None
     }
 
 
-def _calls(protected: Protected, frozen: tuple[int | None, ...]) -> list[str]:
+def _calls(protected: Protected, frozen: Frozen) -> list[str]:
     """The protected layers in the order in which a forward reaches their nodes.
 
     Raises:
@@ -169,7 +172,7 @@ def _calls(protected: Protected, frozen: tuple[int | None, ...]) -> list[str]:
     calls: list[str] = []
     places = {name: weight.data_ptr() for name, weight in protected.module.named_parameters()}
     with observed(protected, lambda layer, *maps: calls.append(layer)):
-        protected(_example(protected.teacher, frozen))
+        protected(_example(protected.teacher, frozen, TRACED))
     moved = [name for name, weight in protected.module.named_parameters() if weight.data_ptr() != places[name]]
     if moved:
         raise InputError(
@@ -220,39 +223,17 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-_FIXES = (
-    "The model's forward fixes {} while it is traced; a model with free sizes was expected. Export it with --static "
-    "--size HxW, or take the sizes from tensors' shapes in its forward."
-)
+def _check_free(model: ir.Model, signature: Signature, frozen: Frozen) -> None:
+    """A size that the trace froze on its way looks free at 64 and fails at 72; refuse it here.
 
-
-def _fixed_on_the_way(error: BaseException, signature: Signature) -> list[str]:
-    """The free sizes to which the tracer says that it found but one value, as "name (value)"."""
-    said = re.findall(r"static shape of (\d+) for dimension .*shape\[(\d+)\]", str(_innermost(error)))
-    names = signature.dimensions[signature.place]
-    return list(dict.fromkeys(f"{names.get(int(axis), f'axis {axis}')} ({size})" for size, axis in said))
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause on one line."""
-    error = _innermost(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def _check_free(model: onnx.ModelProto, signature: Signature, frozen: tuple[int | None, ...]) -> None:
-    """A size that the trace froze on its way looks free at 64 and fails at 72; refuse it here."""
-    dims = model.graph.input[signature.place].type.tensor_type.shape.dim
+    Raises:
+        FixedError: there is one.
+    """
+    dims = model.graph.inputs[signature.place].shape or ()
     axes, given = signature.dimensions[signature.place], _frozen_names(frozen)
-    stuck = [f"{name} ({dims[i].dim_value})" for i, name in axes.items() if name not in given and not dims[i].dim_param]
+    stuck = [f"{name} ({dims[i]})" for i, name in axes.items() if name not in given and isinstance(dims[i], int)]
     if stuck:
-        raise InputError(_FIXES.format(" and ".join(stuck)))
+        raise FixedError(stuck)
 
 
 def _name_output(model: onnx.ModelProto, teacher: Teacher) -> None:
