@@ -239,6 +239,7 @@ def cli() -> None:
     help="fp16: weights and feature maps in float16, the operator's arithmetic in float32.",
 )
 @click.option("--static", is_flag=True, help="Freeze the one --size, and a batch of 1.")
+@click.option("--static-batch", is_flag=True, help="Freeze a batch of 1, and leave height and width free.")
 @click.option("--external-data", is_flag=True, help="Keep the tensors in a file of their own, also under 2 GiB.")
 @click.option(
     "--portable",
@@ -262,7 +263,8 @@ def export(
     energy: float, axis: int | None, output: Path | None,
     loading: dict[str, Any],
     images: Path | None, sizes: Sequence[tuple[int, int]], thorough: bool, min_psnr: float, provider: str, report: Path | None,
-    junit: Path | None, verify_images: Path | None, opset: int | None, dtype: str, static: bool, external_data: bool, portable: str | None,
+    junit: Path | None, verify_images: Path | None, opset: int | None, dtype: str, static: bool, static_batch: bool,
+    external_data: bool, portable: str | None,
     force: bool, model_card: bool, keep_failed: bool, ground_truth: Path | None, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Protect MODEL, export it, verify the file, and only then give it its name."""
@@ -308,7 +310,7 @@ def export(
             images = None  # those of the plan
         result = run_export(
             protected, output, images=images, sizes=sizes, thorough=thorough, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
-            external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
+            static_batch=static_batch, external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
             provider=provider, evidence="page" in reports, ground_truth=ground_truth, progress=say,
         )  # fmt: skip
     return _finish(result, output, reports, as_json, quiet)

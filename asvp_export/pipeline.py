@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -28,6 +30,7 @@ from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.overflow import first_overflow
 from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider
+from asvp_export.parity.traced import fitted
 from asvp_export.parity.truth import read_truth
 from asvp_export.parity.verify import GateResult, check_threshold, least_psnr
 from asvp_export.plan.strips import Strip, smallest, strip_tests
@@ -53,6 +56,7 @@ def export(
     opset: int | None = None,
     dtype: str = "fp32",
     static: bool = False,
+    static_batch: bool = False,
     external_data: bool = False,
     portable: str = "",
     force: bool = False,
@@ -77,6 +81,7 @@ def export(
         dtype: "fp32", or "fp16" for float16 weights and feature maps (inputs and outputs too); the operator computes in
             float32 all the same. A feature map that leaves float16's range on any input fails the export.
         static: freeze batch (1), height and width.
+        static_batch: freeze the batch (1), and leave height and width free.
         external_data: keep the tensors in a file of their own, also under 2 GiB.
         portable: "inline" writes the operator's body into the graph, for readers that do not resolve model-local
             functions; such a file takes no native kernel.
@@ -103,6 +108,8 @@ def export(
         raise InputError(f"The dtype {dtype!r} was asked for; {' or '.join(FIDELITY_DB)} was expected.")
     if portable not in ("", INLINE):
         raise InputError(f"The portable form {portable!r} was asked for; {INLINE!r} is the one there is.")
+    if static_batch:
+        protected = replace(protected, teacher=_one_at_a_time(protected.teacher))
     teacher, path = protected.teacher, Path(output)
     frozen = _frozen_size(teacher, sizes, static)
     failed = path.with_name(f"{path.stem}.failed.onnx")
@@ -112,6 +119,7 @@ def export(
         *library_notes(provider, portable),
         *frozen_notes(*(frozen or teacher.fixed[2:])),
         *_half_notes(teacher, dtype),
+        *(["The file takes one image at a time (--static-batch)."] if static_batch and not frozen else []),
     ]
     graph = graph_of(teacher, opset)
     folder = graph.folder if graph else None
@@ -124,6 +132,13 @@ def export(
         notes += asked.notes
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
         model, overflow = to_onnx(protected, opset=opset, static=frozen, data_folder=staging.data_folder), None
+        if graph is None and None in fixed[2:]:
+            again = partial(to_onnx, protected, opset=opset, data_folder=staging.data_folder)
+            model, protected = fitted(model, protected, lambda at: again(traced_at=at), staging.data_folder)
+            if protected.teacher.size != teacher.size:
+                teacher = protected.teacher
+                cases, comparison = verification_inputs(teacher, asked, teacher.size, fixed)
+                notes.append(_size_note(teacher))
         if dtype == "fp16":
             check_convertible(model)
             if folder is not None and data_bytes(model) <= publish.EXTERNAL_LIMIT:
@@ -256,6 +271,32 @@ def _provenance(protected: Protected, gates: Stamps, portable: str) -> Provenanc
         tiling=teacher.architecture.tiling if teacher.architecture else "",
         compensated=protected.plan.compensate if protected.plan and protected.weights else "",
         assumptions=teacher.assumptions,
+    )
+
+
+def _one_at_a_time(teacher: Teacher) -> Teacher:
+    """The teacher with its batch frozen at 1.
+
+    Raises:
+        InputError: its batch is another number, or that of a graph which keeps its sizes.
+    """
+    own = teacher.fixed[0]
+    if own == 1:
+        return teacher
+    if own is not None or isinstance(teacher.module, OnnxModule):
+        theirs = f"of {own}" if own else "left free"
+        raise InputError(
+            f"--static-batch was given; the batch of {teacher.source} is {theirs}, and a graph keeps its sizes. Leave "
+            "--static-batch out, or fix the batch of an ONNX file first (onnxruntime.tools.make_dynamic_shape_fixed)."
+        )
+    return replace(teacher, fixed=(1, *teacher.fixed[1:]))
+
+
+def _size_note(teacher: Teacher) -> str:
+    return (
+        f"The file takes heights and widths that are multiples of {teacher.size.multiple}, and was compared at such sizes alone: "
+        f"the forward of {teacher.source} computes a Python number from the image's size, which the trace freezes. "
+        "--static --size HxW gets a file for any one size."
     )
 
 

@@ -31,6 +31,7 @@ _WHEELS = (
     "onnxruntime-openvino",
     "onnxruntime-qnn",
 )
+_OTHER_SIZE = "Give a size that it was exported for; exporting with --static --size HxW gets a file for one size."
 _OUT_OF_MEMORY = re.compile(r"bad_?alloc|out of memory|failed to allocate|CUDA failure 2\b", re.IGNORECASE)
 
 
@@ -201,7 +202,7 @@ def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndar
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         size = " and ".join("x".join(str(dim) for dim in x.shape) for x in inputs)
         what = f"onnxruntime does not run the model on an input of {size}"
-        raise _translated(error, what, "Check that it was exported for inputs of this size.") from error
+        raise _translated(error, what, _OTHER_SIZE) from error
     if not outputs:
         kinds = "; ".join(f"{one.name} {one.type}" for one in opened.get_outputs())
         raise InputError(f"The model gives {kinds}; a floating output was expected.")
