@@ -109,6 +109,8 @@ _LOADING = (
                  help="What normalisation layers use: the statistics stored in training, or those of each input."),
     click.Option(["--inputs"], type=_PATH, metavar="FILE", help="An example of each input (.npz, .pt), for models that take "
                  "more than a picture."),
+    click.Option(["--layout"], type=click.Choice(["nchw", "nhwc"]), help="Of the picture that the model takes: channels first "
+                 "or last. Default: what the file's sizes and first layers say, else what runs."),
     click.Option(["--device"], type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
                  help="Where PyTorch runs the teacher."),
 )  # fmt: skip
@@ -341,7 +343,7 @@ def check(
     _warn_of_two_runtimes()
     with _stdout_for_results():
         source: Path | Teacher = original
-        if not is_onnx(original) or _said("data_range", "inputs", "main_output"):
+        if not is_onnx(original) or _said("data_range", "inputs", "layout", "main_output"):
             source = _load(original, loading, quiet)
         result = run_check(
             source,

@@ -27,9 +27,10 @@ from asvp_export.parity.session import check_provider, fits, inputs_of, session
 from asvp_export.parity.verify import check_threshold
 from asvp_export.plan.record import Plan, apply
 from asvp_export.progress import Say
-from asvp_export.signature import Signature
+from asvp_export.signature import NHWC, Signature
 from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.layers import graph_of, layer_names
+from asvp_export.teacher.layout import frozen
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import is_half
@@ -54,7 +55,7 @@ def check(
 
     Args:
         original: a teacher, or a file that `load` takes without further words, an ONNX file for instance; its value range
-            is then the one that the protected file names.
+            is then the one that the protected file names, and so is its layout where it does not show.
         protected: the shipped ONNX file.
         images: folder of inputs of the teacher; by default the project's own photographs, as many, and as large crops of
             them, as the model's cost allows.
@@ -125,14 +126,20 @@ def check(
 
 
 def _loaded(original: Path, provenance: Provenance | None) -> Teacher:
-    """The original, with the value range and the main output that the shipped file names."""
+    """The original, with the value range that the shipped file names, and its layout and main output where there is a choice."""
     if provenance is None:
         return load(original)
-    found = load(original, data_range=provenance.data_range)
-    names = found.signature.outputs
-    if provenance.output in names and provenance.output != names[found.signature.main]:
-        found = load(original, data_range=provenance.data_range, main_output=provenance.output)
-    return found
+    teacher = load(original, data_range=provenance.data_range)
+    layout = main_output = None
+    doubtful = any(one.about == "layout" and not one.certain for one in teacher.assumptions)
+    if doubtful and teacher.signature.channels_last != (provenance.layout == NHWC):
+        layout = provenance.layout
+    names = teacher.signature.outputs
+    if provenance.output in names and provenance.output != names[teacher.signature.main]:
+        main_output = provenance.output
+    if layout is main_output is None:
+        return teacher
+    return load(original, data_range=provenance.data_range, layout=layout, main_output=main_output)
 
 
 def _onnx_file(original: Teacher | str | Path) -> Path | None:
@@ -143,7 +150,8 @@ def _onnx_file(original: Teacher | str | Path) -> Path | None:
 def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Signature) -> tuple[int | None, ...]:
     """N, C, H, W of the file's image input, None where free."""
     inputs = inputs_of(opened)
-    wanted = "N, C, H, W" if signature.frames is None else "N, T, C, H, W"
+    last = signature.channels_last
+    wanted = "N, T, C, H, W" if signature.frames is not None else "N, H, W, C" if last else "N, C, H, W"
     image = inputs[signature.place] if len(inputs) == len(signature.names) else None
     if image is None or len(image.shape) != (4 if signature.frames is None else 5):
         found = "; ".join(map(str, inputs)) or "nothing"
@@ -151,10 +159,10 @@ def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Sign
             f"The file {path.name} takes {found}; {len(signature.names)} input(s), the image [{wanted}], were expected. Is it "
             "a file of asvp-export, and were all inputs given?"
         )
-    n, *_, c, h, w = (dim if isinstance(dim, int) else None for dim in image.shape)
-    if c not in (None, signature.channels) or (c is None and w == signature.channels):
+    n, c, h, w = frozen([dim if isinstance(dim, int) else None for dim in image.shape], last)
+    if c not in (None, signature.channels) or (c is None and signature.channels in (h, w)):
         raise InputError(
-            f"The file {path.name} takes {image}; {signature.channels} channels were expected, channels first."
+            f"The file {path.name} takes {image}; {signature.channels} channels were expected, channels {'last' if last else 'first'}."
         )
     return n, c, h, w
 

@@ -35,6 +35,7 @@ from asvp_export.parity.truth import read_truth
 from asvp_export.parity.verify import GateResult, check_threshold, least_psnr
 from asvp_export.plan.strips import Strip, smallest, strip_tests
 from asvp_export.progress import Say
+from asvp_export.signature import NCHW, NHWC
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import data_bytes, is_half, opset_of
@@ -271,6 +272,7 @@ def _provenance(protected: Protected, gates: Stamps, portable: str) -> Provenanc
         tiling=teacher.architecture.tiling if teacher.architecture else "",
         compensated=protected.plan.compensate if protected.plan and protected.weights else "",
         assumptions=teacher.assumptions,
+        layout=NHWC if teacher.signature.channels_last else NCHW,
     )
 
 

@@ -12,7 +12,7 @@ from asvp_export.errors import InputError
 from asvp_export.graph.metadata import Provenance, read_provenance, tiling_notes
 from asvp_export.images import as_channels, pad, pad_to
 from asvp_export.parity.session import ModelInput, float_outputs, inputs_of, run_model, session
-from asvp_export.signature import SizeRule, ValueRange
+from asvp_export.signature import NHWC, SizeRule, ValueRange, channels_to_end, channels_to_front, looks_channels_last
 from asvp_export.tiles import Tiling, run_tiled
 
 
@@ -51,10 +51,12 @@ def restore(
     inputs = inputs_of(opened)
     image = _image(inputs, provenance)
     image, given = _checked(inputs, image, others, tiling)
-    _, channels, *sides = (dim if isinstance(dim, int) else None for dim in image.shape)
+    last = provenance.layout == NHWC if provenance else looks_channels_last(image.shape)
+    batch, channels, *sides = _channels_first([dim if isinstance(dim, int) else None for dim in image.shape], last)
     height, width = picture.shape[:2]
-    follow = (name for name, value in given.items() if value.shape[2:] == (height, width))
-    maps = {**given, **{name: _padded(given[name], size, sides) for name in follow}}
+    beside = {name: channels_to_front(value) if last and value.ndim == 4 else value for name, value in given.items()}
+    follow = [name for name, value in beside.items() if value.shape[2:] == (height, width)]
+    beside |= {name: _padded(beside[name], size, sides) for name in follow}
     x = np.ascontiguousarray(values.of(_padded(as_channels(picture[None], channels or 3), size, sides)))
     tiles = _tiles(x.shape[2:], sides, tiling, size)
     if tiles:
@@ -64,8 +66,10 @@ def restore(
     main = _main(opened, provenance)
 
     def run(part: np.ndarray) -> np.ndarray:
-        parts = (_repeated(part if one is image else maps[one.name], one.shape) for one in inputs)
-        return np.atleast_1d(run_model(opened, *parts)[main])[:1]
+        parts = (_repeated(part if one is image else beside[one.name], batch) for one in inputs)
+        parts = (np.ascontiguousarray(channels_to_end(x)) if last and x.ndim == 4 else x for x in parts)
+        found = np.atleast_1d(run_model(opened, *parts)[main])[:1]
+        return channels_to_front(found) if last and found.ndim == 4 else found
 
     y = run_tiled(run, x, tiles) if tiles else run(x)
     if y.ndim != 4 or y.shape[:2] not in [(1, 1), (1, 3)]:
@@ -89,7 +93,7 @@ def _checked(
     found = "; ".join(map(str, inputs)) or "nothing"
     if image is None or (not others and rest):
         raise InputError(
-            f"The model takes {found}; one image batch (N, C, H, W) was expected, or the others by --inputs."
+            f"The model takes {found}; one image batch (N, C, H, W or N, H, W, C) was expected, or the others by --inputs."
         )
     if missing := [name for name in rest if name not in given]:
         raise InputError(f"The model takes {found}; {missing[0]} is not among the inputs that were given.")
@@ -127,10 +131,14 @@ def _fixed_notes(tiles: Tiling, picture: Sequence[int], alone: bool) -> list[str
     ]
 
 
-def _repeated(x: np.ndarray, wanted: Sequence[int | str | None]) -> np.ndarray:
+def _repeated(x: np.ndarray, batch: int | None) -> np.ndarray:
     """A batch of 1 as often as a file whose batch is fixed asks for."""
-    batch = wanted[0] if wanted else None
-    return np.repeat(x, batch, axis=0) if isinstance(batch, int) and x.shape[:1] == (1,) else x
+    return np.repeat(x, batch, axis=0) if batch is not None and x.shape[:1] == (1,) else x
+
+
+def _channels_first(sizes: Sequence[int | None], last: bool) -> list[int | None]:
+    """N, C, H, W of sizes that may be N, H, W, C."""
+    return [sizes[0], sizes[3], sizes[1], sizes[2]] if last else list(sizes)
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -7,10 +7,47 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 
 from asvp_export.errors import InputError
+
+NCHW, NHWC = "nchw", "nhwc"
+
+CHANNELS = (3, 1, 4)
+"""Of pictures: colour, grey, packed Bayer."""
+
+
+class _Tensor(Protocol):
+    """What numpy's and PyTorch's arrays have in common."""
+
+    @property
+    def ndim(self) -> int: ...
+
+    def swapaxes(self, axis1: int, axis2: int, /) -> Self: ...
+
+
+_Array = TypeVar("_Array", bound=_Tensor)
+
+
+def channels_to_end(x: _Array) -> _Array:
+    """N,C,H,W as N,H,W,C, a view."""
+    return x.swapaxes(1, 2).swapaxes(2, 3)
+
+
+def channels_to_front(x: _Array) -> _Array:
+    """N,H,W,C as N,C,H,W, a view."""
+    return x.swapaxes(2, 3).swapaxes(1, 2)
+
+
+def looks_channels_last(sizes: Sequence[object]) -> bool:
+    """Whether the sizes of an image input, numbers where they are fixed, speak for N,H,W,C (of a video N,T,H,W,C).
+
+    The last is fixed at 3, 1 or 4, and where the channels would be is no such number: it is free, or larger.
+    """
+    first = sizes[-3]
+    return sizes[-1] in CHANNELS and (not isinstance(first, int) or first > max(CHANNELS))
 
 
 @dataclass(frozen=True)
@@ -144,6 +181,9 @@ class Signature:
     main: int = 0
     """Which output is the restored image."""
 
+    channels_last: bool = False
+    """Whether the model takes and gives N,H,W,C; everywhere else in this package pictures are N,C,H,W."""
+
     names: tuple[str, ...] = field(init=False)
     """Of all inputs, in order."""
 
@@ -154,7 +194,9 @@ class Signature:
 
     @property
     def size_axes(self) -> tuple[int, int]:
-        """The axes of height and width in the image."""
+        """The axes of height and width in the image, as the model takes it."""
+        if self.channels_last:
+            return 1, 2
         return (2, 3) if self.frames is None else (3, 4)
 
     @property
@@ -173,6 +215,14 @@ class Signature:
         """N,C,H,W, or N,T,C,H,W."""
         return (batch, *(() if self.frames is None else (self.frames,)), self.channels, height, width)
 
+    def to_model(self, image: _Array) -> _Array:
+        """An image batch N,C,H,W as the model takes it, a view."""
+        return channels_to_end(image) if self.channels_last else image
+
+    def from_model(self, output: _Array) -> _Array:
+        """An output of the model as N,C,H,W where it is a batch of pictures or maps, a view."""
+        return channels_to_front(output) if self.channels_last and output.ndim == 4 else output
+
     def others_for(self, image: Sequence[int]) -> tuple[np.ndarray, ...]:
         """The other inputs for an image batch of this shape."""
         return tuple(other.fitting(image[0], *image[-2:]) for other in self.others)
@@ -182,23 +232,26 @@ def _dim(what: str, ratio: Fraction) -> str:
     return what if ratio == 1 else f"{what}_by_{ratio.denominator}" if ratio < 1 else f"{what}_times_{ratio.numerator}"
 
 
-def following(name: str, example: np.ndarray, image: Sequence[int]) -> OtherInput:
+def following(name: str, example: np.ndarray, image: Sequence[int], channels_last: bool = False) -> OtherInput:
     """An input beside the image, with the axes that follow it found from an example of both.
 
-    The first axis follows the batch where it is as long; the last two of three or more follow height and width where
-    they stand to them in one and the same ratio, a whole number or one over it.
+    The first axis follows the batch where it is as long; the last two of three or more (of four channels last: the middle
+    two) follow height and width where they stand to them in one and the same ratio, a whole number or one over it.
 
     Args:
         name: of the input.
         example: its value in one call.
-        image: shape of the image in that call.
+        image: shape of the image in that call, N,C,H,W.
+        channels_last: whether four axes of the example are N,H,W,C.
     """
+    height = 1 if channels_last and example.ndim == 4 else example.ndim - 2
+    mine = example.shape[max(height, 0) : height + 2]
     follows = []
     if example.ndim and example.shape[0] == image[0]:
         follows.append((0, "batch", Fraction(1)))
-    if example.ndim >= 3 and min(example.shape[-2:]) > 1:
-        ratios = {Fraction(mine, theirs) for mine, theirs in zip(example.shape[-2:], image[-2:], strict=True)}
+    if example.ndim >= 3 and min(mine) > 1:
+        ratios = {Fraction(one, theirs) for one, theirs in zip(mine, image[-2:], strict=True)}
         ratio = ratios.pop()
         if not ratios and 1 in (ratio.numerator, ratio.denominator):
-            follows += [(example.ndim - 2, "height", ratio), (example.ndim - 1, "width", ratio)]
+            follows += [(height, "height", ratio), (height + 1, "width", ratio)]
     return OtherInput(name, example, tuple(follows))

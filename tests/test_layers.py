@@ -421,7 +421,11 @@ def test_one_string_is_taken_as_one_pattern(net: Teacher) -> None:
 
 def test_unknown_names_and_empty_globs_name_the_nearest(net: Teacher) -> None:
     refused(net, ["body.0.conv3"], "there is no layer 'body.0.conv3'; the nearest are body.0.conv[12], ")
-    refused(net, ["zzz"], r"there is no layer 'zzz'; \d+ layers can carry the node \(\d+ \w+, .*asvp-export layers MODEL lists them")
+    refused(
+        net,
+        ["zzz"],
+        r"there is no layer 'zzz'; \d+ layers can carry the node \(\d+ \w+, .*asvp-export layers MODEL lists them",
+    )
     refused(net, ["auto"], "there is no layer 'auto'")
     refused(net, ["bodies.*"], r"no layer matches 'bodies\.\*' .*; the nearest names are body")
     refused(net, ["conv1.*"], "no layer matches")

@@ -24,6 +24,7 @@ from asvp_export.graph.protect import Map, Protected, exposed_and_residual, inse
 from asvp_export.operator import Perturbation
 from asvp_export.plan.strips import NodeFit
 from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.layout import frozen
 from asvp_export.teacher.model import Teacher, named_outputs
 from asvp_export.teacher.onnx_graph import named_tensors, reads
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
@@ -79,7 +80,7 @@ class Victim:
             InputError: the file carries no node, names layers that the original does not have, or takes or gives something else.
         """
         file = _File(path)
-        dims = file.module.image_dims(teacher.signature)
+        dims = frozen(file.module.image_sizes(teacher.signature), teacher.signature.channels_last)
         for ours, theirs in zip((teacher.fixed[0], teacher.channels, *teacher.fixed[2:]), dims, strict=True):
             if ours and theirs and ours != theirs:
                 shapes = dims, (teacher.fixed[0], teacher.channels, *teacher.fixed[2:])
@@ -296,7 +297,8 @@ class _File:
 
 
 def _main(teacher: Teacher, result: object) -> torch.Tensor:
-    return list(named_outputs(result).values())[teacher.signature.main].float()
+    output = list(named_outputs(result).values())[teacher.signature.main]
+    return teacher.signature.from_model(output).float()
 
 
 def _by_tap(

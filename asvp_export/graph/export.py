@@ -241,6 +241,7 @@ def _name_output(model: onnx.ModelProto, teacher: Teacher) -> None:
     if not isinstance(teacher.scale, int):
         return
     dims = model.graph.output[teacher.signature.main].type.tensor_type.shape.dim
-    for dim, name in zip(dims[-2:], ("height", "width"), strict=True):
+    places = (1, 2) if teacher.signature.channels_last else (-2, -1)
+    for dim, name in zip((dims[place] for place in places), ("height", "width"), strict=True):
         if dim.dim_param:
             dim.dim_param = name if teacher.scale == 1 else f"{teacher.scale}*{name}"

@@ -11,7 +11,7 @@ import onnx
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
-from asvp_export.signature import SizeRule, ValueRange
+from asvp_export.signature import NCHW, NHWC, SizeRule, ValueRange
 
 PREFIX = "asvp."
 
@@ -68,6 +68,9 @@ class Provenance:
     assumptions: tuple[Assumption, ...] = ()
     """What was concluded of the original when it was loaded."""
 
+    layout: str = NCHW
+    """Of the image that goes in and the main output, NCHW or NHWC."""
+
 
 def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
     """Replace the model's `asvp.` entries; others stay. Keys come in one order, so that bytes repeat."""
@@ -86,6 +89,7 @@ def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
         **({"tiling": provenance.tiling} if provenance.tiling else {}),
         **({"compensated": provenance.compensated} if provenance.compensated else {}),
         **({"assumptions": _json([one.as_dict() for one in provenance.assumptions])} if provenance.assumptions else {}),
+        **({"layout": provenance.layout} if provenance.layout != NCHW else {}),
     }
     others = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
     onnx.helper.set_model_props(model, others | {PREFIX + key: value for key, value in entries.items()})
@@ -123,6 +127,7 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
             tiling=ours.get("tiling", ""),
             compensated=ours.get("compensated", ""),
             assumptions=tuple(Assumption(**one) for one in json.loads(ours.get("assumptions", "[]"))),
+            layout=ours.get("layout", NCHW),
         )
         _check_ranges(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:
@@ -148,6 +153,8 @@ def _check_ranges(found: Provenance) -> None:
     wrong = [f"{name} {value}" for name, value in whole.items() if not 1 <= value <= 2**16]
     if not 2**-16 <= found.scale <= 2**16:
         wrong.append(f"scale {found.scale}")
+    if found.layout not in (NCHW, NHWC):
+        wrong.append(f"layout {found.layout}")
     if wrong:
         raise ValueError(", ".join(wrong))
     for gate in found.gates.values():

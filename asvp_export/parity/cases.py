@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,16 +59,21 @@ class Case:
     others: tuple[np.ndarray, ...] = ()
     """The inputs besides the image."""
 
-    place: int = 0
-    """Which of the inputs the image is."""
-
     cuts: tuple[Cut, ...] = ()
     """Where the images of the batch come from."""
 
+    signature: Signature = field(default_factory=Signature)
+    """What the model takes."""
+
     @property
     def inputs(self) -> tuple[np.ndarray, ...]:
-        """All inputs, in the model's order."""
-        return (*self.others[: self.place], self.input, *self.others[self.place :])
+        """All inputs, in the model's order and layout."""
+        place, image = self.signature.place, np.ascontiguousarray(self.signature.to_model(self.input))
+        return (*self.others[:place], image, *self.others[place:])
+
+    def pictures(self, outputs: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """What the model gave, in N,C,H,W."""
+        return [self.signature.from_model(output) for output in outputs]
 
     @property
     def size(self) -> str:
@@ -248,7 +253,7 @@ def _case(
     x = np.ascontiguousarray(x if signature.frames else x[:, 0])
     name = " + ".join(names) if len(names) <= 2 else f"{names[0]} + {len(names) - 1} more"
     cuts = tuple(picture.middle(size) for picture in members)
-    return Case(name, x, *size, others=signature.others_for(x.shape), place=signature.place, cuts=cuts)
+    return Case(name, x, *size, others=signature.others_for(x.shape), cuts=cuts, signature=signature)
 
 
 def _middle(picture: np.ndarray, size: Size, frame: int = 0) -> np.ndarray:

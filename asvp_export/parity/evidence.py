@@ -120,7 +120,7 @@ def _exhibits(
     for index, score in worst:
         wanted = expected.original[index][main]
         if wanted.ndim >= 4:
-            got = run_model(opened[score.way], *cases[index].inputs)[main]
+            got = cases[index].pictures(run_model(opened[score.way], *cases[index].inputs))[main]
             yield _exhibit(cases[index], score, wanted, got, values)
 
 

@@ -70,7 +70,7 @@ def original_outputs(
 
 
 def torch_outputs(module: torch.nn.Module, cases: Iterable[Case], device: str) -> Iterator[list[np.ndarray]]:
-    """The floating outputs of a module for each case, float32."""
+    """The floating outputs of a module for each case, float32, N,C,H,W."""
     for case in cases:
         try:
             with torch.inference_mode():
@@ -82,4 +82,4 @@ def torch_outputs(module: torch.nn.Module, cases: Iterable[Case], device: str) -
             raise InputError(
                 f"The teacher does not run on {case.name} ({case.size}): {reason}. Use other images or another --size."
             ) from error
-        yield [one.float().cpu().numpy() for one in outputs.values() if one.is_floating_point()]
+        yield case.pictures(one.float().cpu().numpy() for one in outputs.values() if one.is_floating_point())

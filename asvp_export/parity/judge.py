@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +54,7 @@ def judge(
     for way in _ways(provider, portable):
         opened = session(path, provider, library=way == "library")
         with reporter(progress).track(cases, f"file by the {way}") as tracked:
-            got = [run_model(opened, *case.inputs) for case in tracked]
+            got = [case.pictures(run_model(opened, *case.inputs)) for case in tracked]
         del opened  # before the next one: each holds the weights
         held = (data_range, expected.names)
         preservation[way] = score(zip(cases, expected.original, got, strict=True), thresholds[1], *held)
@@ -96,8 +98,13 @@ def judge_tiled(
     if not large:
         raise InputError(f"No picture is larger than a tile of {tiling.size}; use larger ones, or a smaller tile.")
     opened, pairs, seams = session(path, provider), [], [math.nan]
+
+    def run(x: np.ndarray, case: Case) -> np.ndarray:
+        tile = replace(case, input=x)
+        return tile.pictures(run_model(opened, *tile.inputs))[main]
+
     for case, whole in large:
-        tiled = run_tiled(lambda x: run_model(opened, x)[main], case.input, tiling)
+        tiled = run_tiled(partial(run, case=case), case.input, tiling)
         pairs.append((case, [whole], [tiled]))
         scale = whole.shape[2] / case.input.shape[2]
         seams.append(seam_energy(whole, tiled, Tiling(round(tiling.size * scale), round(tiling.overlap * scale))))

@@ -129,10 +129,10 @@ class Search:
     def _psnr(self, i: int, outputs: list[torch.Tensor]) -> float:
         if i not in self._originals:
             self._originals[i] = [one.cpu().float().numpy() for one in self.bench.outputs(i)]
-        found = []
+        found, case = [], self._cases.get(i)
         for original, one in zip(self._originals[i], outputs, strict=True):
-            wanted, got = original, one.cpu().float().numpy()
-            wanted, got = compared(self._cases[i], wanted, got) if i in self._cases else map(as_images, (wanted, got))
+            both = original, one.cpu().float().numpy()
+            wanted, got = compared(case, *case.pictures(both)) if case else map(as_images, both)
             found.append(psnr(wanted, got, peak_of(original, self.peak)))
         return -math.inf if any(map(math.isnan, found)) else min(found)
 

@@ -13,6 +13,7 @@ import onnx
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.graph.describe import describe
+from asvp_export.signature import NHWC
 
 if TYPE_CHECKING:
     from asvp_export.parity.result import ParityResult
@@ -130,7 +131,8 @@ def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
     rules = [f"at least {size['minimum']} pixels"] if size["minimum"] > 1 else []
     rules += [f"multiples of {size['multiple']}"] if size["multiple"] > 1 else []
     rules += ["equal"] if size["square"] else []
-    lines = [
+    lines = ["- Channels last: N,H,W,C, in and out."] if provenance["layout"] == NHWC else []
+    lines += [
         f"- Values {values['low']:g} (black) to {values['high']:g} (white); the outputs are not clipped.",
         f"- Height and width: {', '.join(rules)}. Pad an image to that at the bottom and the right, and crop the output."
         if rules
@@ -274,11 +276,12 @@ def _usage(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
 def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | None:
     """Code that restores a picture; None for a model that does not map one RGB image of any size to another."""
     provenance = found["provenance"]
-    shapes = [*found["inputs"].values(), *found["outputs"].values()]
-    if len(found["inputs"]) != 1 or len(found["outputs"]) != 1 or any(len(s) != 4 or s[1] != 3 for s in shapes):
+    shapes, last = [*found["inputs"].values(), *found["outputs"].values()], provenance["layout"] == NHWC
+    channels = 3 if last else 1
+    if len(found["inputs"]) != 1 or len(found["outputs"]) != 1 or any(len(s) != 4 or s[channels] != 3 for s in shapes):
         return None
     (name, shape), scale = next(iter(found["inputs"].items())), provenance["scale"]
-    if any(isinstance(dim, int) for dim in shape[2:]) or scale != int(scale):
+    if any(isinstance(dim, int) for dim in (shape[1:3] if last else shape[2:])) or scale != int(scale):
         return None
     minimum, multiple, square = (provenance["size"][key] for key in ("minimum", "multiple", "square"))
     to_values, to_pixels = _conversions(**provenance["data_range"])
@@ -293,6 +296,7 @@ def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | N
         ]
         crop = "[:height, :width]" if scale == 1 else f"[: height * {scale:g}, : width * {scale:g}]"
     to_half, back = ("", "") if types[name] == "float32" else (f".astype(np.{types[name]})", ".astype(np.float32)")
+    to_model, from_model = ("", "") if last else (".transpose(2, 0, 1)", ".transpose(1, 2, 0)")
     lines = [
         "import numpy as np",
         "import onnxruntime",
@@ -302,8 +306,8 @@ def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | N
         'pixels = np.asarray(Image.open("in.png").convert("RGB"), dtype=np.float32)',
         f"picture = {to_values}",
         *padding,
-        f"(restored,) = session.run(None, {{{_string(name)}: picture.transpose(2, 0, 1)[None]{to_half}}})",
-        f"restored = restored[0].transpose(1, 2, 0){crop}{back}",
+        f"(restored,) = session.run(None, {{{_string(name)}: picture{to_model}[None]{to_half}}})",
+        f"restored = restored[0]{from_model}{crop}{back}",
         f"pixels = {to_pixels}",
         'Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).save("out.png")',
     ]

@@ -16,6 +16,7 @@ from rich.table import Table
 from asvp_export.assumptions import Assumption
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult
+from asvp_export.signature import NCHW
 from asvp_export.teacher.layers import Layer
 from asvp_export.teacher.model import Teacher
 
@@ -204,6 +205,8 @@ def description_table(found: Mapping[str, Any]) -> None:
     console.print(
         f"height and width: {size}; scale x{provenance['scale']:g}; values {values['low']:g}..{values['high']:g}"
     )
+    if provenance["layout"] != NCHW:
+        console.print("layout: N,H,W,C (channels last)")
     if provenance["portable"]:
         console.print("portable: the operator's body is inlined in the graph; no native kernel takes its place")
     for one in provenance["assumptions"]:

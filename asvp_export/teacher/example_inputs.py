@@ -13,7 +13,7 @@ from torch import nn
 
 from asvp_export.errors import InputError
 from asvp_export.images import read_npz
-from asvp_export.signature import Signature, following
+from asvp_export.signature import Signature, channels_to_front, following
 from asvp_export.teacher.checkpoint import read_torch
 
 _WANTED = "expected the model's inputs, by name or in order, as arrays of an .npz or tensors of a .pt"
@@ -48,7 +48,10 @@ def _array(value: Any, where: str) -> np.ndarray:
 
 
 def signature_of(
-    examples: Mapping[str, np.ndarray] | Sequence[np.ndarray], module: nn.Module, source: str
+    examples: Mapping[str, np.ndarray] | Sequence[np.ndarray],
+    module: nn.Module,
+    source: str,
+    channels_last: bool = False,
 ) -> Signature:
     """The inputs of a model from examples of them; the image is the first floating array N,C,H,W or N,T,C,H,W.
 
@@ -56,9 +59,11 @@ def signature_of(
         examples: by name or in order.
         module: its forward's parameters say the order of names; other modules may list `input_names`.
         source: the model's name, for messages.
+        channels_last: the image is N,H,W,C.
 
     Raises:
-        InputError: names that the model does not have or leaves out before another, or no image among the arrays.
+        InputError: names that the model does not have or leaves out before another, no image among the arrays, or a video
+            channels last.
     """
     parameters = _parameters(module)
     if isinstance(examples, Mapping):
@@ -79,12 +84,18 @@ def signature_of(
         )
     (name, image), others = list(examples.items())[place], [*examples.items()]
     del others[place]
+    if channels_last and image.ndim == 5:
+        raise InputError(
+            f"The example of {name} is a video; videos are taken as N,T,C,H,W only. Leave --layout nhwc out."
+        )
+    shape = channels_to_front(image).shape if channels_last else image.shape
     return Signature(
         image_name=name,
-        channels=image.shape[-3],
+        channels=shape[-3],
         frames=image.shape[1] if image.ndim == 5 else None,
         place=place,
-        others=tuple(following(other, _single(example), image.shape) for other, example in others),
+        others=tuple(following(other, _single(example), shape, channels_last) for other, example in others),
+        channels_last=channels_last,
     )
 
 

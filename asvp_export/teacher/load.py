@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from torch.nn.parameter import is_lazy
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
-from asvp_export.signature import SizeRule, ValueRange
+from asvp_export.signature import NCHW, SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
 from asvp_export.teacher.example_inputs import read_inputs, signature_of
 from asvp_export.teacher.fitting import fit
+from asvp_export.teacher.layout import first_that_works, frozen, readings
 from asvp_export.teacher.model import Architecture, Teacher
 from asvp_export.teacher.norms import statistics_assumed, use_input_statistics
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
-from asvp_export.teacher.probe import probe
-from asvp_export.teacher.pt2 import Dims, load_archive
+from asvp_export.teacher.probe import Findings, probe
+from asvp_export.teacher.pt2 import Sizes, load_archive
 from asvp_export.teacher.recognition import inputs_of, recognise
 from asvp_export.teacher.torchscript import load_torchscript
 
@@ -39,6 +40,7 @@ def load(
     main_output: str | None = None,
     norm_statistics: str = "stored",
     inputs: str | Path | None = None,
+    layout: str | None = None,
     device: str = "cpu",
     weights_key: str | None = None,
 ) -> Teacher:
@@ -62,6 +64,8 @@ def load(
             the statistics of each input, for models that are meant to run in training mode.
         inputs: file (.npz, .pt) with an example of each input, by name or in order: for models that take more than the
             image (a noise map, a noise level), videos, or channels other than 3, 1 and 4.
+        layout: "nchw" (channels first) or "nhwc" (channels last), of the image and the outputs. By default it is told from the
+            sizes that a file declares and what its graph does first, else by running the model (`asvp_export.teacher.layout`).
         device: "cpu" or "cuda".
         weights_key: which weights are meant where a file holds several state dicts: the keys that lead to them, and then
             what their names begin with, joined by dots ("params", "state_dict.generator").
@@ -84,13 +88,64 @@ def load(
     if isinstance(model, nn.Module):
         _check_weights(model, type(model).__name__)
         _refuse_arch(arch, "a module", weights_key)
-        assumptions: tuple[Assumption, ...] = ()
-        module, source, kind = _copied(model), type(model).__name__, "module"
-        digest, fixed, known = _hash_state(module), (None, None, None, None), None
+        opened = _Opened(_copied(model), "module")
+        source, digest = type(model).__name__, _hash_state(opened.module)
     else:
         path = Path(model)
-        module, kind, fixed, known, assumptions = _from_file(path, arch, arch_args, trust_pickle, weights_key)
+        opened = _from_file(path, arch, arch_args, trust_pickle, weights_key)
         source, digest = path.name, sha256(path)
+    known, sizes = opened.architecture, opened.sizes
+    module = _ready(opened.module, source, device)
+    if norm_statistics != "stored":
+        use_input_statistics(module, source, norm_statistics)
+    if known is not None:  # spandrel's architectures are called with images in 0..1
+        values = values or ValueRange()
+        layout = layout or NCHW
+    if isinstance(module, OnnxModule):
+        sizes = module.image_sizes(None if examples is None else signature_of(examples, module, source))
+
+    def attempt(channels_last: bool) -> Findings:
+        signature = replace(inputs_of(known), channels_last=channels_last) if known else None
+        if examples is not None:
+            signature = signature_of(examples, module, source, channels_last)
+        dims, stated = frozen(sizes, channels_last), known.size if known else SizeRule()
+        return probe(module, source, signature, dims, values, device, stated, channels_last, main_output)
+
+    found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
+    size = found.size.stricter(known.size) if known else found.size
+    signature = found.signature
+    if isinstance(module, OnnxModule):  # the file's own names
+        signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
+    teacher = Teacher(
+        module, source, digest, opened.kind, signature, found.scale, size, found.data_range, found.fixed, device, known,
+        (*opened.assumptions, *about_layout, *found.assumptions),
+    )  # fmt: skip
+    about_norms = () if norm_statistics != "stored" else statistics_assumed(teacher)
+    return replace(teacher, assumptions=(*teacher.assumptions, *about_norms))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What was in a file."""
+
+    module: nn.Module
+    """The model, as it was there."""
+
+    kind: str
+    """`Teacher.format`."""
+
+    sizes: Sizes = (None, None, None, None)
+    """The sizes that it declares for its image, in its own order."""
+
+    architecture: Architecture | None = None
+    """Where that was recognised."""
+
+    assumptions: tuple[Assumption, ...] = ()
+    """What was concluded of its weights."""
+
+
+def _ready(module: nn.Module, source: str, device: str) -> nn.Module:
+    """The module in evaluation mode, in float32, on its device, without gradients."""
     _check_weights(module, source)
     try:
         with torch.no_grad():  # a ScriptModule would make its weights results of the conversion
@@ -99,43 +154,23 @@ def load(
             weight.requires_grad_(False)
     except Exception as error:
         raise InputError(f"{source} cannot be moved to {device} as float32: {one_line(error)}.") from error
-    if norm_statistics != "stored":
-        use_input_statistics(module, source, norm_statistics)
-    signature = None if examples is None else signature_of(examples, module, source)
-    if known is not None:  # spandrel's architectures are called with images in 0..1
-        signature, values = signature or inputs_of(known), values or ValueRange()
-    if isinstance(module, OnnxModule):
-        fixed = module.image_dims(signature)
-    stated = known.size if known else SizeRule()
-    found = probe(module, source, signature, fixed, values, device, stated, main_output)
-    size = found.size.stricter(known.size) if known else found.size
-    signature = found.signature
-    if isinstance(module, OnnxModule):  # the file's own names
-        signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
-    teacher = Teacher(
-        module, source, digest, kind, signature, found.scale, size, found.data_range, found.fixed, device, known,
-        (*assumptions, *found.assumptions),
-    )  # fmt: skip
-    about_norms = () if norm_statistics != "stored" else statistics_assumed(teacher)
-    return replace(teacher, assumptions=(*teacher.assumptions, *about_norms))
+    return module
 
 
 def _from_file(
     path: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, weights_key: str | None
-) -> tuple[nn.Module, str, Dims, Architecture | None, tuple[Assumption, ...]]:
-    """The module in a file, its kind, its frozen dimensions, its architecture where that was recognised, what was assumed."""
-    free: Dims = (None, None, None, None)
+) -> _Opened:
     kind = formats.recognise(path)
     if kind in (formats.PT2, formats.PT2_OLD):
         _refuse_arch(arch, f"{path}, a torch.export archive", weights_key)
-        module, dims = load_archive(path, kind == formats.PT2_OLD, trust_pickle)
-        return module, "pt2", dims, None, ()
+        module, sizes = load_archive(path, kind == formats.PT2_OLD, trust_pickle)
+        return _Opened(module, "pt2", sizes)
     if kind == formats.ONNX:
         _refuse_arch(arch, f"{path}, an ONNX file", weights_key)
-        return read_onnx(path), "onnx", free, None, ()
+        return _Opened(read_onnx(path), "onnx")
     if kind == formats.TORCHSCRIPT:
         _refuse_arch(arch, f"{path}, a TorchScript archive", weights_key)
-        return load_torchscript(path, trust_pickle), "torchscript", free, None, ()
+        return _Opened(load_torchscript(path, trust_pickle), "torchscript")
     if kind == formats.SAFETENSORS:
         content: Any = checkpoint.read_safetensors(path)
     else:
@@ -143,12 +178,12 @@ def _from_file(
     weights = checkpoint.find(content, path, weights_key)
     if isinstance(weights, nn.Module):
         _refuse_arch(arch, f"{path}, a saved module")
-        return weights, "pickle", free, None, ()
+        return _Opened(weights, "pickle")
     if not arch:
         found = recognise(weights, path)
-        return found.module, "state-dict", free, found.architecture, found.assumptions
+        return _Opened(found.module, "state-dict", architecture=found.architecture, assumptions=found.assumptions)
     module = build(arch, arch_args)
-    return module, "state-dict", free, None, fit(module, weights, path)
+    return _Opened(module, "state-dict", assumptions=fit(module, weights, path))
 
 
 def _refuse_arch(arch: str | None, what: str, weights_key: str | None = None) -> None:

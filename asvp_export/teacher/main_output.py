@@ -38,18 +38,18 @@ class MainOutput:
         """What was concluded, where there was more than one output."""
         return (self._seen,) if self._seen else ()
 
-    def choose(self, outputs: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor], place: int) -> int:
+    def choose(self, outputs: Mapping[str, torch.Tensor], image: torch.Tensor, inputs: Sequence[torch.Tensor]) -> int:
         """The place of the main output among all of one run.
 
         Args:
-            outputs: name to tensor; at least one of them a floating image batch.
-            inputs: what was run.
-            place: which of the inputs the image is.
+            outputs: name to tensor, channels first; at least one of them a floating image batch.
+            image: the image batch, channels first.
+            inputs: what was run, in the model's order and layout.
 
         Raises:
             InputError: the output that is asked for is not there, or is no image batch.
         """
-        names, image = list(outputs), inputs[place]
+        names = list(outputs)
         pictures = [name for name, tensor in outputs.items() if is_picture(tensor, image.shape[0])]
         if self._asked is not None:
             return names.index(self._named(pictures, outputs))
@@ -58,7 +58,7 @@ class MainOutput:
         size = max(outputs[name].shape[-2:].numel() for name in alike)
         largest = tuple([name for name in alike if outputs[name].shape[-2:].numel() == size])
         if len(largest) > 1 and largest not in self._order:
-            self._order[largest] = _last_computed(self._module, names, largest, inputs, place)
+            self._order[largest] = _last_computed(self._module, names, largest, inputs)
         last = self._order.get(largest, "")
         chosen = last or next(iter(largest))
         self._note(chosen, names, alike, largest, bool(last))
@@ -97,12 +97,12 @@ def is_picture(tensor: torch.Tensor, batch: int) -> bool:
 
 
 def _last_computed(
-    module: nn.Module, every: Sequence[str], names: Sequence[str], inputs: Sequence[torch.Tensor], place: int
+    module: nn.Module, every: Sequence[str], names: Sequence[str], inputs: Sequence[torch.Tensor]
 ) -> str:
     """The output that all the others named go into; "" where there is none, or it cannot be found out."""
     try:
         graph = isinstance(module, OnnxModule)
-        before = _graph_order(module, names) if graph else _traced(module, every, names, inputs, place)
+        before = _graph_order(module, names) if graph else _traced(module, every, names, inputs)
     except Exception:  # a user's model with gradients may raise anything
         return ""
     last = [name for name in names if all(other in before[name] for other in names if other != name)]
@@ -120,15 +120,15 @@ def _graph_order(module: OnnxModule, names: Sequence[str]) -> dict[str, set[str]
 
 
 def _traced(
-    module: nn.Module, all_names: Sequence[str], names: Sequence[str], inputs: Sequence[torch.Tensor], place: int
+    module: nn.Module, every: Sequence[str], names: Sequence[str], inputs: Sequence[torch.Tensor]
 ) -> dict[str, set[str]]:
     """The same of a module, from PyTorch's record of a run."""
     from asvp_export.teacher.model import named_outputs
 
-    image = inputs[place].detach().clone().requires_grad_()
+    floats = [x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
     with torch.enable_grad():
-        given = [image * 1 if i == place else x for i, x in enumerate(inputs)]  # a forward may write into what it gets
-        outputs = dict(zip(all_names, named_outputs(module(*given)).values(), strict=True))
+        given = [x * 1 if x.requires_grad else x for x in floats]  # a forward may write into what it gets
+        outputs = dict(zip(every, named_outputs(module(*given)).values(), strict=True))
         found: dict[str, set[str]] = {}
         for name in names:
             others = [other for other in names if other != name]

@@ -73,7 +73,7 @@ class Teacher:
     """The pixel values for black and white."""
 
     fixed: tuple[int | None, int | None, int | None, int | None] = (None, None, None, None)
-    """Frozen dimensions of the image (N, C, H, W), None where free. A .pt2 archive always freezes C; one that was
+    """Frozen dimensions of the image (N, C, H, W, in whatever layout the model takes it), None where free. A .pt2 archive always freezes C; one that was
     exported with static sizes freezes N, H and W too. N is 1 where a model refuses to run two images at a time."""
 
     device: str = "cpu"
@@ -114,9 +114,9 @@ class Teacher:
 
 
 def with_others(signature: Signature, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The image batch among the other inputs that fit it."""
+    """What the model is called with: an image batch N,C,H,W, laid out as the model takes it, among the inputs that fit it."""
     given = [torch.from_numpy(other).to(image.device) for other in signature.others_for(image.shape)]
-    return (*given[: signature.place], image, *given[signature.place :])
+    return (*given[: signature.place], signature.to_model(image).contiguous(), *given[signature.place :])
 
 
 def named_outputs(result: object, name: str = "") -> dict[str, torch.Tensor]:

@@ -95,8 +95,8 @@ class OnnxModule(nn.Module):
         """The names of what forward returns, in order."""
         return tuple(value.name for value in self.model.graph.output)
 
-    def image_dims(self, signature: Signature | None) -> tuple[int | None, int | None, int | None, int | None]:
-        """The frozen sizes N, C, H, W of the image input, None where free.
+    def image_sizes(self, signature: Signature | None) -> tuple[int | None, ...]:
+        """The sizes of the image input as the graph declares them, four or five, None where free.
 
         Args:
             signature: what is known of the inputs; None: there is but one.
@@ -115,9 +115,9 @@ class OnnxModule(nn.Module):
         dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim] if value is not None else []
         if value is None or len(dims) not in (4, 5) or value.type.tensor_type.elem_type not in _FLOATS:
             raise InputError(
-                f"The graph takes {'; '.join(given) or 'nothing'}; a float image batch N,C,H,W was expected first."
+                f"The graph takes {'; '.join(given) or 'nothing'}; a float image batch N,C,H,W or N,H,W,C was expected first."
             )
-        return dims[0], dims[-3], dims[-2], dims[-1]
+        return tuple(dims)
 
     def with_cuts(self, cuts: Iterable[str]) -> OnnxModule:
         """The same graph with other cuts; what runs it is shared."""

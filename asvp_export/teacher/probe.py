@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError, MachineError
-from asvp_export.signature import Signature, SizeRule, ValueRange
+from asvp_export.signature import CHANNELS, Signature, SizeRule, ValueRange
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.main_output import MainOutput, is_picture
 from asvp_export.teacher.model import named_outputs, natural_inputs, with_others
@@ -24,7 +24,6 @@ from asvp_export.teacher.pt2 import Dims
 # Powers of two are what strides and windows make; the rest are window sizes seen in transformers.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 5, 6, 7, 12, 14, 24, 28)
 
-_CHANNELS = (3, 1, 4)  # colour, grey, packed Bayer
 _FRAMES = (5, 7, 3)  # of a video model, tried when no image batch is taken
 
 _UNIT, _WIDE = ValueRange(0.0, 1.0), ValueRange(0.0, 255.0)
@@ -52,6 +51,9 @@ class Findings:
     assumptions: tuple[Assumption, ...] = ()
     """What was concluded where there was an alternative."""
 
+    other_layout: bool = False
+    """Whether it takes such an image channels last as well, and gives one of the same size."""
+
 
 @dataclass(frozen=True)
 class _Shrinkage:
@@ -76,6 +78,7 @@ def probe(
     data_range: ValueRange | None,
     device: str,
     stated: SizeRule = SizeRule(),  # noqa: B008  frozen
+    channels_last: bool = False,
     main_output: str | None = None,
 ) -> Findings:
     """Run a model on small images until its inputs, size rule, values and scale are known.
@@ -95,6 +98,7 @@ def probe(
         device: where the module is.
         stated: what its architecture states of sizes. Only such sizes are tried; where they do not all work, the
             stricter rule is found as ever.
+        channels_last: the layout that is tried where no signature says it.
         main_output: name or place of the output that is the restored picture; None: chosen (`MainOutput`).
 
     Returns:
@@ -105,7 +109,7 @@ def probe(
         MachineError: memory ran out.
     """
     run, problems = None, []
-    for layout in [signature] if signature else _layouts(fixed[1]):
+    for layout in [signature] if signature else _layouts(fixed[1], channels_last):
         main = MainOutput(module, source, main_output)
         run = _Runner(module, source, layout, fixed, data_range or _UNIT, device, main)
         try:
@@ -122,7 +126,8 @@ def probe(
         scale = shrinkage.scale
         whole = scale.numerator if scale.denominator == 1 else scale
         told = (*main.assumptions, *about_values, *_about_sizes(run, shrinkage, size, fixed))
-        return Findings(run.signature, whole, size, values, run.fixed, told)
+        both = run.takes_channels_last(height, width, shrinkage)
+        return Findings(run.signature, whole, size, values, run.fixed, told, both)
     raise problems[0]
 
 
@@ -141,11 +146,11 @@ def _check_repeatable(run: _Runner, height: int, width: int) -> None:
         )
 
 
-def _layouts(channels: int | None) -> Iterator[Signature]:
+def _layouts(channels: int | None, channels_last: bool) -> Iterator[Signature]:
     """Image batches of the channel counts, then videos, that are tried in turn."""
-    for count in _CHANNELS if channels is None else (channels,):
-        yield Signature(channels=count)
-    for frames in _FRAMES:
+    for count in CHANNELS if channels is None else (channels,):
+        yield Signature(channels=count, channels_last=channels_last)
+    for frames in () if channels_last else _FRAMES:
         yield Signature(channels=channels or 3, frames=frames)
 
 
@@ -230,7 +235,8 @@ class _Runner:
         except Exception as error:  # a user's model may raise anything
             self.problem = one_line(error)
             return None
-        self._note(outputs, asked, inputs)
+        outputs = {name: self.signature.from_model(tensor) for name, tensor in outputs.items()}
+        self._note(outputs, image, inputs)
         return list(outputs.values())[self.signature.main]
 
     def shrinkage(self, height: int, width: int, multiple: int = 0) -> _Shrinkage | None:
@@ -304,10 +310,21 @@ class _Runner:
                 return
         self.signature, self.fixed = tried, (1, *self.fixed[1:])
 
-    def _note(self, outputs: dict[str, torch.Tensor], asked: str, inputs: tuple[torch.Tensor, ...]) -> None:
-        """Take in which outputs there are, and which of them is the restored picture."""
-        tensors, place = list(outputs.values()), self.signature.place
-        if not any(is_picture(tensor, inputs[place].shape[0]) for tensor in tensors):
+    def takes_channels_last(self, height: int, width: int, shrinkage: _Shrinkage) -> bool:
+        """Whether a model that takes this size N,C,H,W takes it N,H,W,C too, so that running it does not tell them apart."""
+        tried = self.signature
+        if tried.channels_last or tried.frames or self.fixed[2] or self.fixed[3]:
+            return False
+        self.signature = replace(tried, channels_last=True)
+        try:
+            return self.works(height, width, shrinkage)
+        finally:
+            self.signature = tried
+
+    def _note(self, outputs: dict[str, torch.Tensor], image: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Take in which outputs there are, channels first, and which of them is the restored picture."""
+        tensors, asked = list(outputs.values()), "x".join(map(str, image.shape))
+        if not any(is_picture(tensor, image.shape[0]) for tensor in tensors):
             kinds = "; ".join(f"{'x'.join(map(str, t.shape)) or 'no dimensions'} {str(t.dtype)[6:]}" for t in tensors)
             raise _NotAnImageError(
                 f"{self.source} is a teacher whose output is not an image batch: {kinds or 'no tensor'} came for {asked}. "
@@ -319,7 +336,7 @@ class _Runner:
         taken = set(self.signature.names)
         names = tuple(f"{name}_out" if name in taken else name for name in names)
         floats = tuple(i for i, tensor in enumerate(tensors) if tensor.is_floating_point())
-        main = self.main.choose(dict(zip(names, tensors, strict=True)), inputs, place)
+        main = self.main.choose(dict(zip(names, tensors, strict=True)), image, inputs)
         self.signature = replace(self.signature, outputs=names, floats=floats, main=main)
 
 

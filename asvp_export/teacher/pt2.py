@@ -30,9 +30,10 @@ _EXPRESSION = (
 _NAMES = re.compile(r"[A-Z][A-Za-z]*|[a-z]+_?\d+|floor|ceiling|true|false|oo|int_oo")
 
 Dims = tuple[int | None, int | None, int | None, int | None]
+Sizes = tuple[int | None, ...]
 
 
-def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, Dims]:
+def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, Sizes]:
     """Load an archive and unflatten it into the modules that it was exported from.
 
     `torch.export.load` is no safe reader: it unpickles in full whatever the archive marks as pickled (tensor
@@ -48,7 +49,7 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
         trust_pickle: the user vouches for the author; nothing is screened.
 
     Returns:
-        The module, and the frozen dimensions of its image input (N, C, H, W), None where dynamic.
+        The module, and the sizes of its image input in their order, four or five, None where dynamic.
 
     Raises:
         InputError: refused as above, damaged, exported in training mode, or no input is a float32 image batch.
@@ -66,9 +67,9 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PyTorch's loader warns of PyTorch's own classes
             program = torch.export.load(file)
-            dims = _input_dims(program, path)
+            sizes = _input_sizes(program, path)
             _check_evaluation(program, path)
-            return torch.export.unflatten(program), dims
+            return torch.export.unflatten(program), sizes
     except InputError:
         raise
     except Exception as error:
@@ -176,8 +177,8 @@ def _is_arithmetic(text: str) -> bool:
     return True
 
 
-def _input_dims(program: ExportedProgram, path: Path) -> Dims:
-    """N, C, H, W of the first input that is an image batch, or a video N,T,C,H,W."""
+def _input_sizes(program: ExportedProgram, path: Path) -> Sizes:
+    """Those of the first input that is an image batch, or a video N,T,C,H,W."""
     inputs = program.graph_signature.user_inputs
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
@@ -185,8 +186,7 @@ def _input_dims(program: ExportedProgram, path: Path) -> Dims:
     if image is None:
         found = ", ".join(f"{'x'.join(map(str, one.shape))} {str(one.dtype)[6:]}" for one in tensors) or "no tensor"
         raise InputError(f"{path} takes {found}; expected an image batch N,C,H,W of float32.")
-    n, c, h, w = (size if isinstance(size, int) else None for size in (image.shape[0], *image.shape[-3:]))
-    return n, c, h, w
+    return tuple(size if isinstance(size, int) else None for size in image.shape)
 
 
 def _check_evaluation(program: ExportedProgram, path: Path) -> None:

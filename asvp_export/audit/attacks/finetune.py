@@ -33,7 +33,8 @@ class FineTune(Attack):
             for _ in range(_STEPS):
                 chosen = torch.randint(len(images), (teacher.fixed[0] or _BATCH,), generator=generator)
                 result = module(*teacher.inputs(images[chosen].to(teacher.device)))
-                found = list(named_outputs(result).values())[teacher.signature.main]
+                output = list(named_outputs(result).values())[teacher.signature.main]
+                found = teacher.signature.from_model(output)
                 optimizer.zero_grad()
                 try:
                     functional.mse_loss(found, wanted[chosen]).backward()
