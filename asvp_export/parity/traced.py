@@ -86,8 +86,9 @@ class _Held:
     def at(self, height: int, width: int, batch: int = 1) -> float:
         """The worst output's dB at a size, minus infinity where the graph does not run or gives another shape."""
         teacher = self._protected.teacher
-        inputs = teacher.inputs(teacher.example(height, width, batch))
-        expected = named_outputs(self._protected(*inputs))
+        image = teacher.example(height, width, batch)
+        inputs = teacher.inputs(image)
+        expected = named_outputs(self._protected(image))
         try:
             got = named_outputs(self._graph(*inputs))
         except RuntimeError:
