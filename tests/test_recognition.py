@@ -18,7 +18,7 @@ from asvp_export.pipeline import _half_notes
 from asvp_export.restoration import restore
 from asvp_export.signature import SizeRule
 from asvp_export.teacher.model import Architecture
-from asvp_export.teacher.probe import probe
+from asvp_export.teacher.probe import Subject, probe
 from asvp_export.tiles import Tiling
 
 
@@ -43,7 +43,7 @@ class Strict(nn.Module):
 
 
 def found(module: nn.Module, stated: SizeRule) -> SizeRule:
-    return probe(module.eval(), "a model", None, (None, None, None, None), None, "cpu", stated).size.stricter(stated)
+    return probe(Subject(module.eval(), "a model"), None, (None, None, None, None), None, stated).size.stricter(stated)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_model_of_one_size_alone_is_known_by_what_is_stated():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + 0 * self.head.weight.new_ones(1, 3, 40, 40)
 
-    fixed = probe(Fixed().eval(), "a model", None, (None, None, None, None), None, "cpu", SizeRule(40, 1)).fixed
+    fixed = probe(Subject(Fixed().eval(), "a model"), None, (None, None, None, None), None, SizeRule(40, 1)).fixed
     assert fixed[2:] == (40, 40)
 
 

@@ -18,13 +18,14 @@ from asvp_export.files import sha256
 from asvp_export.signature import NCHW, SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
+from asvp_export.teacher.child import PROBE_TIMEOUT, apart
 from asvp_export.teacher.example_inputs import read_inputs, signature_of
 from asvp_export.teacher.fitting import fit
 from asvp_export.teacher.layout import first_that_works, frozen, readings
 from asvp_export.teacher.model import Architecture, Teacher
 from asvp_export.teacher.norms import statistics_assumed, use_input_statistics
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
-from asvp_export.teacher.probe import Findings, probe
+from asvp_export.teacher.probe import Findings, Subject, probe
 from asvp_export.teacher.pt2 import Sizes, load_archive
 from asvp_export.teacher.recognition import inputs_of, recognise
 from asvp_export.teacher.torchscript import load_torchscript
@@ -43,6 +44,7 @@ def load(
     layout: str | None = None,
     device: str = "cpu",
     weights_key: str | None = None,
+    probe_timeout: float = PROBE_TIMEOUT,
 ) -> Teacher:
     """Load a trained model and find out by running it on small images what it takes and returns.
 
@@ -69,6 +71,8 @@ def load(
         device: "cpu" or "cuda".
         weights_key: which weights are meant where a file holds several state dicts: the keys that lead to them, and then
             what their names begin with, joined by dots ("params", "state_dict.generator").
+        probe_timeout: seconds that an ONNX or TorchScript file may take for a run on a small image. Such a file is tried out in
+            a process of its own (`asvp_export.teacher.child`).
 
     Returns:
         The teacher: evaluation mode, float32, gradients off. What was concluded, and could have been concluded otherwise,
@@ -109,9 +113,12 @@ def load(
         if examples is not None:
             signature = signature_of(examples, module, source, channels_last)
         dims, stated = frozen(sizes, channels_last), known.size if known else SizeRule()
-        return probe(module, source, signature, dims, values, device, stated, channels_last, main_output)
+        subject = Subject(module, source, device, runs, main_output)
+        return probe(subject, signature, dims, values, stated, channels_last)
 
-    found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
+    file = None if isinstance(model, nn.Module) else Path(model)
+    with apart(module, file, device, probe_timeout) as runs:
+        found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
     size = found.size.stricter(known.size) if known else found.size
     signature = found.signature
     if isinstance(module, OnnxModule):  # the file's own names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -16,6 +16,7 @@ from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError, MachineError
 from asvp_export.signature import CHANNELS, Signature, SizeRule, ValueRange
 from asvp_export.teacher.architecture import one_line
+from asvp_export.teacher.child import Child, StoppedError
 from asvp_export.teacher.main_output import MainOutput, is_picture
 from asvp_export.teacher.model import named_outputs, natural_inputs, with_others
 from asvp_export.teacher.onnx_model import OnnxModule
@@ -70,16 +71,33 @@ class _NotAnImageError(InputError):
     """The output is of a kind that no other input size would change."""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model to be found out about."""
+
+    module: nn.Module
+    """In evaluation mode, on `device`."""
+
+    source: str
+    """Its name, for messages."""
+
+    device: str = "cpu"
+    """Where the module is."""
+
+    runs: Callable[..., object] | None = None
+    """What is run in the module's stead (`asvp_export.teacher.child`); None: itself."""
+
+    main_output: str | None = None
+    """Name or place of the output that is the restored picture; None: chosen (`MainOutput`)."""
+
+
 def probe(
-    module: nn.Module,
-    source: str,
+    subject: Subject,
     signature: Signature | None,
     fixed: Dims,
     data_range: ValueRange | None,
-    device: str,
     stated: SizeRule = SizeRule(),  # noqa: B008  frozen
     channels_last: bool = False,
-    main_output: str | None = None,
 ) -> Findings:
     """Run a model on small images until its inputs, size rule, values and scale are known.
 
@@ -90,28 +108,25 @@ def probe(
     is found by bisection on square images.
 
     Args:
-        module: in evaluation mode, on `device`.
-        source: its name, for messages.
+        subject: the model.
         signature: its inputs; None: one image batch, whose channels (3, 1 or 4) or frames are found by trying.
         fixed: dimensions that cannot be changed (N, C, H, W), None where free.
         data_range: the values of black and white; None: detected, see `_detected_range`.
-        device: where the module is.
         stated: what its architecture states of sizes. Only such sizes are tried; where they do not all work, the
             stricter rule is found as ever.
         channels_last: the layout that is tried where no signature says it.
-        main_output: name or place of the output that is the restored picture; None: chosen (`MainOutput`).
 
     Returns:
         The findings.
 
     Raises:
         InputError: no output is an image batch, or no size works (with the model's own error).
+        StoppedError: a run took too long.
         MachineError: memory ran out.
     """
     run, problems = None, []
     for layout in [signature] if signature else _layouts(fixed[1], channels_last):
-        main = MainOutput(module, source, main_output)
-        run = _Runner(module, source, layout, fixed, data_range or _UNIT, device, main)
+        run = _Runner(subject, layout, fixed, data_range or _UNIT)
         try:
             found = _sizes(run, stated)
         except _NotAnImageError:
@@ -125,7 +140,7 @@ def probe(
         values, about_values = (data_range, ()) if data_range else _detected_range(run, height, width)
         scale = shrinkage.scale
         whole = scale.numerator if scale.denominator == 1 else scale
-        told = (*main.assumptions, *about_values, *_about_sizes(run, shrinkage, size, fixed))
+        told = (*run.main.assumptions, *about_values, *_about_sizes(run, shrinkage, size, fixed))
         both = run.takes_channels_last(height, width, shrinkage)
         return Findings(run.signature, whole, size, values, run.fixed, told, both)
     raise problems[0]
@@ -209,18 +224,11 @@ def _smallest_multiple(run: _Runner, stated: SizeRule) -> tuple[int, int, int, _
 class _Runner:
     """Runs the model at one size after another and keeps the last problem in words."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        source: str,
-        signature: Signature,
-        fixed: Dims,
-        values: ValueRange,
-        device: str,
-        main: MainOutput,
-    ) -> None:
-        self.module, self.source, self.signature, self.main = module, source, signature, main
-        self.fixed, self.values, self.device = fixed, values, device
+    def __init__(self, subject: Subject, signature: Signature, fixed: Dims, values: ValueRange) -> None:
+        self.module, self.source, self.device = subject.module, subject.source, subject.device
+        self.runs = subject.runs or subject.module
+        self.main = MainOutput(subject.module, subject.source, subject.main_output)
+        self.signature, self.fixed, self.values = signature, fixed, values
         self.problem = ""
 
     def main_output(self, image: torch.Tensor) -> torch.Tensor | None:
@@ -229,7 +237,9 @@ class _Runner:
         try:
             inputs = with_others(self.signature, image)
             with torch.no_grad():
-                outputs = named_outputs(self.module(*inputs))
+                outputs = named_outputs(self.runs(*inputs))
+        except (StoppedError, MachineError):
+            raise
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise MachineError(f"Memory ran out while {self.source} ran on {asked}.") from error
         except Exception as error:  # a user's model may raise anything
@@ -353,10 +363,12 @@ def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, given: Dim
     else:
         rule = f"multiples of {size.multiple}" if size.multiple > 1 else "any"
         rule += f", at least {size.minimum}" + (", height and width equal" if size.square else "")
-        told = [
-            Assumption("sizes", rule, "these run, and the smaller or less even ones that were tried do not", True)
-            if size != SizeRule()
-            else Assumption("sizes", "any", "all that were tried run", True),
+        crash = run.runs.crashed_below(size.minimum) if isinstance(run.runs, Child) else ""
+        why = "all that were tried run"
+        if size != SizeRule():
+            why = crash or "these run, and the smaller or less even ones that were tried do not"
+        told = [  # a service that is handed such a picture is gone: a crash is told in any case
+            Assumption("sizes", rule, why, not crash),
             Assumption("scale", scale, "of what comes out at each size that was tried", True),
         ]
     if run.fixed[0] is not None:

@@ -1,0 +1,183 @@
+"""Runs a model file for `asvp_export.teacher.child`, in a process that may crash, hang or fill the memory by itself.
+
+It is started by its path and imports nothing of ours: numpy and onnxruntime, or PyTorch where the file is TorchScript.
+A message, either way: its length, a JSON object, and the bytes of the tensors; the object lists their types, shapes and sizes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+_LENGTH = struct.Struct("<Q")
+
+
+def send(stream: IO[bytes], message: Mapping[str, Any], tensors: Sequence[Any] = ()) -> None:
+    """Write a message.
+
+    Args:
+        stream: of bytes.
+        message: what JSON holds.
+        tensors: of numpy, or of PyTorch on the CPU; dense.
+    """
+    kinds = [(str(t.dtype).removeprefix("torch."), tuple(t.shape), t.nbytes) for t in tensors]
+    text = json.dumps({**message, "tensors": kinds}).encode()
+    stream.write(_LENGTH.pack(len(text)) + text)
+    for tensor in tensors:
+        stream.write(_bytes(tensor))
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> dict[str, Any]:
+    """Read what JSON holds of a message; the bytes of its "tensors" come next.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    (length,) = _LENGTH.unpack(received(stream, _LENGTH.size))
+    return json.loads(received(stream, length))
+
+
+def received(stream: IO[bytes], count: int) -> bytearray:
+    """So many bytes.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    found, done = bytearray(count), 0
+    while done < count:
+        more = stream.readinto(memoryview(found)[done:])  # type: ignore[attr-defined]  a buffered stream has it
+        if not more:
+            raise EOFError
+        done += more
+    return found
+
+
+def _bytes(tensor: Any) -> memoryview:
+    if hasattr(tensor, "numpy"):  # numpy lacks some of PyTorch's types
+        import torch
+
+        tensor = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    else:
+        import numpy as np
+
+        tensor = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+    return memoryview(tensor)
+
+
+def torch_tensor(kind: str, shape: Sequence[int], data: bytearray) -> Any:
+    """The tensor of a message, for PyTorch."""
+    import torch
+
+    dtype = getattr(torch, kind)
+    return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+
+
+def _onnx(file: str, device: str) -> Callable[[list[Any]], object]:
+    """Opens a graph as `asvp_export.teacher.onnx_model.open_session` does."""
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal only
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(file).parent))
+    session = ort.InferenceSession(Path(file).read_bytes(), options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_outputs()]
+
+    def run(given: list[Any]) -> object:
+        arrays = (np.ndarray(shape, kind, data) for kind, shape, data in given)
+        found = session.run(names, {one.name: x for one, x in zip(session.get_inputs(), arrays, strict=True)})
+        for name, value in zip(names, found, strict=True):
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
+                raise TypeError(f"{name} is not a tensor of numbers")
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return run
+
+
+def _torchscript(file: str, device: str) -> Callable[[list[Any]], object]:
+    """Opens an archive as `asvp_export.teacher.load` does."""
+    import torch
+
+    with torch.no_grad():
+        module = torch.jit.load(file, map_location=device).float().to(device).eval()
+
+    def run(given: list[Any]) -> object:
+        with torch.no_grad():
+            return module(*(torch_tensor(*one).to(device) for one in given))
+
+    return run
+
+
+def _packed(result: object, tensors: list[Any]) -> object:
+    """What a model returned as JSON holds it, each tensor by its place in `tensors`; fields of a tuple are keys too."""
+    if isinstance(result, Mapping):
+        return {str(key): _packed(value, tensors) for key, value in result.items()}
+    if isinstance(result, tuple | list):
+        fields = getattr(result, "_fields", None)
+        values = [_packed(value, tensors) for value in result]
+        return dict(zip(fields, values, strict=True)) if fields else values
+    if not hasattr(result, "dtype"):
+        return None
+    tensors.append(result.detach().cpu() if hasattr(result, "detach") else result)  # type: ignore[attr-defined]
+    return len(tensors) - 1
+
+
+def _requests() -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    """What is asked for, one by one; when the parent is gone, this process ends at once, in the midst of a run too."""
+    waiting: queue.SimpleQueue[tuple[dict[str, Any], list[Any]]] = queue.SimpleQueue()
+
+    def read() -> None:
+        stream = sys.stdin.buffer
+        try:
+            while True:
+                asked = receive(stream)
+                waiting.put((asked, [(kind, shape, received(stream, size)) for kind, shape, size in asked["tensors"]]))
+        finally:
+            os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield waiting.get()
+
+
+def _answers(stream: IO[bytes]) -> None:
+    run: Callable[[list[Any]], object] | None = None
+    for asked, given in _requests():
+        tensors: list[Any] = []
+        try:
+            if run is None:
+                sys.path[:] = asked["path"]
+                run = {"onnx": _onnx, "torchscript": _torchscript}[asked["kind"]](asked["file"], asked["device"])
+                answer = None
+            else:
+                answer = _packed(run(given), tensors)
+        except Exception as error:  # whatever the file's code raises
+            memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            send(stream, {"error": [type(error).__name__, str(error)], "memory": memory})
+        else:
+            send(stream, {"result": answer}, tensors)
+
+
+def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the parent ends this process
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # if the system has to end something, then this
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not get among the messages
+    sys.stdout = sys.stderr
+    _answers(stream)
+
+
+if __name__ == "__main__":
+    _main()
