@@ -12,12 +12,13 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from asvp_export.console import alone, echo
 from asvp_export.errors import AsvpError, InputError
 
 if TYPE_CHECKING:
@@ -27,8 +28,21 @@ if TYPE_CHECKING:
     from asvp_export.tiles import Tiling
 
 
+_DEBUG = "asvp_export.debug"  # in a command's context
+
+
+class _Command(click.Command):
+    """A command in which nothing is seen but what we say by `echo`; with --debug, all."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with alone(debug=bool(ctx.meta.get(_DEBUG))):
+            return super().invoke(ctx)
+
+
 class _DefaultGroup(click.Group):
     """`asvp-export MODEL ...` is `asvp-export export MODEL ...`."""
+
+    command_class = _Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
@@ -113,6 +127,9 @@ _LOADING = (
                  "or last. Default: what the file's sizes and first layers say, else what runs."),
     click.Option(["--device"], type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
                  help="Where PyTorch runs the teacher."),
+    click.Option(["--probe-timeout"], type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
+                 metavar="SECONDS", help="How long an ONNX or TorchScript file may take for a run on a small image, while "
+                 "sizes are tried out."),
 )  # fmt: skip
 
 
@@ -203,7 +220,14 @@ _tile_options = _options(
 _output_options = _options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."),
     click.option("--quiet", is_flag=True, help="Print nothing but errors."),
-    click.option("--debug", is_flag=True, expose_value=False, is_eager=True, help="Show the traceback of an error."),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        help="Show the traceback of an error, and what the model and the libraries print.",
+        callback=lambda context, option, given: context.meta.update({_DEBUG: given}),
+    ),
 )
 
 
@@ -295,26 +319,25 @@ def export(
     _keep({"model": model, **code, **({"plan": plan} if plan else {})}, {"output": output, **reports})
     say = _progress(quiet or as_json)
     _warn_of_two_runtimes()
-    with _stdout_for_results():
-        say(f"loading {model.name}")
-        teacher = _load(model, loading, quiet)
-        if chosen:
-            protected = apply(teacher, chosen)
-        else:
-            protected = protect(
-                teacher, layers, rank=rank, gain=gain, residual=residual, energy=energy, axis=axis, min_psnr=min_psnr,
-                max_gain=max_gain, compensate=compensate, images=images, verify_images=verify_images, sizes=sizes,
-                thorough=thorough, dtype=dtype, progress=say,
-            )  # fmt: skip
-        if images is None or verify_images is not None:
-            images = verify_images
-        elif protected.verify_images:
-            images = None  # those of the plan
-        result = run_export(
-            protected, output, images=images, sizes=sizes, thorough=thorough, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
-            static_batch=static_batch, external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
-            provider=provider, evidence="page" in reports, ground_truth=ground_truth, progress=say,
+    say(f"loading {model.name}")
+    teacher = _load(model, loading, quiet)
+    if chosen:
+        protected = apply(teacher, chosen)
+    else:
+        protected = protect(
+            teacher, layers, rank=rank, gain=gain, residual=residual, energy=energy, axis=axis, min_psnr=min_psnr,
+            max_gain=max_gain, compensate=compensate, images=images, verify_images=verify_images, sizes=sizes,
+            thorough=thorough, dtype=dtype, progress=say,
         )  # fmt: skip
+    if images is None or verify_images is not None:
+        images = verify_images
+    elif protected.verify_images:
+        images = None  # those of the plan
+    result = run_export(
+        protected, output, images=images, sizes=sizes, thorough=thorough, min_psnr=min_psnr, opset=opset, dtype=dtype, static=static,
+        static_batch=static_batch, external_data=external_data, portable=portable or "", force=force, keep_failed=keep_failed,
+        provider=provider, evidence="page" in reports, ground_truth=ground_truth, progress=say,
+    )  # fmt: skip
     return _finish(result, output, reports, as_json, quiet)
 
 
@@ -341,23 +364,22 @@ def check(
     _keep({"original": original, "protected file": protected}, reports)
     say = _progress(quiet or as_json)
     _warn_of_two_runtimes()
-    with _stdout_for_results():
-        source: Path | Teacher = original
-        if not is_onnx(original) or _said("data_range", "inputs", "layout", "main_output"):
-            source = _load(original, loading, quiet)
-        result = run_check(
-            source,
-            protected,
-            images=images,
-            sizes=sizes,
-            thorough=thorough,
-            min_psnr=min_psnr,
-            tiling=tiling,
-            plan=Plan.load(plan) if plan else None,
-            provider=provider,
-            evidence="page" in reports,
-            progress=say,
-        )
+    source: Path | Teacher = original
+    if not is_onnx(original) or _said("data_range", "inputs", "layout", "main_output"):
+        source = _load(original, loading, quiet)
+    result = run_check(
+        source,
+        protected,
+        images=images,
+        sizes=sizes,
+        thorough=thorough,
+        min_psnr=min_psnr,
+        tiling=tiling,
+        plan=Plan.load(plan) if plan else None,
+        provider=provider,
+        evidence="page" in reports,
+        progress=say,
+    )
     if source is original and not quiet:
         _tell(result.assumptions)
     return _finish(result, protected, reports, as_json, quiet)
@@ -468,22 +490,21 @@ def audit(
     given = {"model": model, **({"protected file": protected} if protected else {}), **({"plan": plan} if plan else {})}
     _keep(given, reports)
     chosen, say = Plan.load(plan) if plan else None, _progress(quiet or as_json)
-    with _stdout_for_results():
-        say(f"loading {model.name}")
-        teacher = _load(model, loading, quiet)
-        subject: Any = teacher
-        if chosen:
-            subject = apply(teacher, chosen)
-        elif protected is None:
-            subject = protect(
-                teacher, layers, rank=rank, gain=gain, residual=residual, energy=energy, axis=axis, min_psnr=min_psnr,
-                max_gain=max_gain, compensate=compensate, images=images, verify_images=verify_images, progress=say,
-            )  # fmt: skip
-        result = run_audit(
-            subject, protected, task=task, data=data, student=student, student_args=student_args, profile=profile,
-            rows=named, seeds=seeds, steps=steps, require=require, cache=cache, workers=Workers(jobs, backend, address),
-            progress=say,
+    say(f"loading {model.name}")
+    teacher = _load(model, loading, quiet)
+    subject: Any = teacher
+    if chosen:
+        subject = apply(teacher, chosen)
+    elif protected is None:
+        subject = protect(
+            teacher, layers, rank=rank, gain=gain, residual=residual, energy=energy, axis=axis, min_psnr=min_psnr,
+            max_gain=max_gain, compensate=compensate, images=images, verify_images=verify_images, progress=say,
         )  # fmt: skip
+    result = run_audit(
+        subject, protected, task=task, data=data, student=student, student_args=student_args, profile=profile,
+        rows=named, seeds=seeds, steps=steps, require=require, cache=cache, workers=Workers(jobs, backend, address),
+        progress=say,
+    )  # fmt: skip
     with contextlib.suppress(FileExistsError):
         reports["report"].parent.mkdir()
     write_json(reports["report"], result.as_dict())
@@ -495,7 +516,7 @@ def audit(
     for bar in result.bars:
         if not bar.passed:
             found = "its row was not run" if bar.found is None else f"it is {bar.found:.2f}"
-            click.echo(f"The bar {bar.text} is not cleared: {found}.", err=True)
+            echo(f"The bar {bar.text} is not cleared: {found}.", err=True)
     return 0 if result.passed else 1
 
 
@@ -526,9 +547,8 @@ def layers(
     from asvp_export.report.tables import layers_as_dict, layers_table
     from asvp_export.teacher.layers import candidates
 
-    with _stdout_for_results():
-        teacher = _load(model, loading, quiet=quiet or not as_json)  # the table opens with what was concluded
-        found, refused = candidates(teacher)
+    teacher = _load(model, loading, quiet=quiet or not as_json)  # the table opens with what was concluded
+    found, refused = candidates(teacher)
     if as_json:
         _print_json(layers_as_dict(teacher, found, refused))
     elif not quiet:
@@ -566,9 +586,9 @@ def _verify(protected: Path, as_json: bool, quiet: bool) -> int:
         _print_json(found.as_dict())
         return 0 if found.passed else 1
     for problem in found.problems:
-        click.echo(problem, err=True)
+        echo(problem, err=True)
     if found.passed and not quiet:
-        click.echo(f"{protected} is as {found.manifest} lists it: {', '.join(found.files)}")
+        echo(f"{protected} is as {found.manifest} lists it: {', '.join(found.files)}")
     return 0 if found.passed else 1
 
 
@@ -606,7 +626,7 @@ def run(
     _keep({"protected file": protected, "image": image}, {"output": output})
     picture = read_picture(image)
     image_format(output, picture)
-    note = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+    note = (lambda line: None) if quiet else (lambda line: echo(line, err=True))
     for line in picture.notes:
         note(line)
     restored = restore(
@@ -619,7 +639,7 @@ def run(
     if as_json:
         _print_json({"written": output.name, **sizes})
     elif not quiet:
-        click.echo(f"{output}: {restored.shape[1]} x {restored.shape[0]} (from {width} x {height})")
+        echo(f"{output}: {restored.shape[1]} x {restored.shape[0]} (from {width} x {height})")
     return 0
 
 
@@ -664,7 +684,7 @@ def _trace(arguments: Sequence[str]) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
+    echo(f"Error: {message}", err=True)
     sys.exit(code)
 
 
@@ -681,7 +701,7 @@ def _load(model: Path, loading: dict[str, Any], quiet: bool) -> Teacher:
 def _tell(assumptions: Sequence[Assumption]) -> None:
     for one in assumptions:
         if not one.certain:
-            click.echo(f"assumed, {one}", err=True)
+            echo(f"assumed, {one}", err=True)
 
 
 def _said(*names: str) -> bool:
@@ -694,13 +714,6 @@ def _tiling(tile: int | None, overlap: int) -> Tiling | None:
     from asvp_export.tiles import Tiling
 
     return None if tile is None else Tiling(tile, overlap)
-
-
-@contextlib.contextmanager
-def _stdout_for_results() -> Iterator[None]:
-    """What a user's module prints while it runs goes to stderr: stdout holds the result, one JSON object perhaps."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def _report_files(
@@ -793,13 +806,13 @@ def _finish(result: ParityResult, file: Path, reports: dict[str, Path], as_json:
 
         for name, gate in result.gates.items():
             if not gate.passed:
-                click.echo(failure_text(name, gate), err=True)
+                echo(failure_text(name, gate), err=True)
         if result.fitting_gain:
             taken_back = any(node.inverse for node in result.nodes.values())
             other = "" if taken_back else (
                 " Or accept a lower --min-psnr, or leave --residual gain out: the outputs then stay the original's at any gain."
             )  # fmt: skip
-            click.echo(f"At these layers --gain {result.fitting_gain:g} would about fit.{other}", err=True)
+            echo(f"At these layers --gain {result.fitting_gain:g} would about fit.{other}", err=True)
     return 0 if result.passed else 1
 
 
@@ -815,17 +828,17 @@ def _ship(result: ParityResult, files: dict[str, Path]) -> None:
 def _progress(silent: bool) -> Callable[[str], None]:
     from asvp_export.progress import for_terminal
 
-    return (lambda line: None) if silent else for_terminal(lambda line: click.echo(f"{line} ...", err=True))
+    return (lambda line: None) if silent else for_terminal(lambda line: echo(f"{line} ...", err=True))
 
 
 def _warn_of_two_runtimes() -> None:
     from asvp_export.parity.session import conflicting_onnxruntime
 
     if warning := conflicting_onnxruntime():
-        click.echo(f"Warning: {warning}", err=True)
+        echo(f"Warning: {warning}", err=True)
 
 
 def _print_json(data: Any) -> None:
     from asvp_export.report.report import strict_json
 
-    click.echo(strict_json(data), nl=False)
+    echo(strict_json(data), nl=False)

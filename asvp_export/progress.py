@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar, cast
+
+from asvp_export import console
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as RichProgress
 
 T = TypeVar("T")
@@ -52,7 +56,7 @@ class BarProgress(Progress):
     def track(self, items: Sequence[T], description: str) -> Iterator[Iterator[T]]:
         """As for `Progress`; within another stage's items the bar stands below that one's."""
         outer, bar = self._bar, self._bar or _bar()
-        with nullcontext() if outer else bar:
+        with nullcontext() if outer else _shown(bar):
             task, self._bar = bar.add_task(description, total=len(items)), bar
             try:
                 yield _counted(items, lambda: bar.advance(task))
@@ -68,9 +72,7 @@ def reporter(progress: Say) -> Progress:
 
 def for_terminal(say: Say) -> Progress:
     """With bars where stderr is a terminal that somebody watches; without them in a pipe, a log, or CI."""
-    from rich.console import Console
-
-    return BarProgress(say) if Console(stderr=True).is_interactive and not os.environ.get("CI") else Progress(say)
+    return BarProgress(say) if _console().is_interactive and not os.environ.get("CI") else Progress(say)
 
 
 def _counted(items: Sequence[T], done: Callable[[], None]) -> Iterator[T]:
@@ -79,10 +81,28 @@ def _counted(items: Sequence[T], done: Callable[[], None]) -> Iterator[T]:
         done()
 
 
-def _bar() -> RichProgress:
+@contextmanager
+def _shown(bar: RichProgress) -> Iterator[None]:
+    """The bar, with the lines that are said in the meantime above it."""
+    from rich.file_proxy import FileProxy
+
+    with bar, console.through(cast("TextIO", FileProxy(bar.console, console.stderr()))):
+        yield
+
+
+def _console() -> Console:
     from rich.console import Console
+
+    err = console.stderr()
+    return Console(file=err, width=console.width(err))
+
+
+def _bar() -> RichProgress:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return RichProgress(*columns, console=Console(stderr=True), transient=True)
+    debugging = sys.stderr is console.stderr()  # what others print is shown: above the bar
+    return RichProgress(
+        *columns, console=_console(), transient=True, redirect_stdout=debugging, redirect_stderr=debugging
+    )

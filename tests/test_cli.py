@@ -450,9 +450,11 @@ def test_the_report_has_every_field(workshop):
 
 
 def test_a_module_that_prints_does_not_disturb_the_json(workshop):
-    answer = call("layers", "chatty.pt", "--arch=nets.py:Chatty", "--json")
-    assert [layer["name"] for layer in json.loads(answer.out)["layers"]] == ["head", "body.0", "body.1", "body", "tail"]
-    assert "forward" in answer.err
+    for debug in ([], ["--debug"]):
+        answer = call("layers", "chatty.pt", "--arch=nets.py:Chatty", "--json", *debug)
+        found = json.loads(answer.out)["layers"]
+        assert [layer["name"] for layer in found] == ["head", "body.0", "body.1", "body", "tail"]
+        assert ("forward" in answer.err) == bool(debug)
 
 
 def test_a_failed_gate_exits_1_and_leaves_the_reports_but_no_file(workshop, tmp_path):

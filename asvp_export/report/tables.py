@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from asvp_export.assumptions import Assumption
+from asvp_export.console import stdout, width
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult
 from asvp_export.signature import NCHW
@@ -227,7 +227,8 @@ def _gate_row(gate: GateResult) -> list[str]:
 
 def terminal() -> Console:
     """As wide as the terminal; where there is none (a pipe, a log), wide enough not to break names."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    out = stdout()
+    return Console(file=out, width=width(out) if out.isatty() else 160, highlight=False)
 
 
 def bare_table(*columns: str) -> Table:

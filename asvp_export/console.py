@@ -1,0 +1,142 @@
+"""Our own words on stdout and stderr, and nobody else's: not a user's module's, not a native library's."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+import click
+
+
+@dataclass
+class _Own:
+    """Where our words go while those of others are swallowed."""
+
+    out: TextIO | None = None
+    """None: sys.stdout."""
+
+    err: TextIO | None = None
+    """None: sys.stderr."""
+
+
+_own = _Own()
+
+
+def stdout() -> TextIO:
+    """The stream of results; sys.stdout is not it within `alone`."""
+    return _own.out or sys.stdout
+
+
+def stderr() -> TextIO:
+    """The stream of progress, notes and errors; sys.stderr is not it within `alone`."""
+    return _own.err or sys.stderr
+
+
+def echo(message: str = "", err: bool = False, nl: bool = True) -> None:
+    """Print a message of ours: `click.echo`, which `alone` would swallow."""
+    click.echo(message, file=stderr() if err else stdout(), nl=nl)  # noqa: TID251
+
+
+def width(stream: TextIO) -> int | None:
+    """The columns of a stream's terminal where rich would not find them, which looks at the standard descriptors."""
+    if os.environ.get("COLUMNS") or (sys.stdin and sys.stdin.isatty()):
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):  # no terminal
+        return None
+
+
+@contextlib.contextmanager
+def through(stream: TextIO) -> Iterator[None]:
+    """Let what goes to `stderr()` pass through another stream, which knows of a bar that stands there."""
+    before, _own.err = _own.err, stream
+    try:
+        yield
+    finally:
+        _own.err = before
+
+
+@contextlib.contextmanager
+def alone(debug: bool = False) -> Iterator[None]:
+    """Within the block only what is written to `stdout()` and `stderr()` is seen.
+
+    That holds for what Python code prints, for what native libraries write to the descriptors 1 and 2, and for the
+    processes that are started.
+
+    Args:
+        debug: show it all, on stderr; should Python itself crash, then where.
+    """
+    _no_gaps()
+    if debug and not faulthandler.is_enabled():
+        faulthandler.enable(2)
+    before = _own.out, _own.err, sys.stdout, sys.stderr
+    with contextlib.ExitStack() as stack:
+        _own.out = stack.enter_context(_copied(sys.stdout, 1))
+        _own.err = sys.stderr if debug else stack.enter_context(_copied(sys.stderr, 2))
+        try:
+            sys.stdout = sys.stderr = sys.stderr if debug else _nowhere()
+            with _diverted(debug):
+                yield
+        finally:
+            _own.out, _own.err, sys.stdout, sys.stderr = before
+
+
+def _no_gaps() -> None:
+    """Open the standard descriptors that are closed, lest something else get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number
+
+
+@functools.cache
+def _nowhere() -> TextIO:
+    """Open for good: loggers that were made in the meantime keep it."""
+    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: PTH123
+
+
+@contextlib.contextmanager
+def _copied(stream: TextIO | None, number: int) -> Iterator[TextIO | None]:
+    """A stream of a descriptor on another that leads to the same place; other streams (a test's, a notebook's) as they are."""
+    try:
+        copied = os.dup(number) if stream is not None and stream.fileno() == number else None
+    except (OSError, ValueError):  # it has no descriptor
+        copied = None
+    if stream is None or copied is None:
+        yield stream
+        return
+    stream.flush()
+    # What cannot be written (the disk is full) raised an error already when it was flushed.
+    ours = open(copied, "w", buffering=1, encoding=stream.encoding, errors=stream.errors)  # noqa: PTH123, SIM115
+    try:
+        yield ours
+    finally:
+        with contextlib.suppress(OSError):
+            ours.close()
+
+
+@contextlib.contextmanager
+def _diverted(debug: bool) -> Iterator[None]:
+    """Let descriptor 1 lead where 2 does, for debugging; else both nowhere."""
+    target = 2 if debug else _nowhere().fileno()
+    kept: dict[int, int] = {}
+    for number in (1,) if debug else (1, 2):
+        kept[number] = os.dup(number)
+        os.dup2(target, number)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # Windows has no such name for the C library
+            ctypes.CDLL(None).fflush(None)  # what lies in its buffers still has to go there
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
