@@ -361,14 +361,15 @@ def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, given: Dim
             Assumption("scale", scale, f"of what comes out at {only}, the one size there is", not shrinkage.border),
         ]
     else:
-        rule = f"multiples of {size.multiple}" if size.multiple > 1 else "any"
-        rule += f", at least {size.minimum}" + (", height and width equal" if size.square else "")
+        rule = [f"multiples of {size.multiple}"] if size.multiple > 1 else []
+        rule += [f"at least {size.minimum}"] if size.minimum > size.multiple else []
+        rule += ["height and width equal"] if size.square else []
         crash = run.runs.crashed_below(size.minimum) if isinstance(run.runs, Child) else ""
         why = "all that were tried run"
         if size != SizeRule():
             why = crash or "these run, and the smaller or less even ones that were tried do not"
         told = [  # a service that is handed such a picture is gone: a crash is told in any case
-            Assumption("sizes", rule, why, not crash),
+            Assumption("sizes", ", ".join(rule) or "any", why, not crash),
             Assumption("scale", scale, "of what comes out at each size that was tried", True),
         ]
     if run.fixed[0] is not None:
