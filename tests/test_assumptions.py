@@ -81,7 +81,13 @@ def test_a_graph_tells_its_main_output_by_what_it_is_computed_from(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "certain"), [("Levels", "0..255", False), ("Restorer", "0..1", True), ("Curved", "0..1", False)]
+    ("name", "values", "certain"),
+    [
+        ("Levels", "0..255", False),
+        ("Subpixels", "0..255", False),
+        ("Restorer", "0..1", True),
+        ("Curved", "0..1", False),
+    ],
 )
 def test_the_range_of_values_is_told_with_its_reason(name: str, values: str, certain: bool) -> None:
     net = Curved() if name == "Curved" else made(name)
@@ -154,7 +160,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 
 
 LINE = (
-    "assumed, main output: output.1, because it is computed from output.0, output.2, which are as large; --main-output"
+    "assumed, main output: output.1, because it is computed from output.0, output.2, as large as it is; --main-output"
 )
 
 

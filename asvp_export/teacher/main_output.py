@@ -85,7 +85,8 @@ class MainOutput:
         elif len(largest) == 1:
             why = f"it is the largest picture (the others: {others})"
         elif last:
-            why = f"it is computed from {', '.join(name for name in largest if name != chosen)}, which are as large"
+            behind = [name for name in largest if name != chosen]
+            why = f"it is computed from {', '.join(behind)}, as large as it is"
         else:
             why = f"it is the first of several as large (the others: {others})"
         self._seen = Assumption("main output", chosen, why, len(alike) == 1, OPTION)

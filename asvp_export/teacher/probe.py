@@ -10,7 +10,6 @@ from fractions import Fraction
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError, MachineError
@@ -21,13 +20,12 @@ from asvp_export.teacher.main_output import MainOutput, is_picture
 from asvp_export.teacher.model import named_outputs, natural_inputs, with_others
 from asvp_export.teacher.onnx_model import OnnxModule
 from asvp_export.teacher.pt2 import Dims
+from asvp_export.teacher.values import detected_range
 
 # Powers of two are what strides and windows make; the rest are window sizes seen in transformers.
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 5, 6, 7, 12, 14, 24, 28)
 
 _FRAMES = (5, 7, 3)  # of a video model, tried when no image batch is taken
-
-_UNIT, _WIDE = ValueRange(0.0, 1.0), ValueRange(0.0, 255.0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def probe(
         subject: the model.
         signature: its inputs; None: one image batch, whose channels (3, 1 or 4) or frames are found by trying.
         fixed: dimensions that cannot be changed (N, C, H, W), None where free.
-        data_range: the values of black and white; None: detected, see `_detected_range`.
+        data_range: the values of black and white; None: detected, see `asvp_export.teacher.values`.
         stated: what its architecture states of sizes. Only such sizes are tried; where they do not all work, the
             stricter rule is found as ever.
         channels_last: the layout that is tried where no signature says it.
@@ -126,7 +124,7 @@ def probe(
     """
     run, problems = None, []
     for layout in [signature] if signature else _layouts(fixed[1], channels_last):
-        run = _Runner(subject, layout, fixed, data_range or _UNIT)
+        run = _Runner(subject, layout, fixed, data_range or ValueRange())
         try:
             found = _sizes(run, stated)
         except _NotAnImageError:
@@ -137,7 +135,7 @@ def probe(
         shrinkage, size, height, width = found
         _check_repeatable(run, height, width)
         run.frozen_batch(height, width, shrinkage)
-        values, about_values = (data_range, ()) if data_range else _detected_range(run, height, width)
+        values, about_values = (data_range, ()) if data_range else detected_range(run, height, width)
         scale = shrinkage.scale
         whole = scale.numerator if scale.denominator == 1 else scale
         told = (*run.main.assumptions, *about_values, *_about_sizes(run, shrinkage, size, fixed))
@@ -376,53 +374,3 @@ def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, given: Dim
         why = "the model is fixed to it" if given[0] is not None else "two images at a time make the model fail"
         told.append(Assumption("batch", str(run.fixed[0]), why, True))
     return tuple(told)
-
-
-def _detected_range(run: _Runner, height: int, width: int) -> tuple[ValueRange, tuple[Assumption, ...]]:
-    """The range in which a model works, where it shows; 0..1 otherwise.
-
-    Whose outputs never leave -1..1 or 0..255, whatever goes in, works in that range. Else, whose output follows a clean
-    image closely in 0..255 and not in 0..1 works in 0..255: not at all there (means and biases of the wrong size), or the
-    picture plus one constant (a bias that is nothing beside 255).
-    """
-
-    def concluded(values: ValueRange, because: str, certain: bool) -> tuple[ValueRange, tuple[Assumption, ...]]:
-        return values, (Assumption("value range", str(values), because, certain, "--data-range LOW..HIGH"),)
-
-    noise = torch.randn(run.signature.image_shape(1, height, width), generator=torch.Generator().manual_seed(0))
-    loud = run.main_output((1e4 * noise).to(run.device))
-    if loud is not None and torch.isfinite(loud).all():
-        low, high = float(loud.min()), float(loud.max())
-        for values, fits in (
-            (ValueRange(-1.0, 1.0), -1.001 < low < -0.5 and 0.5 < high < 1.001),
-            (ValueRange(0.0, 255.0), -0.001 < low < 50 and 200 < high < 255.001),
-            (_UNIT, low > -0.001 and high < 1.001),
-        ):
-            if fits:
-                return concluded(values, "its output stays in it, whatever goes in", True)
-    (wide, _), (far, centred) = (_distances(run, height, width, values) for values in (_WIDE, _UNIT))
-    if wide < 0.25 and far > max(4 * wide, 0.5):
-        return concluded(_WIDE, "its output follows a picture in it, and does not in 0..1", False)
-    if wide < 0.1 and far > max(3 * wide, 0.15) and centred < far / 2:
-        return concluded(_WIDE, "its output follows a picture in it, and in 0..1 adds a constant", False)
-    if far < 0.25 and far < 1.25 * wide:
-        return concluded(_UNIT, "its output follows a picture in it", True)
-    return concluded(_UNIT, "it is the usual one, and nothing shows another", False)
-
-
-def _distances(run: _Runner, height: int, width: int, values: ValueRange) -> tuple[float, float]:
-    """How far the output is from the image, resized, in units of the image's contrast; and without each channel's mean.
-
-    Infinite where the output is another thing.
-    """
-    nothing = float("inf"), float("inf")
-    image = natural_inputs(run.signature, 1, height, width, values).to(run.device)
-    output = run.main_output(image)
-    if output is None or output.ndim != 4 or image.ndim != 4 or output.shape[1] not in (1, image.shape[1]):
-        return nothing
-    given = functional.interpolate(image, size=output.shape[-2:], mode="bilinear", align_corners=False)
-    given = given if output.shape[1] == given.shape[1] else given.mean(1, keepdim=True)
-    difference, contrast = output.float() - given, (given - given.mean()).norm()
-    centred = difference - difference.mean((2, 3), keepdim=True)
-    found = float(difference.norm() / contrast), float(centred.norm() / contrast)
-    return found if all(map(math.isfinite, found)) else nothing
