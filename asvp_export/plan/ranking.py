@@ -82,7 +82,7 @@ def rank(
 
     What a node does to a map follows from the singular values of the clean map alone, so one pass over a few images ranks
     all layers (`asvp_export.plan.search.strength_of`). Maps that are hardly maps, with under 8 channels or 256 positions,
-    are left out.
+    are left out where there are others.
 
     Args:
         teacher: it is not changed.
@@ -93,9 +93,6 @@ def rank(
 
     Returns:
         The chosen layers, in the order of the candidates, and the ranking.
-
-    Raises:
-        InputError: no layer has a map to protect.
     """
     some = list(images)[:: max(1, len(images) // _IMAGES)][:_IMAGES]
     progress(f"ranking {len(nodes)} candidate layers by their spectra on {len(some)} images")
@@ -104,12 +101,13 @@ def rank(
     whole = multiply_adds(teacher) * pixels
     seen: dict[str, list[tuple[float, float]]] = {}
     costs: dict[str, float] = {}
+    maps: set[str] = set()
 
     def take(layer: str, clean: torch.Tensor) -> None:
         node = nodes[layer]
         channels, positions = clean.shape[node.axis], clean[0].numel() // clean.shape[node.axis]
-        if channels < CHANNELS or positions < POSITIONS:
-            return
+        if channels >= CHANNELS and positions >= POSITIONS:
+            maps.add(layer)
         for energy in energies(clean, node.axis):
             strength, _ = strength_of(energy, node)
             power = float(energy.sum() + (node.gain**2 - 1) * energy[: node.rank].sum())
@@ -127,10 +125,8 @@ def rank(
             cost=min(costs[layer] / max(whole, 1.0), 1.0),
         )
         for place, layer in enumerate(nodes)
-        if (values := seen.get(layer))
+        if (values := seen.get(layer)) and (layer in maps or not maps)
     }
-    if not found:
-        raise InputError(f"No layer of {teacher.source} has a map to protect; name one with --layers.")
     order = sorted(found, key=lambda layer: -found[layer].value)
     chosen = _spread(order, found, count)
     ranking = tuple(

@@ -107,7 +107,7 @@ def _last_computed(
     except Exception:  # a user's model with gradients may raise anything
         return ""
     last = [name for name in names if all(other in before[name] for other in names if other != name)]
-    return last[0] if len(last) == 1 else ""
+    return last[0] if last else ""  # several: one tensor under several names
 
 
 def _graph_order(module: OnnxModule, names: Sequence[str]) -> dict[str, set[str]]:
