@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +20,7 @@ from torch.nn import functional
 
 import asvp_export
 from asvp_export.cli import cli
+from asvp_export.errors import InputError
 from asvp_export.images import read_image, write_image
 from asvp_export.signature import Signature, SizeRule, ValueRange, following
 from asvp_export.teacher.model import named_outputs
@@ -310,3 +314,21 @@ def test_files_of_inputs_that_are_none_are_refused(tmp_path: Path) -> None:
             asvp_export.load(made(NoiseMap), inputs=tmp_path / name)
     np.savez(tmp_path / "plain.npz", X, NOISE)
     assert asvp_export.load(made(NoiseMap), inputs=tmp_path / "plain.npz").signature.names == ("x", "noise")
+
+
+@pytest.mark.parametrize("kind", ["module", "script", "graph"])
+def test_a_model_of_several_inputs_says_what_to_type(kind: str, tmp_path: Path) -> None:
+    """And what it says to type works."""
+    model: nn.Module | Path = made(NoiseMap)
+    if kind == "script":
+        model = torch.jit.script(model)
+    if kind == "graph":
+        model = tmp_path / "noise.onnx"
+        names, shapes = ["x", "noise"], (torch.rand(1, 3, 64, 64), torch.rand(1, 1, 32, 32))
+        torch.onnx.export(made(NoiseMap), shapes, str(model), dynamo=False, input_names=names)
+    with pytest.raises(InputError, match=r"takes 2 inputs \(x 1x3x64x64, noise.*--inputs inputs\.npz") as refused:
+        asvp_export.load(model)
+    (code,) = re.findall('python -c "(.*?)"', str(refused.value))
+    code = code.replace("ITS_SHAPE", "(1, 1, 32, 32)").replace("inputs.npz", str(tmp_path / "inputs.npz"))
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert asvp_export.load(model, inputs=tmp_path / "inputs.npz").signature.names == ("x", "noise")

@@ -18,6 +18,8 @@ from asvp_export.teacher.checkpoint import read_torch
 
 _WANTED = "expected the model's inputs, by name or in order, as arrays of an .npz or tensors of a .pt"
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 
 def read_inputs(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
     """Read example inputs: by name (an .npz, a .pt that holds a dict) or in order (a tensor, a tuple or a list).
@@ -99,6 +101,36 @@ def signature_of(
     )
 
 
+def required(module: nn.Module) -> list[str]:
+    """The inputs that a PyTorch module cannot be called without, as far as it shows them."""
+    if isinstance(module, torch.jit.ScriptModule):
+        arguments = module.forward.schema.arguments[1:]  # pyright: ignore[reportFunctionMemberAccess]  TorchScript's own
+        return [one.name for one in arguments if not one.has_default_value()]
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # compiled forwards show none
+        return []
+    return [one.name for one in parameters if one.kind in _POSITIONAL and one.default is one.empty]
+
+
+def how_to_give(source: str, inputs: Mapping[str, Sequence[int] | None]) -> str:
+    """What to type for a model that takes several inputs.
+
+    Args:
+        source: the model's name.
+        inputs: name to shape; None where that is not known.
+    """
+    taken = ", ".join(name + (f" {'x'.join(map(str, shape))}" if shape else "") for name, shape in inputs.items())
+    shown = ", ".join(
+        f"{name}=numpy.zeros({tuple(shape)}, 'float32')" if shape else f"{name}=numpy.zeros(ITS_SHAPE, 'float32')"
+        for name, shape in inputs.items()
+    )
+    return (
+        f"{source} takes {len(inputs)} inputs ({taken}), and only a picture is known. Give an example of each, with real values: "
+        f"python -c \"import numpy; numpy.savez('inputs.npz', {shown})\", then --inputs inputs.npz."
+    )
+
+
 def _in_order(examples: Mapping[str, np.ndarray], parameters: list[str], source: str) -> dict[str, np.ndarray]:
     if not parameters:
         return dict(examples)
@@ -119,9 +151,8 @@ def _parameters(module: nn.Module) -> list[str]:
     names = getattr(module, "input_names", None)  # an ONNX graph's
     if names is not None:
         return list(names)
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
-        return [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
+        return [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in _POSITIONAL]
     except (TypeError, ValueError):  # compiled forwards show none
         return []
 

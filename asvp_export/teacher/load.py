@@ -19,7 +19,7 @@ from asvp_export.signature import NCHW, SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
 from asvp_export.teacher.child import PROBE_TIMEOUT, apart
-from asvp_export.teacher.example_inputs import read_inputs, signature_of
+from asvp_export.teacher.example_inputs import how_to_give, read_inputs, required, signature_of
 from asvp_export.teacher.fitting import fit
 from asvp_export.teacher.layout import first_that_works, frozen, readings
 from asvp_export.teacher.model import Architecture, Teacher
@@ -106,6 +106,8 @@ def load(
         values = values or ValueRange()
         layout = layout or NCHW
     if isinstance(module, OnnxModule):
+        if examples is None and len(module.inputs) > 1:
+            raise InputError(how_to_give(source, module.example_shapes))
         sizes = module.image_sizes(None if examples is None else signature_of(examples, module, source))
 
     def attempt(channels_last: bool) -> Findings:
@@ -118,7 +120,13 @@ def load(
 
     file = None if isinstance(model, nn.Module) else Path(model)
     with apart(module, file, device, probe_timeout) as runs:
-        found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
+        try:
+            found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
+        except InputError as error:
+            if examples is not None or len(names := required(module)) < 2:
+                raise
+            image = {names[0]: (1, 3, 64, 64)}
+            raise InputError(how_to_give(source, image | dict.fromkeys(names[1:]))) from error
     size = found.size.stricter(known.size) if known else found.size
     signature = found.signature
     if isinstance(module, OnnxModule):  # the file's own names

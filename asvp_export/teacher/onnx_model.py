@@ -90,6 +90,15 @@ class OnnxModule(nn.Module):
         """The names of what forward takes, in order."""
         return tuple(value.name for value in self.inputs)
 
+    @property
+    def example_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to a shape that forward may take: what is free is 1 in the batch, and 64 elsewhere."""
+        dims = {value.name: value.type.tensor_type.shape.dim for value in self.inputs}
+        return {
+            name: tuple(dim.dim_value or (64 if place else 1) for place, dim in enumerate(those))
+            for name, those in dims.items()
+        }
+
     @cached_property
     def output_names(self) -> tuple[str, ...]:
         """The names of what forward returns, in order."""
