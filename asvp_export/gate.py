@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import onnx
 import onnxruntime as ort
@@ -15,6 +16,8 @@ from asvp_export.graph.metadata import INLINE, Provenance, read_provenance, tili
 from asvp_export.graph.pairs import differing, same
 from asvp_export.graph.passes import perturbation_nodes
 from asvp_export.graph.protect import insert
+from asvp_export.keywords import GateKeywords
+from asvp_export.options import GateOptions, grouped
 from asvp_export.parity.cases import Case
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.evidence import gather
@@ -22,7 +25,7 @@ from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.judge import judge, judge_tiled, library_notes
 from asvp_export.parity.latency import affordable, file_latency
-from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
+from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider, fits, inputs_of, session
 from asvp_export.parity.verify import check_threshold
 from asvp_export.plan.record import Plan, apply
@@ -41,31 +44,23 @@ def check(
     original: Teacher | str | Path,
     protected: str | Path,
     *,
-    images: str | Path | None = None,
-    sizes: Sequence[tuple[int, int]] = (),
-    thorough: bool = False,
-    min_psnr: float = PRESERVATION_DB,
     tiling: Tiling | None = None,
     plan: Plan | None = None,
-    provider: str = "cpu",
     evidence: bool = False,
     progress: Say = lambda line: None,
+    **options: Unpack[GateKeywords],
 ) -> ParityResult:
     """Compare a shipped file with its original; nothing is written.
 
     Args:
         original: a teacher, or a file that `load` takes without further words, an ONNX file for instance; its value range
-            is then the one that the protected file names, and so is its layout where it does not show.
+            is then the one that the protected file names.
         protected: the shipped ONNX file.
-        images: folder of inputs of the teacher; by default the project's own photographs, as many, and as large crops of
-            them, as the model's cost allows.
-        sizes: (height, width) of the crops to compare on.
-        thorough: take all of the default photographs, whole, whatever they cost.
-        min_psnr: dB that the worst image has to reach against the original.
         tiling: compare a run of the file tile by tile as well, against the original's run on the whole image.
-        provider: of onnxruntime, "cpu" or "cuda".
+        plan: of a compensated file: fidelity is then measured too.
         evidence: keep what `asvp_export.write_page` shows beside the numbers: pictures, singular values.
         progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
+        **options: see `asvp_export.options.GateOptions`.
 
     Returns:
         The verdict. Fidelity is measured where the file names its protected layers, and they are layers of the original.
@@ -73,17 +68,33 @@ def check(
     Raises:
         InputError: a file that cannot be read, or whose inputs do not fit the original's.
     """
+    (gate,) = grouped(options, GateOptions)
+    source = original if isinstance(original, Teacher) else Path(original)
+    return check_file(source, Path(protected), gate, tiling=tiling, plan=plan, evidence=evidence, progress=progress)
+
+
+def check_file(
+    original: Teacher | Path,
+    path: Path,
+    gate: GateOptions,
+    *,
+    tiling: Tiling | None,
+    plan: Plan | None,
+    evidence: bool,
+    progress: Say,
+) -> ParityResult:
+    """`check`, with the options as an object."""
+    min_psnr, provider = gate.min_psnr, gate.provider
     check_threshold(min_psnr)
     check_provider(provider)
-    path = Path(protected)
     opened = session(path, provider)
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
-    against = original if isinstance(original, Teacher) else _loaded(Path(original), provenance)
+    against = original if isinstance(original, Teacher) else _loaded(original, provenance)
     rule = against.size.stricter(provenance.size) if provenance else against.size
     fixed = _frozen_dimensions(path, opened, against.signature)
     notes = _node_notes(path, provenance)
     portable = provenance.portable if provenance else ""
-    asked = InputsAsked(images, sizes, thorough)
+    asked = InputsAsked(gate.images, gate.sizes, gate.thorough)
     cases, comparison = verification_inputs(against, asked, rule, fixed)
     notes += asked.notes
     for case in cases:

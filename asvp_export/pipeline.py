@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
@@ -18,9 +19,11 @@ from asvp_export.graph import publish
 from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
 from asvp_export.graph.half import check_convertible, to_half
 from asvp_export.graph.inline import inline
-from asvp_export.graph.metadata import INLINE, Provenance, write_provenance
+from asvp_export.graph.metadata import Provenance, write_provenance
 from asvp_export.graph.protect import Protected
 from asvp_export.graph.publish import Staging
+from asvp_export.keywords import ExportKeywords
+from asvp_export.options import FileOptions, GateOptions, grouped
 from asvp_export.parity.cases import Case
 from asvp_export.parity.choice import InputsAsked, same_inputs, verification_inputs
 from asvp_export.parity.evidence import gather
@@ -28,7 +31,7 @@ from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.judge import judge, library_notes
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.overflow import first_overflow
-from asvp_export.parity.result import FIDELITY_DB, PRESERVATION_DB, ParityResult, frozen_notes
+from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.session import check_provider
 from asvp_export.parity.traced import fitted
 from asvp_export.parity.truth import read_truth
@@ -50,86 +53,64 @@ def export(
     protected: Protected,
     output: str | Path,
     *,
-    images: str | Path | None = None,
-    sizes: Sequence[tuple[int, int]] = (),
-    thorough: bool = False,
-    min_psnr: float = PRESERVATION_DB,
-    opset: int | None = None,
-    dtype: str = "fp32",
-    static: bool = False,
-    static_batch: bool = False,
-    external_data: bool = False,
-    portable: str = "",
-    force: bool = False,
-    keep_failed: bool = False,
-    provider: str = "cpu",
     evidence: bool = False,
-    ground_truth: str | Path | None = None,
     progress: Say = lambda line: None,
+    **options: Unpack[ExportKeywords],
 ) -> ParityResult:
     """Export, verify, and only then give the file its name.
 
     Args:
         protected: from `protect`.
         output: the ONNX file to write.
-        images: folder of inputs of the teacher (degraded pictures where the task is restoration) to verify on; by default
-            those that the plan was verified on, else the project's own photographs: as many, and as large crops of them, as
-            the model's cost allows (`asvp_export.parity.choice`).
-        sizes: (height, width) of the crops to verify on; with `static` exactly one, which is frozen.
-        thorough: take all of the default photographs, whole, whatever they cost.
-        min_psnr: dB that the worst image has to reach against the original teacher.
-        opset: of the default ONNX domain, 18 to 26; None: that of an ONNX original, else 18.
-        dtype: "fp32", or "fp16" for float16 weights and feature maps (inputs and outputs too); the operator computes in
-            float32 all the same. A feature map that leaves float16's range on any input fails the export.
-        static: freeze batch (1), height and width.
-        static_batch: freeze the batch (1), and leave height and width free.
-        external_data: keep the tensors in a file of their own, also under 2 GiB.
-        portable: "inline" writes the operator's body into the graph, for readers that do not resolve model-local
-            functions; such a file takes no native kernel.
-        force: replace an existing file.
-        keep_failed: when a gate fails, keep the file as `<stem>.failed.onnx`.
-        provider: of onnxruntime, "cpu" or "cuda".
         evidence: keep what `asvp_export.write_page` shows beside the numbers: pictures, singular values.
-        ground_truth: folder of the clean pictures that the inputs were made from, under the inputs' names (suffixes may
-            differ), as large as these times the scale; the strip tests are scored against them too.
         progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
+        **options: see `asvp_export.options.GateOptions` and `FileOptions`. By default the inputs are those that the plan was
+            verified on, else the project's own photographs: as many, and as large crops of them, as the model's cost allows
+            (`asvp_export.parity.choice`). With `static`, `sizes` has exactly one.
 
     Returns:
         The verdict. When a gate failed, `passed` is False and no file stands at `output`. Where the protected model was
-        planned, or ground truth is given, the strip tests are in it (`asvp_export.plan.strips`), with maps fitted on crops
-        of the verification images themselves, which is in the thief's favour; they never change the verdict.
+        planned, or ground truth is given, the removal tests are in it (`asvp_export.plan.strips`), with maps fitted on crops
+        of the verification images themselves, which is in the attackers' favour; they never change the verdict.
 
     Raises:
         InputError: bad options, images or output; the exporter's refusals are AsvpError.
         MachineError: the disk or the memory is full.
     """
-    check_threshold(min_psnr)
-    check_provider(provider)
-    if dtype not in FIDELITY_DB:
-        raise InputError(f"The dtype {dtype!r} was asked for; {' or '.join(FIDELITY_DB)} was expected.")
-    if portable not in ("", INLINE):
-        raise InputError(f"The portable form {portable!r} was asked for; {INLINE!r} is the one there is.")
-    if static_batch:
+    gate, file = grouped(options, GateOptions, FileOptions)
+    return export_protected(protected, Path(output), gate, file, evidence=evidence, progress=progress)
+
+
+def export_protected(
+    protected: Protected, path: Path, gate: GateOptions, file: FileOptions, *, evidence: bool, progress: Say
+) -> ParityResult:
+    """`export`, with the options as objects."""
+    check_threshold(gate.min_psnr)
+    check_provider(gate.provider)
+    opset, dtype, portable, provider = file.opset, file.dtype, file.portable, gate.provider
+    if file.static_batch:
         protected = replace(protected, teacher=_one_at_a_time(protected.teacher))
-    teacher, path = protected.teacher, Path(output)
-    frozen = _frozen_size(teacher, sizes, static)
+    teacher = protected.teacher
+    frozen = _frozen_size(teacher, gate.sizes, file.static)
     failed = path.with_name(f"{path.stem}.failed.onnx")
-    if keep_failed:
-        check_output(failed, force=force)
+    if file.keep_failed:
+        check_output(failed, force=file.force)
     notes = [
         *library_notes(provider, portable),
         *frozen_notes(*(frozen or teacher.fixed[2:])),
         *_half_notes(teacher, dtype),
-        *(["The file takes one image at a time (--static-batch)."] if static_batch and not frozen else []),
+        *(["The file takes one image at a time (--static-batch)."] if file.static_batch and not frozen else []),
     ]
     graph = graph_of(teacher, opset)
     folder = graph.folder if graph else None
     version = opset_of(graph.model) if graph else opset or DEFAULT_OPSET
-    with Staging(path, force=force, external_data=external_data, data_folder=folder) as staging:
+    with Staging(path, force=file.force, external_data=file.external_data, data_folder=folder) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
-        asked = InputsAsked(protected.verify_images or None if images is None else images, sizes, thorough)
+        asked = InputsAsked(
+            protected.verify_images or None if gate.images is None else gate.images, gate.sizes, gate.thorough
+        )
         cases, comparison = verification_inputs(teacher, asked, teacher.size, fixed)
-        truth = read_truth(ground_truth, asked.paths, teacher) if ground_truth is not None else None
+        truth = read_truth(file.ground_truth, asked.paths, teacher) if file.ground_truth is not None else None
         notes += asked.notes
         progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
         model, overflow = to_onnx(protected, opset=opset, static=frozen, data_folder=staging.data_folder), None
@@ -156,7 +137,7 @@ def export(
         for one in (graph, protected.module):
             if isinstance(one, OnnxModule):
                 one.release()
-        thresholds = (FIDELITY_DB["fp16" if is_half(model) else "fp32"], min_psnr)
+        thresholds = (FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
         fidelity, preservation = _settled(
             staging, model, protected, cases, expected, thresholds, provider, portable, progress
         )
@@ -173,7 +154,7 @@ def export(
         digest = sha256(staging.path)
         if passed:
             staging.publish()
-        elif keep_failed:
+        elif file.keep_failed:
             kept = staging.publish(staging.output.with_name(failed.name))
             notes.append(f"The file that failed was kept as {kept.name}.")
     return ParityResult(

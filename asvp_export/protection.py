@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected, insert, no_layers, nodes_for
 from asvp_export.images import list_images
+from asvp_export.keywords import ProtectKeywords
 from asvp_export.operator import Perturbation
+from asvp_export.options import AUTO, GAIN, FileOptions, GateOptions, ProtectOptions, grouped
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.expected import least_of
-from asvp_export.parity.result import PRESERVATION_DB
 from asvp_export.picture import left_out
 from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
 from asvp_export.progress import Say
 from asvp_export.teacher.model import Teacher
 
-AUTO, GAIN = "auto", "gain"
 DEFAULT_GAIN = 1.1  # beside no tolerance to fit: `Perturbation`'s own
-MAX_GAIN = 100.0
-COMPENSATIONS = ("none", "solve", "refine")
 
 
 def protect(
     teacher: Teacher,
     layers: Sequence[str] | str = AUTO,
     *,
-    rank: int | str = AUTO,
-    gain: float | str = AUTO,
-    residual: float | str | None = None,
-    energy: float = 1.0,
-    axis: int | None = None,
-    min_psnr: float = PRESERVATION_DB,
-    max_gain: float = MAX_GAIN,
-    compensate: str = "none",
-    images: str | Path | None = None,
-    verify_images: str | Path | None = None,
-    sizes: Sequence[tuple[int, int]] = (),
-    thorough: bool = False,
-    dtype: str = "fp32",
     progress: Say = lambda line: None,
+    **options: Unpack[ProtectKeywords],
 ) -> Protected:
     """Insert a node, and its inverse, behind each selected layer; a layer that is called several times gets them at each call.
 
@@ -58,25 +44,10 @@ def protect(
         teacher: from `asvp_export.load`; it is not changed.
         layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or "auto:N": the
             N (3) layers that their spectra speak for, spread over the depth; "none" or nothing: no node.
-        rank: how many leading singular values are amplified (at most the layer's channels); "auto": 1, and with
-            `residual="gain"` what is best with the gain that is calibrated.
-        gain: the factor on them in the exposed map, or "auto".
-        residual: the factor in the map that the layer's readers get, 1 to `gain`; "auto" (beside `compensate`); "gain": the
-            gain itself. None: 1, and "auto" beside `compensate`.
-        energy: share of the squared singular values after which the count stops; below 1 with `residual="gain"` only.
-        axis: the channel axis; by default what the layer's output shows.
-        min_psnr: dB that the worst image has to reach against the original, for "auto".
-        max_gain: no gain that is chosen is larger.
-        compensate: "none"; "solve" (in closed form); "refine" (then a training of all weights behind the first node against
-            the original's outputs, minutes).
-        images: folder of inputs of the teacher. Where gains are calibrated, they are calibrated on these, and without
-            `verify_images` two fifths of them are kept to verify on; else all of them are verified on. By default the
-            project's own photographs.
-        verify_images: folder of inputs to verify on.
-        sizes: (height, width) of the crops to verify on.
-        thorough: verify on all default photographs, whatever that costs.
-        dtype: "fp32" or "fp16": in which type the file will be exported, whose rounding the exposed gain has to survive.
         progress: called with a line at each step.
+        **options: see `asvp_export.options.ProtectOptions` and `GateOptions`; `verify_images`, a folder of inputs to verify
+            on (without it two fifths of `images` where gains are calibrated, else all of them); `dtype`, "fp32" or
+            "fp16": in which type the file will be exported, whose rounding the exposed gain has to survive.
 
     Returns:
         The protected teacher, with its plan where numbers were chosen.
@@ -85,40 +56,45 @@ def protect(
         InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that no gain
             meets, too few images, or compensation where no reader is linear.
     """
-    given = residual is not None
-    wanted = check_wishes(rank, gain, max_gain, compensate, energy, residual)
-    residual, calibrated = wanted.residual, wanted.calibrated
-    if not given and residual == AUTO:
+    verify, dtype = options.get("verify_images"), options.get("dtype", FileOptions.dtype)
+    asked = grouped(options, ProtectOptions, GateOptions, also=("verify_images", "dtype"))
+    return protect_teacher(
+        teacher, layers, *asked, verify_images=Path(verify) if verify else None, dtype=dtype, progress=progress
+    )
+
+
+def protect_teacher(
+    teacher: Teacher,
+    layers: Sequence[str] | str,
+    options: ProtectOptions,
+    gate: GateOptions,
+    *,
+    verify_images: Path | None = None,
+    dtype: str = FileOptions.dtype,
+    progress: Say,
+) -> Protected:
+    """`protect`, with the options as objects."""
+    wanted = check_wishes(options)
+    if options.residual is None and wanted.residual == AUTO:
         progress(
             "compensation without a residual gain: the largest that the readers can be re-solved for (--residual auto)"
         )
     layers, count = _layers(layers)
-    if given and not count and no_layers(layers):
+    if options.residual is not None and not count and no_layers(layers):
         raise InputError(
-            f"A residual gain of {residual} was asked for and no layer is protected; leave one of the two out."
+            f"A residual gain of {options.residual} was asked for and no layer is protected; leave one of the two out."
         )
-    asked = InputsAsked(verify_images if verify_images is not None else images, sizes, thorough)
-    known = Perturbation(
-        1 if rank == AUTO else int(rank),
-        wanted.start,
-        energy,
-        1 if axis is None else axis,
-        None if calibrated or residual == GAIN else float(residual),
-    )
-    nodes = nodes_for(teacher, ["**"] if count else layers, known, axis)
+    asked = InputsAsked(verify_images if verify_images is not None else gate.images, gate.sizes, gate.thorough)
+    nodes = nodes_for(teacher, ["**"] if count else layers, _first(options, wanted), options.axis)
     if not nodes:
         return insert(teacher, {})
     ranking: tuple[RankedLayer, ...] = ()
     if count:
-        from asvp_export.plan.ranking import compensable
-        from asvp_export.plan.ranking import rank as ranked
-
-        nodes = compensable(teacher, nodes) if compensate != "none" else nodes
-        nodes, ranking = ranked(teacher, nodes, count, _calibration_images(images), progress)
-        ranking = tuple(replace(one, compensated=compensate != "none") for one in ranking)
-    if calibrated:
-        protected = _calibrated(teacher, nodes, wanted, min_psnr, asked, images, verify_images, progress)
-        if residual == GAIN:
+        nodes, ranking = _ranked(teacher, nodes, count, options, gate, progress)
+    if wanted.calibrated:
+        fitting = _Fitting(wanted, gate, asked, verify_images)
+        protected = _calibrated(teacher, nodes, fitting, progress)
+        if wanted.residual == GAIN:
             assert protected.plan is not None
             return replace(protected, plan=replace(protected.plan, ranking=ranking))
         nodes = {name: replace(node, residual=node.gain) for name, node in protected.nodes.items()}
@@ -126,19 +102,49 @@ def protect(
         asked = replace(asked, images=protected.verify_images or None)
     else:
         protected = insert(teacher, nodes)
-    if gain == AUTO and residual != GAIN:
+    if options.gain == AUTO and wanted.residual != GAIN:
         from asvp_export.plan.exposure import exposed
 
         cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.fixed)
-        protected = exposed(protected, max_gain, cases, dtype=dtype, min_psnr=min_psnr, progress=progress)
-    elif calibrated:
+        protected = exposed(protected, options.max_gain, cases, dtype=dtype, min_psnr=gate.min_psnr, progress=progress)
+    elif wanted.calibrated:
         from asvp_export.plan.exposure import with_gain
 
-        made = with_gain(protected.nodes, float(gain))
+        made = with_gain(protected.nodes, float(options.gain))
         protected = replace(
             insert(teacher, made, protected.weights, protected.plan), verify_images=protected.verify_images
         )
-    return _with_plan(protected, ranking, min_psnr, max_gain) if gain == AUTO or ranking or calibrated else protected
+    if options.gain == AUTO or ranking or wanted.calibrated:
+        return _with_plan(protected, ranking, gate.min_psnr, options.max_gain)
+    return protected
+
+
+def _first(options: ProtectOptions, wanted: Wanted) -> Perturbation:
+    """The node that each layer gets before any number is chosen."""
+    return Perturbation(
+        1 if options.rank == AUTO else int(options.rank),
+        wanted.start,
+        options.energy,
+        1 if options.axis is None else options.axis,
+        None if wanted.calibrated or wanted.residual == GAIN else float(wanted.residual),
+    )
+
+
+def _ranked(
+    teacher: Teacher,
+    nodes: dict[str, Perturbation],
+    count: int,
+    options: ProtectOptions,
+    gate: GateOptions,
+    progress: Say,
+) -> tuple[dict[str, Perturbation], tuple[RankedLayer, ...]]:
+    """The layers that are chosen, and their ranking."""
+    from asvp_export.plan.ranking import compensable, rank
+
+    compensated = options.compensate != "none"
+    nodes = compensable(teacher, nodes) if compensated else nodes
+    nodes, ranking = rank(teacher, nodes, count, _calibration_images(gate.images), progress)
+    return nodes, tuple(replace(layer, compensated=compensated) for layer in ranking)
 
 
 def _layers(layers: Sequence[str] | str) -> tuple[Sequence[str], int]:
@@ -150,31 +156,40 @@ def _layers(layers: Sequence[str] | str) -> tuple[Sequence[str], int]:
     return names, _count(asked[0]) if asked else 0
 
 
-def _calibrated(
-    teacher: Teacher,
-    nodes: dict[str, Perturbation],
-    wanted: Wanted,
-    min_psnr: float,
-    asked: InputsAsked,
-    images: str | Path | None,
-    verify_images: str | Path | None,
-    progress: Say,
-) -> Protected:
+@dataclass(frozen=True)
+class _Fitting:
+    """What gains, and weights behind them, are fitted to."""
+
+    wanted: Wanted
+    """The numbers and words."""
+
+    gate: GateOptions
+    """The images and the tolerance."""
+
+    asked: InputsAsked
+    """The inputs to verify on."""
+
+    verify_images: Path | None
+    """Their folder, where the user names one."""
+
+
+def _calibrated(teacher: Teacher, nodes: dict[str, Perturbation], fitting: _Fitting, progress: Say) -> Protected:
     """Gains, and weights behind them, that keep the tolerance without any inverse."""
     from asvp_export.plan.calibration import split
     from asvp_export.plan.planner import Wishes, plan
 
+    wanted, asked, images = fitting.wanted, fitting.asked, fitting.gate.images
     wishes = Wishes(
         ranks=() if wanted.rank_free and wanted.fitted is None else (next(iter(nodes.values())).rank,),
         gain=wanted.fitted,
-        min_psnr=min_psnr,
+        min_psnr=fitting.gate.min_psnr,
         max_gain=wanted.limit,
         compensate=wanted.compensate,
     )
     calibrate = _calibration_images(images)
     for line in left_out(calibrate):
         progress(f"note: {line}")
-    if images is not None and verify_images is None:
+    if images is not None and fitting.verify_images is None:
         calibrate, verify = split(calibrate)
         asked = replace(asked, images=verify)
     cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.fixed)
@@ -212,7 +227,7 @@ def _with_plan(protected: Protected, ranking: tuple[RankedLayer, ...], min_psnr:
     return replace(protected, plan=made)
 
 
-def _calibration_images(images: str | Path | None) -> list[Path]:
+def _calibration_images(images: Path | None) -> list[Path]:
     from asvp_export.plan.calibration import default_images
 
     return default_images() if images is None else list_images(images)
@@ -251,27 +266,14 @@ class Wanted:
     """"none", "solve" or "refine"."""
 
 
-def check_wishes(
-    rank: int | str,
-    gain: float | str,
-    max_gain: float,
-    compensate: str,
-    energy: float,
-    residual: float | str | None = None,
-) -> Wanted:
+def check_wishes(options: ProtectOptions) -> Wanted:
     """What the numbers and words alone ask for, and what is wrong with them.
 
     Raises:
-        InputError: an attribute out of range, a word that is not known, or two that do not go together.
+        InputError: an attribute out of range, or two that do not go together.
     """
-    if compensate not in COMPENSATIONS:
-        raise InputError(f"The compensation {compensate!r} was asked for; {', '.join(COMPENSATIONS)} are known.")
-    words = {"rank": (rank, (AUTO,)), "gain": (gain, (AUTO,)), "residual gain": (residual, (AUTO, GAIN))}
-    for what, (value, known) in words.items():
-        if isinstance(value, str) and value not in known:
-            raise InputError(f"The {what} {value!r} was asked for; a number or {' or '.join(known)} was expected.")
-    if not (math.isfinite(max_gain) and max_gain > 1):
-        raise InputError(f"The largest gain {max_gain:g} was asked for; a number over 1 was expected.")
+    rank, gain, max_gain, energy = options.rank, options.gain, options.max_gain, options.energy
+    compensate, residual = options.compensate, options.residual
     if residual is None:
         residual = 1.0 if compensate == "none" else AUTO
     if residual == AUTO and compensate == "none":

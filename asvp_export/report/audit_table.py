@@ -82,3 +82,13 @@ def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
         console.print(f"{verdict}  {escape(bar.text)}, {found}", soft_wrap=True)
     for what, path in written.items():
         console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
+
+
+def missed_lines(result: AuditResult) -> list[str]:
+    """The bars that were not cleared."""
+    return [
+        f"The bar {bar.text} is not cleared: "
+        + ("its row was not run." if bar.found is None else f"it is {bar.found:.2f}.")
+        for bar in result.bars
+        if not bar.passed
+    ]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +15,7 @@ from rich.table import Table
 from asvp_export.assumptions import Assumption
 from asvp_export.console import stdout, width
 from asvp_export.parity.result import ParityResult
-from asvp_export.parity.verify import GateResult
+from asvp_export.parity.verify import GateResult, failure_text
 from asvp_export.signature import NCHW
 from asvp_export.teacher.layers import Layer
 from asvp_export.teacher.model import Teacher
@@ -27,9 +27,29 @@ from asvp_export.plan.strips import Strip
 _CANDIDATES = 8  # of the ranking, in the terminal
 
 
-def layers_as_dict(teacher: Teacher, found: Sequence[Layer], refused: Mapping[str, str]) -> dict[str, object]:
+class Survey(Protocol):
+    """A teacher and its layers (`asvp_export.workflows.layers.LayersFound`)."""
+
+    @property
+    def teacher(self) -> Teacher:
+        """The model."""
+        ...
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """Those that can carry the node."""
+        ...
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """The others, and why not."""
+        ...
+
+
+def layers_as_dict(survey: Survey) -> dict[str, object]:
     """The teacher, the layers that can carry the node, and why the others cannot, for JSON."""
-    return {"teacher": _described(teacher), "layers": [asdict(layer) for layer in found], "refused": dict(refused)}
+    layers = [asdict(layer) for layer in survey.layers]
+    return {"teacher": _described(survey.teacher), "layers": layers, "refused": dict(survey.refused)}
 
 
 def _described(teacher: Teacher) -> dict[str, object]:
@@ -62,14 +82,14 @@ def _teacher_lines(teacher: Teacher) -> list[str]:
     return lines + [("" if one.certain else "assumed, ") + str(one) for one in teacher.assumptions]
 
 
-def layers_table(teacher: Teacher, found: Sequence[Layer], refused: Mapping[str, str]) -> None:
+def layers_table(survey: Survey) -> None:
     """Print what the teacher is, the layers that can carry the node, then the others by the reason why they cannot."""
     console = terminal()
-    for line in _teacher_lines(teacher):
+    for line in _teacher_lines(survey.teacher):
         console.print(escape(line), soft_wrap=True)
     console.print()
     table = bare_table("layer", "type", "output", "axis", "s1", "rank", "ms", "node ms")
-    for layer in found:
+    for layer in survey.layers:
         calls = f" (x{layer.calls})" if layer.calls > 1 else ""
         table.add_row(
             escape(layer.name),
@@ -88,7 +108,7 @@ def layers_table(teacher: Teacher, found: Sequence[Layer], refused: Mapping[str,
         style="dim",
     )
     names: dict[str, list[str]] = defaultdict(list)
-    for name, reason in refused.items():
+    for name, reason in survey.refused.items():
         names[reason].append(name)
     for reason, those in names.items():
         shown = ", ".join(those[:3]) + (f" and {len(those) - 3} more" if len(those) > 3 else "")
@@ -135,6 +155,16 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
         console.print(f"[bold red]failed[/]  nothing was written to {shown}", soft_wrap=True)
     for what, path in written.items():
         console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
+
+
+def failure_lines(result: ParityResult) -> list[str]:
+    """What a user has to know of the gates that failed."""
+    lines = [failure_text(name, gate) for name, gate in result.gates.items() if not gate.passed]
+    if result.fitting_gain:
+        taken_back = any(node.inverse for node in result.nodes.values())
+        other = " Or accept a lower --min-psnr, or leave --residual gain out: the outputs then stay the original's at any gain."
+        lines.append(f"At these layers --gain {result.fitting_gain:g} would about fit.{'' if taken_back else other}")
+    return lines
 
 
 def _print_plan(console: Console, plan: Plan) -> None:

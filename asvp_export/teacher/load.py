@@ -6,7 +6,7 @@ import copy
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -15,10 +15,12 @@ from torch.nn.parameter import is_lazy
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
+from asvp_export.keywords import LoadKeywords
+from asvp_export.options import LoadOptions, grouped
 from asvp_export.signature import NCHW, SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
-from asvp_export.teacher.child import PROBE_TIMEOUT, apart
+from asvp_export.teacher.child import apart
 from asvp_export.teacher.example_inputs import how_to_give, read_inputs, required, signature_of
 from asvp_export.teacher.fitting import fit
 from asvp_export.teacher.layout import first_that_works, frozen, readings
@@ -31,21 +33,7 @@ from asvp_export.teacher.recognition import inputs_of, recognise
 from asvp_export.teacher.torchscript import load_torchscript
 
 
-def load(
-    model: str | Path | nn.Module,
-    *,
-    arch: str | None = None,
-    arch_args: dict[str, Any] | None = None,
-    trust_pickle: bool = False,
-    data_range: float | str | tuple[float, float] | ValueRange | None = None,
-    main_output: str | None = None,
-    norm_statistics: str = "stored",
-    inputs: str | Path | None = None,
-    layout: str | None = None,
-    device: str = "cpu",
-    weights_key: str | None = None,
-    probe_timeout: float = PROBE_TIMEOUT,
-) -> Teacher:
+def load(model: str | Path | nn.Module, **options: Unpack[LoadKeywords]) -> Teacher:
     """Load a trained model and find out by running it on small images what it takes and returns.
 
     A file's format is told from its content. Nothing in a file is run or unpickled in full unless `trust_pickle` is
@@ -54,25 +42,8 @@ def load(
     Args:
         model: a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), an ONNX file, a TorchScript archive,
             a saved `nn.Module` (with `trust_pickle`), or a module in memory, which is copied and left as it was.
-        arch: for a state dict: "package.module:factory" or "path/nets.py:factory". Where it is not given, spandrel
-            (the extra asvp-export[spandrel]) tells the architecture from the state dict.
-        arch_args: keyword arguments for the factory.
-        trust_pickle: unpickle the file in full, which runs code of its author's choice.
-        data_range: the values of black and white that the model expects: "0..1", "-1..1", "0..255", or white alone (1.0,
-            255.0). By default it is detected where it shows (`asvp_export.teacher.probe`), and 0..1 otherwise.
-        main_output: of a model with several outputs, the name or the number (from 0) of the one that is the restored
-            picture. By default it is chosen (`asvp_export.teacher.main_output`).
-        norm_statistics: "stored": normalisation layers use what training stored (evaluation mode); "input": they use
-            the statistics of each input, for models that are meant to run in training mode.
-        inputs: file (.npz, .pt) with an example of each input, by name or in order: for models that take more than the
-            image (a noise map, a noise level), videos, or channels other than 3, 1 and 4.
-        layout: "nchw" (channels first) or "nhwc" (channels last), of the image and the outputs. By default it is told from the
-            sizes that a file declares and what its graph does first, else by running the model (`asvp_export.teacher.layout`).
-        device: "cpu" or "cuda".
-        weights_key: which weights are meant where a file holds several state dicts: the keys that lead to them, and then
-            what their names begin with, joined by dots ("params", "state_dict.generator").
-        probe_timeout: seconds that an ONNX or TorchScript file may take for a run on a small image. Such a file is tried out in
-            a process of its own (`asvp_export.teacher.child`).
+        **options: see `asvp_export.options.LoadOptions`. `data_range` may be a word ("0..255"), a pair, or white alone (255.0);
+            `device` may be "cuda:1".
 
     Returns:
         The teacher: evaluation mode, float32, gradients off. What was concluded, and could have been concluded otherwise,
@@ -82,26 +53,23 @@ def load(
         InputError: the file, the architecture or an option cannot be used; the message says what to do.
         MachineError: memory ran out.
     """
-    _check_device(device)
-    values = None if data_range is None else ValueRange.read(data_range)
-    examples = None if inputs is None else read_inputs(Path(inputs))
-    if arch_args and not arch:
+    return load_teacher(model, *grouped(options, LoadOptions))
+
+
+def load_teacher(model: str | Path | nn.Module, options: LoadOptions) -> Teacher:
+    """`load`, with the options as an object."""
+    _check_device(options.device)
+    values = None if options.data_range is None else ValueRange.read(options.data_range)
+    examples = None if options.inputs is None else read_inputs(options.inputs)
+    if options.arch_args and not options.arch:
         raise InputError(
             "The arch_args were given without arch; name the architecture too (--arch package.module:factory)."
         )
-    if isinstance(model, nn.Module):
-        _check_weights(model, type(model).__name__)
-        _refuse_arch(arch, "a module", weights_key)
-        opened = _Opened(_copied(model), "module")
-        source, digest = type(model).__name__, _hash_state(opened.module)
-    else:
-        path = Path(model)
-        opened = _from_file(path, arch, arch_args, trust_pickle, weights_key)
-        source, digest = path.name, sha256(path)
-    known, sizes = opened.architecture, opened.sizes
-    module = _ready(opened.module, source, device)
-    if norm_statistics != "stored":
-        use_input_statistics(module, source, norm_statistics)
+    opened, source, digest = _opened(model, options)
+    known, sizes, layout = opened.architecture, opened.sizes, options.layout
+    module = _ready(opened.module, source, options.device)
+    if options.norm_statistics != "stored":
+        use_input_statistics(module, source, options.norm_statistics)
     if known is not None:  # spandrel's architectures are called with images in 0..1
         values = values or ValueRange()
         layout = layout or NCHW
@@ -115,11 +83,11 @@ def load(
         if examples is not None:
             signature = signature_of(examples, module, source, channels_last)
         dims, stated = frozen(sizes, channels_last), known.size if known else SizeRule()
-        subject = Subject(module, source, device, runs, main_output)
+        subject = Subject(module, source, options.device, runs, options.main_output)
         return probe(subject, signature, dims, values, stated, channels_last)
 
     file = None if isinstance(model, nn.Module) else Path(model)
-    with apart(module, file, device, probe_timeout) as runs:
+    with apart(module, file, options.device, options.probe_timeout) as runs:
         try:
             found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
         except InputError as error:
@@ -131,12 +99,23 @@ def load(
     signature = found.signature
     if isinstance(module, OnnxModule):  # the file's own names
         signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
+    assumptions = (*opened.assumptions, *about_layout, *found.assumptions)
     teacher = Teacher(
-        module, source, digest, opened.kind, signature, found.scale, size, found.data_range, found.fixed, device, known,
-        (*opened.assumptions, *about_layout, *found.assumptions),
-    )  # fmt: skip
-    about_norms = () if norm_statistics != "stored" else statistics_assumed(teacher)
-    return replace(teacher, assumptions=(*teacher.assumptions, *about_norms))
+        module,
+        source,
+        digest,
+        opened.kind,
+        signature,
+        found.scale,
+        size,
+        found.data_range,
+        found.fixed,
+        options.device,
+        known,
+        assumptions,
+    )
+    about_norms = () if options.norm_statistics != "stored" else statistics_assumed(teacher)
+    return replace(teacher, assumptions=(*assumptions, *about_norms))
 
 
 @dataclass(frozen=True)
@@ -159,6 +138,18 @@ class _Opened:
     """What was concluded of its weights."""
 
 
+def _opened(model: str | Path | nn.Module, options: LoadOptions) -> tuple[_Opened, str, str]:
+    """What is in a file or is handed in, its name, and its SHA-256."""
+    if isinstance(model, nn.Module):
+        name = type(model).__name__
+        _check_weights(model, name)
+        _refuse_arch(options.arch, "a module", options.weights_key)
+        module = _copied(model)
+        return _Opened(module, "module"), name, _hash_state(module)
+    path = Path(model)
+    return _from_file(path, options), path.name, sha256(path)
+
+
 def _ready(module: nn.Module, source: str, device: str) -> nn.Module:
     """The module in evaluation mode, in float32, on its device, without gradients."""
     _check_weights(module, source)
@@ -172,9 +163,8 @@ def _ready(module: nn.Module, source: str, device: str) -> nn.Module:
     return module
 
 
-def _from_file(
-    path: Path, arch: str | None, arch_args: dict[str, Any] | None, trust_pickle: bool, weights_key: str | None
-) -> _Opened:
+def _from_file(path: Path, options: LoadOptions) -> _Opened:
+    arch, trust_pickle, weights_key = options.arch, options.trust_pickle, options.weights_key
     kind = formats.recognise(path)
     if kind in (formats.PT2, formats.PT2_OLD):
         _refuse_arch(arch, f"{path}, a torch.export archive", weights_key)
@@ -197,7 +187,7 @@ def _from_file(
     if not arch:
         found = recognise(weights, path)
         return _Opened(found.module, "state-dict", architecture=found.architecture, assumptions=found.assumptions)
-    module = build(arch, arch_args)
+    module = build(arch, options.arch_args)
     return _Opened(module, "state-dict", assumptions=fit(module, weights, path))
 
 

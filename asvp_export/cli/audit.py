@@ -1,0 +1,56 @@
+"""asvp-export audit MODEL [PROTECTED]."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from asvp_export.cli.export import LAYERS, PLAN, PROTECTING
+from asvp_export.cli.from_options import takes
+from asvp_export.cli.output import Command, Output, prints, refuse_given
+from asvp_export.cli.types import PATH
+from asvp_export.console import echo
+from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
+
+
+@click.command(cls=Command, short_help="Train students on what MODEL gives away: what do attackers lose?")
+@click.argument("model", type=PATH)
+@click.argument("protected", type=PATH, required=False)
+@takes("audit", AuditOptions)
+@LAYERS
+@takes("protect", ProtectOptions)
+@PLAN
+@takes("load", LoadOptions)
+@takes("gate", GateOptions, only=("images", "min_psnr"))
+@click.option("--verify-images", type=PATH, help="Folder with other inputs, on which gains are verified.")
+@prints
+def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output, **options: Any) -> int:
+    """Train students on what the shipped model gives away, and say what the defence costs them.
+
+    MODEL is the original teacher. What is shipped is PROTECTED, or MODEL protected here, as --plan or --layers say.
+    """
+    asked: AuditOptions = options.pop("audit")
+    if sum((protected is not None, plan is not None, bool(options["layers"]))) != 1:
+        raise click.UsageError(
+            "One of the PROTECTED file, --plan FILE and --layers NAMES was expected: what is shipped?"
+        )
+    if not options["layers"]:
+        names = (*PROTECTING, "images", "verify_images", "min_psnr")
+        refuse_given(names, f"{protected or plan} says what is shipped; name layers, or leave the option out.")
+    if asked.task is None and asked.data is None:
+        raise click.UsageError("No pictures were named: --task NAME, --data DIR, or both, was expected.")
+
+    from asvp_export.report.audit_table import audit_table, missed_lines
+    from asvp_export.workflows.audit import AuditJob
+    from asvp_export.workflows.audit import audit as train
+
+    rows = tuple(name.strip() for row in asked.rows for name in row.split(",") if name.strip())
+    job = AuditJob(plan=plan, audit=replace(asked, rows=rows), **options)
+    result, files = train(model, protected, job, screen.progress, screen.note)
+    screen.show(result.as_dict(), lambda: audit_table(result, files))
+    for line in missed_lines(result):
+        echo(line, err=True)
+    return 0 if result.passed else 1

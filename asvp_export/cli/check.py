@@ -1,0 +1,32 @@
+"""asvp-export check ORIGINAL PROTECTED."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from asvp_export.cli.from_options import takes
+from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.types import PATH
+from asvp_export.cli.verdict import verdict
+from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions
+
+
+@click.command(cls=Command, short_help="Compare PROTECTED with ORIGINAL: the parity gate for CI.")
+@click.argument("original", type=PATH)
+@click.argument("protected", type=PATH)
+@takes("load", LoadOptions)
+@takes("gate", GateOptions)
+@takes("report", ReportOptions, only=("report", "junit"))
+@takes("tiles", TileOptions)
+@click.option("--plan", type=PATH, help="The plan of a compensated file: fidelity is then measured too.")
+@prints
+def check(original: Path, protected: Path, plan: Path | None, screen: Output, **options: object) -> int:
+    """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
+    from asvp_export.workflows.check import CheckJob
+    from asvp_export.workflows.check import check as compare
+
+    job = CheckJob(plan, **options)  # pyright: ignore[reportArgumentType]  `takes` made them
+    result, files = compare(original, protected, job, screen.progress, screen.note)
+    return verdict(result, protected, files, screen)

@@ -1,0 +1,60 @@
+"""asvp-export MODEL --layers SPEC, which is asvp-export export MODEL --layers SPEC."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import click
+
+from asvp_export.cli.from_options import takes
+from asvp_export.cli.output import Command, Output, prints, refuse_given
+from asvp_export.cli.types import PATH
+from asvp_export.cli.verdict import verdict
+from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
+
+LAYERS = click.option(
+    "--layers",
+    multiple=True,
+    metavar="SPEC",
+    help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays inside "
+    "one part of a name, ** crosses parts. auto or auto:N: the N (3) that their spectra speak for, spread over the depth. "
+    "none: no node.",
+)
+PLAN = click.option("--plan", type=PATH, help="Apply the plan of an earlier export, instead of calibrating.")
+PROTECTING = ("layers", *(one.name for one in fields(ProtectOptions)))
+
+
+@click.command(cls=Command, short_help="Protect MODEL, export it and verify the file (the default).")
+@click.argument("model", type=PATH)
+@LAYERS
+@takes("protect", ProtectOptions)
+@PLAN
+@click.option(
+    "-o", "--output", type=PATH, help="The ONNX file to write. Default: MODEL's stem + .protected.onnx, here."
+)
+@takes("load", LoadOptions)
+@takes("gate", GateOptions)
+@click.option(
+    "--verify-images",
+    type=PATH,
+    help="Folder with the inputs to verify on; --images is then what gains and weights are fitted to. Default: two fifths of "
+    "--images.",
+)
+@takes("file", FileOptions)
+@takes("report", ReportOptions)
+@prints
+def export(model: Path, plan: Path | None, output: Path | None, screen: Output, **options: object) -> int:
+    """Protect MODEL, export it, verify the file, and only then give it its name."""
+    if not options["layers"] and plan is None:
+        raise click.UsageError("No layers were named: --layers NAMES, --layers auto, or --plan FILE was expected.")
+    if plan:
+        refuse_given(PROTECTING, f"{plan} says what is put in; give one of the two.")
+
+    from asvp_export.workflows.export import ExportJob, default_output
+    from asvp_export.workflows.export import export as ship
+
+    job = ExportJob(plan=plan, **options)  # pyright: ignore[reportArgumentType]  `takes` made them
+    output = output or default_output(model)
+    result, files = ship(model, output, job, screen.progress, screen.note)
+    return verdict(result, output, files, screen)

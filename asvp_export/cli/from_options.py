@@ -1,0 +1,58 @@
+"""Click's options from the groups of `asvp_export.options`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import click
+
+from asvp_export.cli.types import type_of
+from asvp_export.options import Options, shown
+
+
+def takes(
+    name: str, group: type[Options], only: Collection[str] = ()
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command the options of a group; it gets them as one object.
+
+    Args:
+        name: of the command's parameter that gets the object.
+        group: the options.
+        only: names of those that the command has; none: all.
+    """
+    hints = get_type_hints(group)
+    taken = [one for one in fields(group) if not only or one.name in only]
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def gathered(**given: Any) -> int:
+            values = {one.name: given.pop(one.name) for one in taken}
+            chosen = {key: value for key, value in values.items() if value is not None}
+            return command(**{name: group(**chosen)}, **given)
+
+        parameters: list[click.Parameter] = gathered.__dict__.setdefault("__click_params__", [])
+        parameters.extend(reversed([_option(one, hints[one.name]) for one in taken]))
+        return gathered
+
+    return decorate
+
+
+def _option(one: Field[Any], hint: Any) -> click.Option:
+    about = shown(one)
+    flag = about.flag or f"--{one.name.replace('_', '-')}"
+    if hint is bool:
+        return click.Option([flag, one.name], is_flag=True, help=about.help)
+    default = str(one.default) if isinstance(one.default, Path) else one.default or None
+    return click.Option(
+        [flag, one.name],
+        type=type_of(hint, about),
+        metavar=about.metavar or None,
+        default=default,
+        show_default=default is not None,
+        multiple=get_origin(hint) is tuple,
+        help=about.help,
+    )

@@ -1,0 +1,37 @@
+"""asvp-export inspect PROTECTED."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.types import PATH
+from asvp_export.console import echo
+
+
+@click.command(cls=Command)
+@click.argument("protected", type=PATH)
+@click.option(
+    "--verify", is_flag=True, help="Hold PROTECTED and what was shipped with it against its manifest instead."
+)
+@prints
+def inspect(protected: Path, verify: bool, screen: Output) -> int:
+    """Show the nodes, the attributes and the provenance of PROTECTED."""
+    from asvp_export.report.tables import description_table
+    from asvp_export.workflows.inspect import inspect as described
+    from asvp_export.workflows.inspect import verify_manifest
+
+    if not verify:
+        description = described(protected)
+        screen.show(description, lambda: description_table(description))
+        return 0
+    held = verify_manifest(protected)
+    if not screen.as_json:
+        for problem in held.problems:
+            echo(problem, err=True)
+    files = ", ".join(held.files)
+    if screen.as_json or held.passed:
+        screen.show(held.as_dict(), lambda: echo(f"{protected} is as {held.manifest} lists it: {files}"))
+    return 0 if held.passed else 1

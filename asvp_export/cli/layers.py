@@ -1,0 +1,30 @@
+"""asvp-export layers MODEL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from asvp_export.cli.from_options import takes
+from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.types import PATH
+from asvp_export.options import LoadOptions
+
+
+@click.command(cls=Command)
+@click.argument("model", type=PATH)
+@takes("load", LoadOptions)
+@prints
+def layers(model: Path, load: LoadOptions, screen: Output) -> int:
+    """List the layers of MODEL that can carry the node."""
+    from asvp_export.report.tables import layers_as_dict, layers_table
+    from asvp_export.workflows.layers import layers as survey
+
+    found = survey(model, load)
+    if screen.as_json:
+        for assumption in found.teacher.assumptions:
+            if not assumption.certain:
+                screen.note(f"assumed, {assumption}")
+    screen.show(layers_as_dict(found), lambda: layers_table(found))
+    return 0

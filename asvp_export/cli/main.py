@@ -1,0 +1,93 @@
+"""The command line: the group of commands, and what exit codes mean."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from asvp_export.cli.audit import audit
+from asvp_export.cli.check import check
+from asvp_export.cli.export import export
+from asvp_export.cli.inspect import inspect
+from asvp_export.cli.layers import layers
+from asvp_export.cli.run import run
+from asvp_export.console import echo
+from asvp_export.errors import AsvpError
+
+
+class _DefaultGroup(click.Group):
+    """`asvp-export MODEL ...` is `asvp-export export MODEL ...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
+            if near and not Path(args[0]).exists():
+                ctx.fail(f"There is no command and no file {args[0]!r}; did you mean {near[0]}?")
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="asvp-export")
+def cli() -> None:
+    """Ship an image-restoration model as one ONNX file with a defence against distillation inside.
+
+    `asvp-export MODEL --layers ...` is short for `asvp-export export MODEL --layers ...`.
+    """
+
+
+for command in (export, check, audit, layers, inspect, run):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: exit codes 0 done, 1 gate failed, 2 bad usage or input, 3 the machine failed us, 130 Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("SIGTERM", "SIGHUP"):  # so that a kill and a closed terminal also clean up
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    try:
+        sys.exit(cli.main(args=arguments, prog_name="asvp-export", standalone_mode=False) or 0)
+    except AsvpError as error:
+        _trace(arguments)
+        _fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        helped = f" {context.command_path} --help lists what it takes." if context else ""
+        _fail(error.format_message() + helped, 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("Interrupted; nothing half-written was left.", 130)
+    except MemoryError:
+        _fail("The machine ran out of memory; use smaller images, or a machine with more.", 3)
+    except OSError as error:
+        _trace(arguments)
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            f"The machine says {error.strerror or error}{where}; see to that and run again.",
+            2 if error.errno == errno.ENAMETOOLONG else 3,
+        )
+    except Exception as error:  # Python would end with 1, which says that a gate failed
+        _trace(arguments)
+        reason = next(iter(str(error).splitlines()), "").rstrip(".")
+        _fail(f"Something went wrong that was not foreseen, {type(error).__name__}: {reason}. Run it with --debug.", 3)
+
+
+def _trace(arguments: Sequence[str]) -> None:
+    if "--debug" in arguments:
+        traceback.print_exc()
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    echo(f"Error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,98 @@
+"""What all commands print: results, progress, notes; and the options that say how much."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from asvp_export.console import alone, echo
+from asvp_export.progress import Say
+
+DEBUG = "asvp_export.debug"  # in a command's context
+
+
+class Command(click.Command):
+    """A command in which nothing is seen but what we say by `echo`; with --debug, all."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See click."""
+        with alone(debug=bool(ctx.meta.get(DEBUG))):
+            return super().invoke(ctx)
+
+
+@dataclass(frozen=True)
+class Output:
+    """How much a command prints."""
+
+    as_json: bool
+    """One JSON object and nothing else on stdout."""
+
+    quiet: bool
+    """Nothing but errors."""
+
+    @property
+    def progress(self) -> Say:
+        """Called with a line at each step, on stderr."""
+        from asvp_export.progress import for_terminal
+
+        if self.quiet or self.as_json:
+            return lambda line: None
+        return for_terminal(lambda line: echo(f"{line} ...", err=True))
+
+    def note(self, line: str) -> None:
+        """What the user has to know, on stderr."""
+        if not self.quiet:
+            echo(line, err=True)
+
+    def show(self, data: Any, table: Callable[[], None]) -> None:
+        """The result: as JSON, or as a table."""
+        if self.as_json:
+            from asvp_export.report.report import strict_json
+
+            echo(strict_json(data), nl=False)
+        elif not self.quiet:
+            table()
+
+
+def prints(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command --json, --quiet and --debug; it gets them as one object, `screen`."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+    @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+    @click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_debug,
+        help="Show the traceback of an error, and what the model and the libraries print.",
+    )
+    @functools.wraps(command)
+    def gathered(as_json: bool, quiet: bool, **given: Any) -> int:
+        return command(screen=Output(as_json, quiet), **given)
+
+    return gathered
+
+
+def _debug(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    context.meta[DEBUG] = given
+
+
+def said(*names: str) -> list[str]:
+    """Which of these options stand on the command line."""
+    context = click.get_current_context()
+    return [name for name in names if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+
+
+def refuse_given(names: Sequence[str], reason: str) -> None:
+    """Refuse options that would say nothing here.
+
+    Raises:
+        click.UsageError: one of them stands on the command line.
+    """
+    for name in said(*names):
+        raise click.UsageError(f"--{name.replace('_', '-')} was given, and {reason}")

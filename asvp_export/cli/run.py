@@ -1,0 +1,32 @@
+"""asvp-export run PROTECTED IMAGE -o OUTPUT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from asvp_export.cli.from_options import takes
+from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.types import PATH
+from asvp_export.console import echo
+from asvp_export.options import RunOptions, TileOptions
+
+
+@click.command(cls=Command)
+@click.argument("protected", type=PATH)
+@click.argument("image", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The picture to write: .png, .jpg or .webp.")
+@takes("options", RunOptions)
+@takes("tiles", TileOptions)
+@prints
+def run(protected: Path, image: Path, output: Path, options: RunOptions, tiles: TileOptions, screen: Output) -> int:
+    """Restore IMAGE with PROTECTED, at any size."""
+    from asvp_export.workflows.run import RunJob
+    from asvp_export.workflows.run import run as restore
+
+    made = restore(protected, image, output, RunJob(options, tiles), screen.note)
+    (tall, wide), (height, width) = made.before, made.after
+    data = {"written": output.name, "input": list(made.before), "output": list(made.after)}
+    screen.show(data, lambda: echo(f"{output}: {width} x {height} (from {wide} x {tall})"))
+    return 0

@@ -1,0 +1,1 @@
+"""The seven verbs: one function each, for the command line and for Python alike."""

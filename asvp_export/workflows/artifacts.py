@@ -1,0 +1,153 @@
+"""The files beside a shipped one: where they go, that nothing is overwritten, and writing them."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from asvp_export.errors import InputError
+from asvp_export.files import check_output, write_error
+from asvp_export.options import ReportOptions
+from asvp_export.parity.result import ParityResult
+from asvp_export.plan.record import plan_path
+from asvp_export.report.card import card_path, write_card
+from asvp_export.report.junit import write_junit
+from asvp_export.report.manifest import manifest_path, write_manifest
+from asvp_export.report.page import write_page
+from asvp_export.report.plan import plan_tables
+from asvp_export.report.report import write_json
+from asvp_export.report.strips import strip_table
+
+Files = dict[str, Path]
+"""What a file is to where it lies."""
+
+
+def shipped_files(output: Path, asked: ReportOptions, force: bool, planned: bool) -> Files:
+    """Where that goes which is written beside an exported file.
+
+    Args:
+        output: the ONNX file.
+        asked: which reports.
+        force: an existing model card is replaced.
+        planned: whether there will be a plan.
+
+    Raises:
+        InputError: a folder does not exist or is not writable, or a card is there already.
+    """
+    files = report_files(output, asked, output.parent) | {"manifest": manifest_path(output)}
+    if asked.model_card:
+        files["model card"] = card_path(output)
+        check_output(card_path(output), force=force, what="model card")
+    _check_folders(output, files, asked)
+    return files | ({"plan": plan_path(output)} if planned else {})
+
+
+def report_files(file: Path, asked: ReportOptions, default: Path | None) -> Files:
+    """Where the reports on a file go, in the default folder where none is asked for; with None they are left out then.
+
+    Raises:
+        InputError: a folder does not exist, or is not writable.
+    """
+    folder, files = asked.report or default, Files()
+    if folder is not None:
+        files["report"] = folder / f"{file.stem}.report.json"
+    if asked.report is not None:
+        files["page"] = asked.report / "report.html"
+    if asked.junit is not None:
+        files["JUnit file"] = asked.junit
+    _check_folders(file, files, asked)
+    return files
+
+
+def audit_files(folder: Path, stem: str) -> Files:
+    """Where the audit's reports go.
+
+    Raises:
+        InputError: the folder cannot be made, or is not writable.
+    """
+    files = {"report": folder / f"{stem}.audit.json", "page": folder / f"{stem}.audit.html"}
+    place = folder if folder.exists() else folder.parent
+    if not place.is_dir():
+        raise InputError(f"The folder of the report, {place}, does not exist; create it first.")
+    _check_writable(place, files["report"])
+    return files
+
+
+def _check_folders(file: Path, files: Files, asked: ReportOptions) -> None:
+    """Refused here, before the long work, where they could not be written."""
+    for what, path in files.items():
+        place = path.parent
+        if place == asked.report and not place.exists():  # it is made when there is something to put into it
+            place = place.parent
+        if not place.is_dir():
+            raise InputError(f"The folder of the {what}, {path.parent}, does not exist; create it first.")
+        _check_writable(place, file if path.parent == file.parent else path)
+
+
+def _check_writable(folder: Path, file: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise write_error(error, file) from error
+
+
+def keep_apart(read: Mapping[str, Path], written: Mapping[str, Path]) -> None:
+    """Refuse to write two things to one file, over a file that is read, or over what is no file.
+
+    Args:
+        read: what a file is to where it lies.
+        written: the same of what will be written.
+
+    Raises:
+        InputError: as above.
+    """
+    seen = dict(read)
+    for what, path in written.items():
+        if path.exists() and not path.is_file():
+            raise InputError(f"The {what} {path} is a folder or a device; name a file.")
+        for other, theirs in seen.items():
+            same = path.exists() and theirs.exists() and path.samefile(theirs)  # hard links too
+            if same or path.resolve() == theirs.resolve():
+                raise InputError(f"The {what} {path} is the {other} itself; name another file for the {what}.")
+        seen[what] = path
+
+
+def write_artifacts(result: ParityResult, file: Path, files: Files) -> Files:
+    """Write what lies beside a file.
+
+    Args:
+        result: of its export or check.
+        file: the ONNX file.
+        files: where everything goes.
+
+    Returns:
+        Those that were written: no manifest and no card of a file that failed, no plan where nothing was planned.
+    """
+    written = dict(files)
+    if result.plan and "plan" in files:
+        result.plan.save(files["plan"])
+    else:
+        written.pop("plan", None)
+    if path := files.get("report"):
+        make_folder(path)
+        write_json(path, result.as_dict())
+    if path := files.get("page"):
+        plan = plan_tables(result.plan) if result.plan else []
+        write_page(result, path, plan=plan, strips=[strip_table(result.strips)] if result.strips else [])
+    if path := files.get("JUnit file"):
+        write_junit(path, file.name, result.gates)
+    if "manifest" in files and result.passed:
+        card = write_card(result) if "model card" in files else None
+        write_manifest(result, report=files["report"], card=card)
+    elif "manifest" in files:
+        written = {what: path for what, path in written.items() if what not in ("manifest", "model card")}
+    return written
+
+
+def make_folder(file: Path) -> None:
+    """The folder of a report, where it is not there yet."""
+    with contextlib.suppress(FileExistsError):
+        file.parent.mkdir()

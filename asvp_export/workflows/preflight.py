@@ -1,0 +1,22 @@
+"""What is told before the long work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from asvp_export.assumptions import Assumption
+from asvp_export.parity.session import conflicting_onnxruntime
+from asvp_export.progress import Say
+
+
+def tell(assumptions: Iterable[Assumption], note: Say) -> None:
+    """Say what was concluded of a model and is not certain."""
+    for assumption in assumptions:
+        if not assumption.certain:
+            note(f"assumed, {assumption}")
+
+
+def warn_of_two_runtimes(note: Say) -> None:
+    """Say that several onnxruntime packages overwrite each other, where that is so."""
+    if warning := conflicting_onnxruntime():
+        note(f"Warning: {warning}")

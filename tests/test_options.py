@@ -1,0 +1,116 @@
+"""Options stand once: the command line and the keywords of the public functions say the same."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import click
+import pytest
+
+import asvp_export
+from asvp_export import keywords, options
+from asvp_export.cli import cli
+from asvp_export.errors import InputError
+from asvp_export.options import FileOptions, GateOptions, LoadOptions, Options, ProtectOptions
+
+PACKAGE = Path(asvp_export.__file__).parent
+GROUPS = [
+    one for one in vars(options).values() if isinstance(one, type) and issubclass(one, Options) and one is not Options
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "groups", "more"),
+    [
+        (keywords.LoadKeywords, (LoadOptions,), set()),
+        (keywords.ProtectKeywords, (ProtectOptions, GateOptions), {"verify_images", "dtype"}),
+        (keywords.GateKeywords, (GateOptions,), set()),
+        (keywords.ExportKeywords, (GateOptions, FileOptions), set()),
+    ],
+)
+def test_keywords_are_the_options(words: Any, groups: tuple[type[Options], ...], more: set[str]) -> None:
+    named = {one.name for group in groups for one in fields(group)}
+    hints = get_type_hints(words)
+    assert set(hints) - more == named
+    for group in groups:
+        for name, hint in get_type_hints(group).items():
+            accepted = (
+                str(hints[name])
+                .replace("pathlib.", "")
+                .replace("str | Path", "Path")
+                .replace("tuple[tuple[int, int], ...] | list[tuple[int, int]]", "tuple[tuple[int, int], ...]")
+            )
+            assert accepted == str(hint).replace("pathlib.", ""), name
+
+
+def test_every_option_has_a_sentence_of_help() -> None:
+    for group in GROUPS:
+        for one in fields(group):
+            assert options.shown(one).help.endswith("."), (group, one.name)
+
+
+def test_the_options_come_without_pytorch() -> None:
+    code = "import sys, asvp_export.options, asvp_export.keywords, asvp_export.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_defaults_of_the_command_line_are_those_of_the_options(group: type[Options]) -> None:
+    flags = {
+        parameter.name: parameter
+        for command in cli.commands.values()
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+    }
+    context = click.Context(click.Command("any"))
+    for one in fields(group):
+        default = flags[one.name].get_default(context)
+        assert default in (None, False) or default == (
+            str(one.default) if isinstance(one.default, Path) else one.default
+        )
+
+
+@pytest.mark.parametrize(
+    ("group", "given", "message"),
+    [
+        (GateOptions, {"provider": "tpu"}, "The provider 'tpu' was asked for; cpu or cuda was expected"),
+        (ProtectOptions, {"gain": "much"}, "The gain 'much' was asked for; a number or auto was expected"),
+        (ProtectOptions, {"max_gain": 1.0}, "The max gain 1 was asked for; a number over 1 was expected"),
+        (FileOptions, {"dtype": "int8"}, "The dtype 'int8' was asked for; fp32 or fp16 was expected"),
+        (LoadOptions, {"layout": "hwc"}, "The layout 'hwc' was asked for; nchw or nhwc was expected"),
+    ],
+)
+def test_a_value_that_is_not_among_them_is_refused(group: type[Options], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        group(**given)
+
+
+def test_the_commands_parse_and_print_and_do_nothing_else() -> None:
+    """Of the package they import workflows, options, errors, terminal output, and no more."""
+    allowed = (
+        "workflows.",
+        "options",
+        "errors",
+        "console",
+        "progress",
+        "cli.",
+        "report.tables",
+        "report.audit_table",
+        "report.report",
+    )
+    for path in (PACKAGE / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("asvp_export."):
+                name = (node.module or "").removeprefix("asvp_export.")
+                assert (name + ".").startswith(allowed), f"{path.name} imports {node.module}"
+
+
+def test_a_word_that_no_function_takes_is_refused() -> None:
+    with pytest.raises(TypeError, match="ranks"):
+        importlib.import_module("asvp_export").protect(None, "auto", ranks=1)
