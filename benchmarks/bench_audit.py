@@ -68,7 +68,7 @@ SEEDS = {"default": 3, "blocks": 1, "compensated": 3, "battery": 1}
 ROWS = {
     "default": FULL,
     "blocks": FEW,
-    "compensated": (*FEW, *HONEST),
+    "compensated": FULL,
     "battery": (*FULL, "shipped/normalised-10@before", "shipped/normalised-10@next", *ATTACKED),
 }
 
