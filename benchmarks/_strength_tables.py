@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from _pages import fill
-from _teachers import ROOT, TASKS
+from benchmarks._pages import fill
+from benchmarks._teachers import ROOT, TASKS
 
 PAGE = ROOT / "docs" / "strength.md"
 

@@ -1,11 +1,11 @@
 """What the defence costs students of the five example teachers; each finished student is kept, so a run can go on.
 
-    python benchmarks/bench_audit.py default TASK ...      the default export, --layers auto:3: eight kinds of student, three seeds
-    python benchmarks/bench_audit.py blocks TASK ...       every block protected, one seed
-    python benchmarks/bench_audit.py compensated TASK ...  --residual auto --compensate solve, three seeds
-    python benchmarks/bench_audit.py battery TASK          every attacker against the last of these, one seed
-    python benchmarks/bench_audit.py layers TASK ...       three kinds of layers, for docs/strength.md, one seed
-    python benchmarks/bench_audit.py tables                docs/audit.md's tables from docs/audit.json
+    python -m benchmarks.bench_audit default TASK ...      the default export, --layers auto:3: eight kinds of student, three seeds
+    python -m benchmarks.bench_audit blocks TASK ...       every block protected, one seed
+    python -m benchmarks.bench_audit compensated TASK ...  --residual auto --compensate solve, three seeds
+    python -m benchmarks.bench_audit battery TASK          every attacker against the last of these, one seed
+    python -m benchmarks.bench_audit layers TASK ...       three kinds of layers, for docs/strength.md, one seed
+    python -m benchmarks.bench_audit tables                docs/audit.md's tables from docs/audit.json
 
 Layers are ranked, and weights solved, on the degraded calibrate and train photographs, gains held on the verify photographs;
 students train on the train photographs, attackers choose by the verify photographs, and every figure is of the audit photographs.
@@ -20,15 +20,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from _teachers import ROOT, TASKS, teacher
-from bench_strength import degraded
-
 import asvp_export
 from asvp_export.audit.auditing import run_audit
 from asvp_export.audit.verdict import Row
 from asvp_export.graph.protect import Protected
 from asvp_export.plan.record import Plan, apply
 from asvp_export.progress import for_terminal
+from benchmarks._teachers import ROOT, TASKS, teacher
+from benchmarks.bench_strength import degraded
 
 RESULTS = ROOT / "docs" / "audit.json"
 CACHE = ROOT / "build" / "audit"
@@ -139,7 +138,7 @@ def keep(key: str, found: dict[str, Any]) -> None:
 def main() -> None:
     what, *tasks = sys.argv[1:]
     if what == "tables":
-        from _audit_tables import write
+        from benchmarks._audit_tables import write
 
         write(json.loads(RESULTS.read_text()))
         return

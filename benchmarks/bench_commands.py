@@ -1,6 +1,6 @@
 """Whole commands, from the shell's prompt to a verified file: seconds, beside a bare torch.onnx.export and an older commit.
 
-    python benchmarks/bench_commands.py [--base FOLDER] [--limit 300] [--only NAME,...]
+    python -m benchmarks.bench_commands [--base FOLDER] [--limit 300] [--only NAME,...]
 
 FOLDER is a checkout of the older commit, with its library built; a command of it that is not done after `--limit` seconds is
 stopped, and the row says so. The commands of a row take turns, once each. The large models need
@@ -17,11 +17,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from _teachers import ROOT, TASKS
+from benchmarks._teachers import ROOT, TASKS
 
 BARE = """
 import sys, torch, logging, warnings
-sys.path.insert(0, "examples")
+sys.path.insert(0, "examples")  # as a script of somebody else would
 warnings.simplefilter("ignore"), logging.disable(logging.ERROR)
 import nets
 from safetensors.torch import load_file

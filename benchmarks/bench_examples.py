@@ -8,9 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _teachers import ROOT, TASKS, teacher
-
 import asvp_export
+from benchmarks._teachers import ROOT, TASKS, teacher
 
 
 def main() -> None:

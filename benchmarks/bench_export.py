@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _teachers import LAYER, TASKS, teacher
 
 import asvp_export
 from asvp_export.graph.export import _quiet, to_onnx
 from asvp_export.graph.publish import Staging
 from asvp_export.parity.latency import in_turns
+from benchmarks._teachers import LAYER, TASKS, teacher
 
 
 def bare(model: asvp_export.Teacher, path: Path) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
-from _pages import fill
+from benchmarks._pages import fill
+from tests_field.files import FILES
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests_field")]
-
-from files import FILES
 
 
 def main() -> None:

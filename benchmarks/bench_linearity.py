@@ -2,7 +2,7 @@
 
 Float32, k = 4, two threads. The slope of log time over log L is 1 where the time is linear in L.
 
-    python benchmarks/bench_linearity.py [--plot docs/linearity.png]
+    python -m benchmarks.bench_linearity [--plot docs/linearity.png]
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from _native import native_call
 
 from asvp_export.operator import Perturbation
 from asvp_export.parity.latency import in_turns
+from benchmarks._native import native_call
 
 CHANNELS = (16, 64)
 LENGTHS = [4096 * 2**i for i in range(11)]  # to 4.2 million

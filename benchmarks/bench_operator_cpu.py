@@ -4,7 +4,7 @@ Prints two markdown tables. F is time(torch.mm(M, M.T)) + time(copy of M). R is 
 operations at the rate of a large torch.mm, plus two reads and one write of the map at the rate of a large copy. Everything
 of a row is timed in turns in the same process.
 
-    python benchmarks/bench_operator_cpu.py [--noise] [--seconds 4]
+    python -m benchmarks.bench_operator_cpu [--noise] [--seconds 4]
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 import numpy as np
 import onnxruntime as ort
 import torch
-from _native import native_call
 from onnx import TensorProto, helper
 
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation, native
 from asvp_export.operator.onnx_function import perturbation_function
+from benchmarks._native import native_call
 
 SHAPES = [(32, 256, 256), (64, 256, 256), (180, 128, 128), (64, 512, 512), (256, 64, 64)]
 RANK, GAIN = 4, 1.1

@@ -4,21 +4,18 @@ Prints two markdown tables. "of copy" is the time that two reads and one write o
 copy, measured in the same run, over the time of the call. Everything is timed with CUDA events, the calls of one row in
 turns; ours both as a call and as a replayed graph.
 
-    python benchmarks/bench_operator_cuda.py [--noise] [--repeats 30]
+    python -m benchmarks.bench_operator_cuda [--noise] [--repeats 30]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("custom_ops/tests", "tests")]
-from native import build, cuda_missing
+from tests.helpers.native import build, cuda_missing
 
 SHAPES = [(64, 1024, 1024), (180, 512, 512), (64, 256, 256), (64, 128, 128), (256, 64, 64)]
 TYPES = [torch.float32, torch.float16]

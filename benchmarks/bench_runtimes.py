@@ -4,7 +4,7 @@ The teacher is lowlight with one rank-1 node behind the convolution after the bo
 files take turns, on two threads; medians. Runtimes that are not made to be fast (onnx's evaluator, WebGPU played by the
 processor) get a smaller picture. A runtime that is not here gets a row that says why.
 
-    python benchmarks/bench_runtimes.py [--side 256] [--rounds 15] [--only OpenVINO]
+    python -m benchmarks.bench_runtimes [--side 256] [--rounds 15] [--only OpenVINO]
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,7 +21,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from _teachers import LAYER, ROOT, teacher
 
 import asvp_export
 from asvp_export.errors import AsvpError
@@ -33,10 +31,9 @@ from asvp_export.images import photographs, read_image
 from asvp_export.operator import native
 from asvp_export.parity.latency import in_turns
 from asvp_export.parity.session import run_model, session
-
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
-import web
-from degrade import degrade, generator
+from benchmarks._teachers import LAYER, teacher
+from examples.degrade import degrade, generator
+from tests.helpers import web
 
 THREADS = 2
 REST = 0.1  # seconds before each run, in which the threads of the one before go to sleep

@@ -1,9 +1,9 @@
 """What fits a tolerance: the example teachers, plain, solved and refined; each row is kept, so a run can go on.
 
-    python benchmarks/bench_strength.py bars TASK ...        rank 1, gain 10, at named layers
-    python benchmarks/bench_strength.py residuals TASK ...   --layers auto:3 --residual auto --compensate solve at 48 dB
-    python benchmarks/bench_strength.py crops TASK ...       how many crops calibration needs
-    python benchmarks/bench_strength.py tables               docs/strength.md's tables and plot from docs/strength.json
+    python -m benchmarks.bench_strength bars TASK ...        rank 1, gain 10, at named layers
+    python -m benchmarks.bench_strength residuals TASK ...   --layers auto:3 --residual auto --compensate solve at 48 dB
+    python -m benchmarks.bench_strength crops TASK ...       how many crops calibration needs
+    python -m benchmarks.bench_strength tables               docs/strength.md's tables and plot from docs/strength.json
 
 Fitted on the degraded calibrate and train photographs, the gains held on the verify photographs, and every figure is of
 the audit photographs, of which neither saw a scene. In PyTorch, without an export.
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from _teachers import ROOT, TASKS, teacher
 
 import asvp_export
 from asvp_export.graph.protect import Protected, insert
@@ -36,6 +35,7 @@ from asvp_export.plan import calibration
 from asvp_export.plan.bench import TorchBench
 from asvp_export.plan.search import Search
 from asvp_export.plan.strips import smallest, strip_tests
+from benchmarks._teachers import ROOT, TASKS, teacher
 
 RESULTS = ROOT / "docs" / "strength.json"
 # After ReLUs, whose maps have a leading component that changes little from image to image; found by ranking all layers.
@@ -194,7 +194,7 @@ def crops(task: str, folders: dict[str, Path]) -> None:
 def main() -> None:
     what, *tasks = sys.argv[1:]
     if what == "tables":
-        from _strength_tables import write
+        from benchmarks._strength_tables import write
 
         write(json.loads(RESULTS.read_text()))
         return

@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from _teachers import GAINS, LAYER, TASKS, teacher
 
 import asvp_export
 from asvp_export.images import list_images, photographs, read_image, write_image
 from asvp_export.parity.metrics import psnr
 from asvp_export.tiles import Tiling, seam_energy
+from benchmarks._teachers import GAINS, LAYER, TASKS, teacher
 
 
 def main() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from teachers import recurrent, save_pictures
 
 import asvp_export
 from asvp_export.graph.passes import without_nodes
 from asvp_export.operator import native
+from tests.helpers.teachers import recurrent, save_pictures
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from teachers import arch, weights
 
 from asvp_export.progress import Progress, for_terminal, reporter
+from tests.helpers.teachers import arch, weights
 
 pty = pytest.importorskip("pty", reason="there are no pseudo-terminals")
 

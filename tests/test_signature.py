@@ -14,7 +14,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from teachers import save_pictures
 from torch import nn
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ from asvp_export.errors import InputError
 from asvp_export.images import read_image, write_image
 from asvp_export.signature import Signature, SizeRule, ValueRange, following
 from asvp_export.teacher.model import named_outputs
+from tests.helpers.teachers import Video, save_pictures
 
 
 def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:
@@ -85,19 +85,6 @@ class Tuple(Body):
     def forward(self, x: torch.Tensor):
         y = self.restored(x)
         return Pair(y, torch.tanh(y))
-
-
-class Video(nn.Module):
-    """Five frames; the blocks see the frames folded into the batch; all come out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head, self.body, self.tail = conv(3, 8), conv(8, 8), conv(40, 15)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, t, c, h, w = x.shape
-        y = torch.relu(self.body(self.head(x.reshape(n * t, c, h, w))))
-        return x + 0.1 * self.tail(y.reshape(n, -1, h, w)).reshape(n, t, c, h, w)
 
 
 class Recurrence(nn.Module):

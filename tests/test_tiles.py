@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from teachers import example, save_pictures
 
 import asvp_export
 from asvp_export.signature import SizeRule
 from asvp_export.tiles import Tiling, run_tiled, seam_energy
+from tests.helpers.teachers import example, save_pictures
 
 
 @settings(max_examples=40, deadline=None)

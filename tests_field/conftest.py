@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from files import pictures
+
+from tests_field.files import pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import field_nets
 import numpy as np
 import onnx
 import torch
 from onnx import helper
 from PIL import Image
 from torch import nn
+
+from tests.helpers import field_nets
 
 FREE = {0: "n", 2: "h", 3: "w"}
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from files import FILES, FieldFile
 from PIL import Image
 
 import asvp_export
 from asvp_export.signature import ValueRange
+from tests_field.files import FILES, FieldFile
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ENTRIES, Entry
-from road import exported
 from spandrel import MAIN_REGISTRY
 
 from asvp_export.errors import AsvpError
+from tests_zoo.architectures import ENTRIES, Entry
+from tests_zoo.road import exported
 
 
 def test_every_architecture_of_spandrel_is_here():

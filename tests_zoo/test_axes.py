@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ENTRIES
-from factories import swin2sr
 
 import asvp_export
 from asvp_export.teacher.layers import candidates
+from tests_zoo.architectures import ENTRIES
+from tests_zoo.factories import swin2sr
 
 BLOCK = "layers.0.residual_group.blocks"
 STAGE = "swin2sr.encoder.stages.0"

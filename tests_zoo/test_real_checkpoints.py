@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import swin2sr
-from road import exported
+
+from tests_zoo.factories import swin2sr
+from tests_zoo.road import exported
 
 FACTORIES = Path(__file__).with_name("factories.py")
 

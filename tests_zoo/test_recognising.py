@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ENTRIES
 from spandrel import MAIN_REGISTRY
 
 import asvp_export
 from asvp_export.errors import InputError
 from asvp_export.signature import SizeRule
+from tests_zoo.architectures import ENTRIES
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from criterion import REFERENCE32, check
-from native import LEVELS, Native, Problem, build, problem_of
-from oracle import TOLERANCES, TYPES, check_both_layouts, filled
-from spectra import SPECTRA, matrix
+
+from tests.helpers.criterion import REFERENCE32, check
+from tests.helpers.native import LEVELS, Native, Problem, build, problem_of
+from tests.helpers.oracle import TOLERANCES, TYPES, check_both_layouts, filled
+from tests.helpers.spectra import SPECTRA, matrix
 
 
 @pytest.fixture(scope="session", params=LEVELS)

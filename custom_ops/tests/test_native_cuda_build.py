@@ -11,8 +11,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from native import CMAKE, NVCC, SOURCE, Native, build, problem_of
-from oracle import filled
+
+from tests.helpers.native import CMAKE, NVCC, SOURCE, Native, build, problem_of
+from tests.helpers.oracle import filled
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc to compile the CUDA half with")
 

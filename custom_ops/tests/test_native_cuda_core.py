@@ -9,10 +9,11 @@ import ctypes
 
 import numpy as np
 import pytest
-from criterion import REFERENCE32, check
-from native import Emulated, Problem
-from oracle import TYPES, check_both_layouts, filled, widened
-from spectra import SPECTRA, matrix
+
+from tests.helpers.criterion import REFERENCE32, check
+from tests.helpers.native import Emulated, Problem
+from tests.helpers.oracle import TYPES, check_both_layouts, filled, widened
+from tests.helpers.spectra import SPECTRA, matrix
 
 
 @pytest.fixture(scope="session")

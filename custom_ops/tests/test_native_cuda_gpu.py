@@ -14,10 +14,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from criterion import REFERENCE32, REFERENCE64, check
-from native import Emulated, Problem, build, cuda_missing
-from oracle import exact, steps_off
-from spectra import SPECTRA, matrix
+
+from tests.helpers.criterion import REFERENCE32, REFERENCE64, check
+from tests.helpers.native import Emulated, Problem, build, cuda_missing
+from tests.helpers.oracle import exact, steps_off
+from tests.helpers.spectra import SPECTRA, matrix
 
 pytestmark = pytest.mark.gpu
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}

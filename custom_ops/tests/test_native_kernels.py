@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from criterion import REFERENCE32, REFERENCE64, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import CODES, LEVELS, Emulated, Kernels, Native, Problem
-from oracle import TOLERANCES, TYPES, check_both_layouts, exact, filled, steps_off, to_type, widened
-from spectra import ENERGIES, GAINS, SPECTRA, feature_maps, matrix
+
+from tests.helpers.criterion import REFERENCE32, REFERENCE64, check
+from tests.helpers.native import CODES, LEVELS, Emulated, Kernels, Native, Problem
+from tests.helpers.oracle import TOLERANCES, TYPES, check_both_layouts, exact, filled, steps_off, to_type, widened
+from tests.helpers.spectra import ENERGIES, GAINS, SPECTRA, feature_maps, matrix
 
 THREADS = st.sampled_from([1, 2, 3, 4])  # of CUDA's kernels: the order of blocks and threads (see `Emulated`)
 

@@ -14,8 +14,6 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from teachers import ROOT, arch, example, recurrent, save_pictures, weights
-from test_cli import call
 
 import asvp_export
 from asvp_export.audit import arms, data
@@ -34,6 +32,8 @@ from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
 from asvp_export.signature import ValueRange
+from tests.helpers.commands import call
+from tests.helpers.teachers import ROOT, arch, example, recurrent, save_pictures, weights
 
 TASK, LAYER, GAIN = "derain", "body.3.branch.1", 10.0
 STUDENT = f"{arch(TASK)}_student"

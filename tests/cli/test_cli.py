@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,13 +21,13 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 from safetensors.torch import save_file
-from teachers import save_pictures
 
 import asvp_export
-from asvp_export import cli
 from asvp_export.images import pad_to, read_image
 from asvp_export.signature import SizeRule
 from asvp_export.teacher.architecture import build
+from tests.helpers.commands import call, complaint
+from tests.helpers.teachers import save_pictures
 
 NETS = '''
 """Tiny restoration nets."""
@@ -81,27 +78,6 @@ class Chatty(Net):
         print("forward", x.shape)
         return super().forward(x)
 '''
-
-
-class Answer(NamedTuple):
-    """What came of a command."""
-
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: object) -> Answer:
-    """Run a command in this process, which spares it the import of torch."""
-    out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    assert isinstance(ended.value.code, int)
-    return Answer(ended.value.code, out.getvalue(), err.getvalue())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -259,17 +235,6 @@ BAD_EXPORT = {
     "the model as the JUnit file": (even(junit="even.pt"), "JUnit file even.pt is the model itself"),
     "the output as the JUnit file": (even(junit="out/new.onnx"), "JUnit file out/new.onnx is the output itself"),
 }  # fmt: skip
-
-
-def complaint(answer: Answer) -> str:
-    """The one line that says what is wrong, checked for its form; progress may stand before it."""
-    assert answer.code == 2, answer
-    assert not answer.out and "Traceback" not in answer.err
-    lines = [line for line in answer.err.splitlines() if not line.endswith(" ...")]
-    assert len(lines) == 1, answer.err
-    assert lines[0].startswith("Error: ") and lines[0].endswith((".", "?"))
-    assert 1 <= len(re.findall(r"[.?!](?= [A-Z]|$)", lines[0])) <= 2, lines[0]
-    return lines[0]
 
 
 @pytest.mark.parametrize("case", BAD_EXPORT)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from teachers import EXAMPLES, TASKS, example, weights
 
 import asvp_export
 from asvp_export.images import SPLITS, list_images, photographs, read_image
+from tests.helpers.teachers import EXAMPLES, TASKS, example, weights
 
 RESULTS = json.loads((EXAMPLES / "teachers" / "results.json").read_text())
 CROPS = [path for split in SPLITS for path in list_images(photographs(split))]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from teachers import EXAMPLES, example, save_pictures
-from web import FLAGS, SOFTWARE_GPU, drive, missing, picture, serving
 
 import asvp_export
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.images import photographs, read_image
 from asvp_export.operator import Perturbation, native
 from asvp_export.parity.result import FIDELITY_DB
+from tests.helpers.scripts import script
+from tests.helpers.teachers import EXAMPLES, example, save_pictures
+from tests.helpers.web import FLAGS, SOFTWARE_GPU, drive, missing, picture, serving
 
 pytestmark = pytest.mark.web
 HEIGHT, WIDTH = 61, 83  # odd: the teacher takes multiples of 2, and the page has to pad
@@ -48,11 +48,9 @@ def files(protected, tmp_path_factory) -> Path:
     pictures = save_pictures(folder / "pictures", count=1)
     for name, one in protected.items():
         assert asvp_export.export(one, folder / f"{name}.onnx", images=pictures, min_psnr=10).passed
-    sys.path.insert(0, str(EXAMPLES))
-    from degrade import degrade, generator
-
+    degrade = script(EXAMPLES / "degrade.py")
     clean = read_image(photographs("verify") / "dogs_1.webp")[60 : 60 + HEIGHT, 80 : 80 + WIDTH]
-    dark = degrade("lowlight", clean, generator("lowlight", "dogs_1"))
+    dark = degrade.degrade("lowlight", clean, degrade.generator("lowlight", "dogs_1"))
     Image.fromarray(np.rint(255 * dark).astype(np.uint8)).save(folder / "dark.png")
     (folder / "broken.onnx").write_text("not a model")
     return folder

@@ -16,9 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import teachers
 import torch
-from teachers import EXAMPLES, TASKS, arch, example, recurrent, save_pictures, weights
 
 import asvp_export
 from asvp_export.graph import publish
@@ -29,6 +27,8 @@ from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
 from asvp_export.parity.verify import GateResult, ImageScore
+from tests.helpers import teachers
+from tests.helpers.teachers import EXAMPLES, ROOT, TASKS, arch, example, recurrent, save_pictures, weights
 
 LAYER = "after_body"
 HEAD = "head"  # of the small teacher
@@ -233,7 +233,7 @@ def test_metadata_says_what_was_measured_and_names_no_machine(tmp_path, pictures
     content = output.read_bytes()
     for trace in (
         str(Path.home()),
-        str(Path(__file__).parents[1]),
+        str(ROOT),
         str(tmp_path),
         ".py",
         "site-packages",

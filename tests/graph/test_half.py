@@ -10,13 +10,13 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
-from teachers import example, save_pictures
 from torch import nn
 
 import asvp_export
 from asvp_export.graph import publish
 from asvp_export.graph.half import to_half
 from asvp_export.teacher.onnx_graph import in_order, is_external
+from tests.helpers.teachers import example, save_pictures
 
 
 @pytest.fixture(scope="module")

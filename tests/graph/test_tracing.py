@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from teachers import save_pictures
 from torch import nn
 from torch.nn import functional
 
 import asvp_export
 from asvp_export.errors import InputError
 from asvp_export.graph.export import to_onnx
+from tests.helpers.teachers import save_pictures
 
 
 class Net(nn.Module):

@@ -11,8 +11,6 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from teachers import recurrent, save_pictures
-from test_two_gains import decibels, maps_of, tokens
 
 import asvp_export
 from asvp_export.graph.export import to_onnx
@@ -22,6 +20,8 @@ from asvp_export.graph.pairs import differing
 from asvp_export.graph.passes import attach_functions, perturbation_nodes, without_nodes
 from asvp_export.operator import Perturbation
 from asvp_export.plan.record import Plan, apply
+from tests.helpers.teachers import recurrent, save_pictures
+from tests.helpers.two_gains import decibels, maps_of, stock, tokens
 
 GAIN = 100.0
 NODE = {"rank": 1, "gain": GAIN, "energy": 1.0, "axis": 1, "residual": 1.0}
@@ -58,18 +58,6 @@ def shipped(protected, pictures, tmp_path_factory) -> dict[str, tuple[Path, asvp
 
 
 KINDS = pytest.mark.parametrize("kind", ["function", "inline"])
-
-
-def stock(model: onnx.ModelProto | Path, x: torch.Tensor, *tensors: str) -> list[torch.Tensor]:
-    """Outputs, or tensors of the main graph, in onnxruntime without anything of ours."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(onnx.load(model) if isinstance(model, Path) else model)
-    known = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
-    opened = ort.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
-    return [
-        torch.from_numpy(one) for one in opened.run(list(tensors) or None, {opened.get_inputs()[0].name: x.numpy()})
-    ]
 
 
 # Names

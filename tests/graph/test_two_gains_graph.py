@@ -11,9 +11,6 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper, parser
-from teachers import recurrent, save_pictures
-from test_two_gains import decibels
-from test_two_gains_file import stock
 from torch import nn
 
 import asvp_export
@@ -25,6 +22,8 @@ from asvp_export.graph.surgery import Insertion, insert_nodes
 from asvp_export.operator import Perturbation, reference
 from asvp_export.plan.record import Plan, apply
 from asvp_export.teacher.onnx_graph import reads
+from tests.helpers.teachers import recurrent, save_pictures
+from tests.helpers.two_gains import decibels, stock
 
 GAIN = 100.0
 NODE = Perturbation(1, GAIN, residual=1.0)

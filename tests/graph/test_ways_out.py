@@ -13,7 +13,6 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from teachers import save_pictures
 from torch import nn
 from torch.nn import functional
 
@@ -28,6 +27,7 @@ from asvp_export.signature import SizeRule
 from asvp_export.teacher.layers import select
 from asvp_export.teacher.onnx_graph import is_half
 from asvp_export.teacher.onnx_model import OnnxModule
+from tests.helpers.teachers import save_pictures
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from asvp_export.operator.native import Problem
 
-SOURCE = Path(__file__).resolve().parents[1]
+SOURCE = Path(__file__).resolve().parents[2] / "custom_ops"
 CMAKE = (
     shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     or "cmake"

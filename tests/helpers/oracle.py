@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from criterion import REFERENCE32, REFERENCE64, as_matrices, check
-from native import Kernels
-from spectra import matrix
+
+from tests.helpers.criterion import REFERENCE32, REFERENCE64, as_matrices, check
+from tests.helpers.native import Kernels
+from tests.helpers.spectra import matrix
 
 TOLERANCES = {np.float32: REFERENCE32, np.float64: REFERENCE64}
 TYPES = [np.float32, np.float16, np.uint16, np.float64]  # uint16: the bits of bfloat16

@@ -11,7 +11,7 @@ from torch import nn
 
 import asvp_export.images
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 TASKS = ("sr_x2", "lowlight", "underwater", "dehaze", "derain")
 
@@ -42,6 +42,39 @@ class Recurrent(nn.Module):
         for _ in range(3):
             y = y + 0.1 * self.block(y)
         return x + 0.1 * self.tail(y)
+
+
+class Flow(nn.Module):
+    """A loop over a number that the image's height gives, and a branch that the image's brightness decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.tail = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        head = self.head(x)
+        y = head
+        for _ in range(int(x.shape[2]) // 16):
+            y = y + 0.1 * self.middle(y) + 0.1 * head
+        out = self.tail(y) if bool(x.mean() > 0.4) else 0.5 * self.tail(y + head)
+        return x + 0.1 * out
+
+
+class Video(nn.Module):
+    """Five frames; the blocks see the frames folded into the batch; all come out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.tail = (
+            nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in ((3, 8), (8, 8), (40, 15))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, t, c, h, w = x.shape
+        y = torch.relu(self.body(self.head(x.reshape(n * t, c, h, w))))
+        return x + 0.1 * self.tail(y.reshape(n, -1, h, w)).reshape(n, t, c, h, w)
 
 
 def recurrent() -> Recurrent:

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "web"
+from tests.helpers.scripts import script
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "web"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # --no-sandbox: containers rarely allow one, and the page is ours. WebGPU where there is no GPU: played by the processor.
@@ -53,12 +54,7 @@ def missing() -> str | None:
 @contextlib.contextmanager
 def serving(files: dict[str, Path]) -> Iterator[str]:
     """The page's address while the block runs, with these files on it."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        serve = importlib.import_module("serve")
-    finally:
-        sys.path.pop(0)
-    with serve.server(files) as served:
+    with script(FOLDER / "serve.py").server(files) as served:
         thread = threading.Thread(target=served.serve_forever)
         thread.start()
         try:

@@ -17,15 +17,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from criterion import FUNCTION, REFERENCE32, REFERENCE64, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from oracle import exact, steps_off, to_type, widened
-from spectra import feature_maps
 
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
+from tests.helpers.criterion import FUNCTION, REFERENCE32, REFERENCE64, check
+from tests.helpers.oracle import exact, steps_off, to_type, widened
+from tests.helpers.spectra import feature_maps
 
 FLOAT, FLOAT16, BFLOAT16, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 TOLERANCES = {FLOAT: REFERENCE32, DOUBLE: REFERENCE64}

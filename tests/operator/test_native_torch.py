@@ -7,14 +7,14 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from criterion import REFERENCE32, REFERENCE64, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import ENERGIES, GAINS, feature_maps
 
 import asvp_export
 from asvp_export import Perturbation, reference
 from asvp_export.operator import native
+from tests.helpers.criterion import REFERENCE32, REFERENCE64, check
+from tests.helpers.spectra import ENERGIES, GAINS, feature_maps
 
 perturb = torch.ops.asvp.perturb
 

@@ -8,43 +8,17 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from criterion import FUNCTION, as_matrices, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from spectra import feature_maps, matrix
 
-from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
+from asvp_export.operator import Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
+from tests.helpers.bodies import model, session
+from tests.helpers.criterion import FUNCTION, as_matrices, check
+from tests.helpers.spectra import feature_maps, matrix
 
 OPSETS = range(18, 27)
-TYPES = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.float64: TensorProto.DOUBLE}
-
-
-def model(
-    nodes: list[Perturbation], *, opset: int = 18, dtype=np.float32, dims=("n", "c", "h", "w")
-) -> onnx.ModelProto:
-    """X -> node -> node ... -> Y, with the bodies attached."""
-    names = ["X", *(f"t{i}" for i in range(len(nodes) - 1)), "Y"]
-    graph = helper.make_graph(
-        [
-            helper.make_node(OP_TYPE, [a], [b], domain=DOMAIN, overload=node.overload, **node.attributes())
-            for a, b, node in zip(names, names[1:], nodes, strict=False)
-        ],
-        "graph",
-        [helper.make_tensor_value_info("X", TYPES[dtype], dims)],
-        [helper.make_tensor_value_info("Y", TYPES[dtype], dims)],
-    )
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
-    bodies = {node.overload: perturbation_function(node, opset) for node in nodes}
-    made = helper.make_model(graph, opset_imports=imports, functions=list(bodies.values()))
-    made.ir_version = max(10, helper.find_min_ir_version_for(imports[:1]))  # 10: the first with overloads
-    return made
-
-
-def session(made: onnx.ModelProto) -> ort.InferenceSession:
-    return ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 @functools.cache

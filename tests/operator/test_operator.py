@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from criterion import REFERENCE32, REFERENCE64, as_matrices, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import ENERGIES, GAINS, feature_maps
 
 import asvp_export
 from asvp_export import reference
+from tests.helpers.criterion import REFERENCE32, REFERENCE64, as_matrices, check
+from tests.helpers.spectra import ENERGIES, GAINS, feature_maps
 
 
 @settings(max_examples=150, deadline=None)

@@ -26,17 +26,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from criterion import Tolerance, as_matrices, check
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import feature_maps, matrix
-from teachers import Recurrent, recurrent
-from test_onnx_function import model, session
-from torch import nn
 
 import asvp_export
-from asvp_export.graph.protect import exposed_and_residual, observed
+from asvp_export.graph.protect import exposed_and_residual
 from asvp_export.operator import Perturbation, native, reference
+from tests.helpers.bodies import model, session
+from tests.helpers.criterion import Tolerance, as_matrices, check
+from tests.helpers.spectra import feature_maps, matrix
+from tests.helpers.teachers import Recurrent, recurrent
+from tests.helpers.two_gains import decibels, maps_of, tokens
 
 EPS = float(np.finfo(np.float32).eps)
 RANKS = st.integers(1, 4)
@@ -185,35 +185,7 @@ def test_a_residual_gain_keeps_the_subspace_that_was_exposed_ties_or_not(mapped,
 # Modules
 
 
-class Tokens(nn.Module):
-    """Maps of every layout: N,C,H,W, tokens N,L,C and N,H,W,C, one behind the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.tail = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 3, 3, padding=1)
-        self.tokens, self.grid = nn.Linear(12, 12), nn.Linear(12, 10)
-        self.back = nn.Linear(10, 12)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, _, height, width = x.shape
-        tokens = self.tokens(self.embed(x).flatten(2).transpose(1, 2))
-        grid = self.grid(tokens.reshape(n, height, width, 12))
-        return x + 0.1 * self.tail(torch.relu(self.back(grid)).permute(0, 3, 1, 2))
-
-
-def tokens() -> Tokens:
-    torch.manual_seed(1)
-    return Tokens()
-
-
 NETS = {"recurrent": (recurrent, "head,block.0,block"), "tokens": (tokens, "embed,tokens,grid")}
-
-
-def decibels(got: np.ndarray | torch.Tensor, wanted: np.ndarray | torch.Tensor) -> float:
-    """Of all values; the peak is that of the gates, 1 or the range of what is wanted."""
-    ours, theirs = torch.as_tensor(got).double(), torch.as_tensor(wanted).double()
-    peak = max(1.0, float(theirs.max() - theirs.min()))
-    return float(10 * torch.log10(peak**2 / ((ours - theirs).square().mean() + 1e-20)))
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -224,16 +196,6 @@ def test_the_outputs_of_a_protected_module_are_the_originals(name, batch, kernel
     protected = asvp_export.protect(asvp_export.load(make()), layers, gain=100.0)
     image = torch.rand(batch, 3, 37, 50, generator=torch.Generator().manual_seed(0))
     assert decibels(protected(image), protected.teacher.module(image).detach()) >= 100
-
-
-def maps_of(
-    protected: asvp_export.Protected, image: torch.Tensor
-) -> list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Layer, clean, exposed and residual map at each node that a forward passes."""
-    seen = []
-    with observed(protected, lambda layer, *maps: seen.append((layer, *(one.clone() for one in maps)))):
-        protected(image)
-    return seen
 
 
 @pytest.mark.parametrize("name, axes", [("recurrent", {1}), ("tokens", {1, -1})])

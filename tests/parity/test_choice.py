@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from teachers import recurrent, save_pictures
 from torch import nn
 
 import asvp_export
@@ -16,6 +15,7 @@ from asvp_export.images import list_images, photographs
 from asvp_export.parity.cases import Case
 from asvp_export.parity.choice import BUDGET, Comparison, InputsAsked, same_inputs, verification_inputs
 from asvp_export.teacher.cost import multiply_adds
+from tests.helpers.teachers import recurrent, save_pictures
 
 
 class Wide(nn.Module):

@@ -1,6 +1,6 @@
 """Protected files in the runtimes of docs/compatibility.md: an example teacher on a real photograph, held against PyTorch.
 
-onnxruntime-web has a file of its own, test_web.py.
+onnxruntime-web has a file of its own, tests/examples/test_web.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from teachers import arch, example, save_pictures, weights
 
 import asvp_export
 from asvp_export.graph.export import to_onnx
@@ -28,6 +27,7 @@ from asvp_export.operator import Perturbation, native
 from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.parity.session import run_model, session
+from tests.helpers.teachers import arch, example, save_pictures, weights
 
 MIXED = {"body.3": Perturbation(4, 1.5, 0.9), "after_body": Perturbation(1, 3.0)}  # plain to see in the output
 GAIN = 30.0  # of the exposed map: the layers that read it get the clean one

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from teachers import ROOT, example, recurrent, save_pictures
-from test_cli import call, complaint
-from test_two_gains import decibels, maps_of
 
 import asvp_export
 from asvp_export.errors import InputError
@@ -21,6 +18,9 @@ from asvp_export.parity.expected import least_of
 from asvp_export.plan.exposure import FULL_DB, LEAST
 from asvp_export.plan.record import apply
 from asvp_export.protection import check_wishes
+from tests.helpers.commands import call, complaint
+from tests.helpers.teachers import ROOT, example, recurrent, save_pictures
+from tests.helpers.two_gains import decibels, maps_of
 
 LAYERS = "body.3,after_body"
 

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from teachers import arch, example, weights
-from test_cli import call
 from torch import nn
 
 import asvp_export
@@ -23,6 +21,8 @@ from asvp_export.plan.bench import TorchBench
 from asvp_export.plan.refine import refine
 from asvp_export.plan.search import PASSES, Search, energies, strength_of
 from asvp_export.plan.trace import readers
+from tests.helpers.commands import call
+from tests.helpers.teachers import arch, example, weights
 
 LAYER = "after_body"
 SIDE = 72

@@ -8,9 +8,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import helper, numpy_helper, parser
-from teachers import example, save_pictures
-from test_onnx_in import Flow
-from test_plan_linear import as_rows
 from torch import nn
 
 import asvp_export
@@ -25,6 +22,8 @@ from asvp_export.plan.graph_bench import GraphBench
 from asvp_export.plan.graph_trace import graph_readers
 from asvp_export.plan.solve import solve
 from asvp_export.teacher.onnx_graph import named_tensors, stored_weights
+from tests.helpers.linear import as_rows
+from tests.helpers.teachers import Flow, example, save_pictures
 
 
 def graph(text: str, **weights: tuple[int, ...]) -> onnx.ModelProto:

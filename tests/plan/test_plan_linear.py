@@ -7,13 +7,7 @@ import torch
 from torch.nn import functional
 
 from asvp_export.plan.linear import Consumer
-
-
-def as_rows(y: torch.Tensor, consumer: Consumer) -> torch.Tensor:
-    """A layer's output as the problem has it: groups, positions, channels of a group."""
-    if consumer.kind == "linear":
-        return y.reshape(1, -1, y.shape[-1])
-    return y.unflatten(1, (consumer.groups, -1)).flatten(3).permute(1, 0, 3, 2).flatten(1, 2)
+from tests.helpers.linear import as_rows
 
 
 def conv(*shape, s=1, p=0, d=1, g=1, bias="b"):

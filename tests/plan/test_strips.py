@@ -10,9 +10,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from teachers import arch, example, weights
-from test_cli import call
-from test_signature import Video
 from torch import nn
 
 import asvp_export
@@ -26,6 +23,8 @@ from asvp_export.parity.truth import clean_of, read_truth
 from asvp_export.plan.strips import DELETED, MAP, SCALAR, SHIPPED, Strip, smallest, strip_tests
 from asvp_export.report.strips import strip_table
 from asvp_export.signature import Signature, SizeRule, ValueRange
+from tests.helpers.commands import call
+from tests.helpers.teachers import Video, arch, example, weights
 
 LAYER = "after_body"
 

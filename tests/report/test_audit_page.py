@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reading import Seen, pixels, read
 
 from asvp_export.audit.arms import Arm
 from asvp_export.audit.runner import Own
@@ -21,6 +20,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.report.audit_page import write_audit_page
 from asvp_export.report.audit_table import audit_table
 from asvp_export.report.charts import Series, line_chart, round_range
+from tests.helpers.reading import Seen, pixels, read
 
 DASH = "\N{EN DASH}"
 HOSTILE = '"><script>alert(1)</script><img src="http://x/y.png" onerror=alert(1)>{{ 7 * 7 }}[red]\udce9'

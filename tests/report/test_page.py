@@ -13,11 +13,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
-from reading import Seen, pixels, read
-from teachers import example, recurrent, save_pictures
-from test_cli import call
-from test_signature import Video
-from web import FLAGS, drive, missing
 
 import asvp_export
 from asvp_export.graph.spectrum import SingularValues
@@ -27,6 +22,10 @@ from asvp_export.parity.result import ParityResult
 from asvp_export.report.page import page, write_page
 from asvp_export.report.pictures import factor_for, radial_power
 from asvp_export.report.render import Column, Table
+from tests.helpers.commands import call
+from tests.helpers.reading import Seen, pixels, read
+from tests.helpers.teachers import Video, example, recurrent, save_pictures
+from tests.helpers.web import FLAGS, drive, missing
 
 GAIN = 3.0
 LAYERS = ("body.3", "after_body")

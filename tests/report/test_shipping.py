@@ -21,8 +21,6 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 from PIL import Image
-from teachers import EXAMPLES, ROOT, arch, save_pictures, weights
-from test_cli import call, complaint
 
 import asvp_export
 from asvp_export.environment import tool_version
@@ -32,6 +30,8 @@ from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, ImageScore
 from asvp_export.report.card import card, generated_part
 from asvp_export.signature import SizeRule, ValueRange
+from tests.helpers.commands import call, complaint
+from tests.helpers.teachers import EXAMPLES, ROOT, arch, save_pictures, weights
 
 CI = EXAMPLES / "ci"
 EXPORT = ["--layers=after_body", "--gain=1.003", "--external-data", "--model-card"]

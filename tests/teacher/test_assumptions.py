@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import field_nets
 import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from teachers import save_pictures
 from torch import nn
 from torch.nn import functional
 
@@ -18,6 +16,8 @@ import asvp_export
 from asvp_export.assumptions import Assumption
 from asvp_export.cli import cli
 from asvp_export.errors import InputError
+from tests.helpers import field_nets
+from tests.helpers.teachers import save_pictures
 
 NETS = Path(field_nets.__file__)
 

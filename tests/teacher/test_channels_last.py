@@ -15,7 +15,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper
-from teachers import save_pictures
 from torch import nn
 from torch.nn import functional
 
@@ -27,6 +26,7 @@ from asvp_export.restoration import restore
 from asvp_export.signature import following
 from asvp_export.teacher.layers import candidates
 from asvp_export.tiles import Tiling
+from tests.helpers.teachers import save_pictures
 
 
 class First(nn.Module):

@@ -27,6 +27,7 @@ from asvp_export.teacher.child import Child, StoppedError, apart
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import named_outputs
 from asvp_export.teacher.onnx_model import read_onnx
+from tests.helpers.teachers import ROOT
 
 divides = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="other processors take a division by zero"
@@ -153,7 +154,7 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT)
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def children(pid: int) -> list[int]:

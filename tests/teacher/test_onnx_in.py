@@ -14,7 +14,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from teachers import ROOT, example, save_pictures
 from torch import nn
 
 import asvp_export
@@ -25,6 +24,7 @@ from asvp_export.graph.passes import perturbation_nodes, without_nodes
 from asvp_export.graph.surgery import strip_author
 from asvp_export.teacher import onnx_model
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
+from tests.helpers.teachers import ROOT, Flow, example, save_pictures
 
 DYNAMIC = {name: {0: "n", 2: f"{name}_h", 3: f"{name}_w"} for name in ("x", "y")}
 
@@ -43,24 +43,6 @@ def legacy(path: Path, module: nn.Module, opset: int) -> Path:
             output_names=["y"], dynamic_axes=DYNAMIC,
         )  # fmt: skip
     return path
-
-
-class Flow(nn.Module):
-    """A loop over a number that the image's height gives, and a branch that the image's brightness decides."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, 8, 3, padding=1)
-        self.middle = nn.Conv2d(8, 8, 3, padding=1)
-        self.tail = nn.Conv2d(8, 3, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        head = self.head(x)
-        y = head
-        for _ in range(int(x.shape[2]) // 16):
-            y = y + 0.1 * self.middle(y) + 0.1 * head
-        out = self.tail(y) if bool(x.mean() > 0.4) else 0.5 * self.tail(y + head)
-        return x + 0.1 * out
 
 
 class Photographs(CalibrationDataReader):

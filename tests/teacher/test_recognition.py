@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from teachers import save_pictures
 from torch import nn
 
 import asvp_export
@@ -20,6 +19,7 @@ from asvp_export.signature import SizeRule
 from asvp_export.teacher.model import Architecture
 from asvp_export.teacher.probe import Subject, probe
 from asvp_export.tiles import Tiling
+from tests.helpers.teachers import save_pictures
 
 
 class Strict(nn.Module):

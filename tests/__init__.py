@@ -1,0 +1,1 @@
+"""The tests of the toolchain, in folders that mirror the package."""

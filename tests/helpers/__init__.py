@@ -1,0 +1,1 @@
+"""What several test files, the suites beside them and the benchmarks use."""
