@@ -268,7 +268,10 @@ def test_an_attribute_named_module_is_not_taken_for_a_prefix(folder: Path) -> No
     assert load(folder / "w.pt", arch="outer:Outer").scale == 1
 
 
-def test_a_state_dict_without_its_architecture_is_refused(folder: Path, state: dict[str, torch.Tensor]) -> None:
+def test_a_state_dict_without_its_architecture_is_refused(
+    folder: Path, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "spandrel", None)  # as where it is not installed
     torch.save(state, folder / "w.pt")
     refused(r"state dict .* install asvp-export\[spandrel\].* or give --arch package\.module:factory", folder / "w.pt")
 
