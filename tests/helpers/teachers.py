@@ -82,6 +82,47 @@ def recurrent() -> Recurrent:
     return Recurrent()
 
 
+class TwoBlocks(nn.Module):
+    """Two blocks, the second of which reads the first through a ReLU and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.first = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.second, self.tail = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 3, 3, padding=1)
+
+    def forward(self, x):
+        h = self.head(x)
+        h = h + torch.relu(self.first(h))
+        return x + 0.2 * self.tail(h + self.second(h))
+
+
+class Branches(nn.Module):
+    """Three residual branches of two layers each, so that the first of each has a linear reader of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 3, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)) for _ in range(3)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.head(x)
+        for block in self.blocks:
+            y = y + torch.relu(block(y))
+        return x + 0.2 * self.tail(y)
+
+
+def two_blocks() -> TwoBlocks:
+    torch.manual_seed(3)
+    return TwoBlocks()
+
+
+def branches() -> Branches:
+    torch.manual_seed(3)
+    return Branches()
+
+
 def save_pictures(folder: Path, count: int = 2, height: int = 61, width: int = 80) -> Path:
     """Real photographs, cut small so that a test's verification is quick."""
     folder.mkdir(exist_ok=True)
