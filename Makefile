@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_ZOO := .venv/.ready-zoo
 
-.PHONY: setup demo test test-zoo test-field test-gpu test-web lint bench bench-gpu clean
+.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web lint bench bench-gpu clean
 
 setup: $(READY)
 
@@ -18,7 +18,11 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist worksteal
+
+# What would keep `make test` over 10 minutes on two cores.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist worksteal
 
 # Every architecture that spandrel recognises, real weights, transformers: an hour or two. SHARD=2/4: the second quarter.
 test-zoo: $(READY_ZOO)

@@ -108,7 +108,7 @@ def block_criterion(x: torch.Tensor, y: torch.Tensor, rank: int, gain: float) ->
 @pytest.mark.skipif(
     "ASVP_SANITIZED" in os.environ, reason="gigabytes, and nothing that smaller maps do not run through"
 )
-@pytest.mark.parametrize("c, length", [(32, 1 << 22), (512, 1 << 18)])
+@pytest.mark.parametrize("c, length", [(32, 1 << 22), pytest.param(512, 1 << 18, marks=pytest.mark.slow)])
 def test_maps_of_2_to_the_27_elements(best, c, length):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(c, length, generator=generator)
@@ -231,6 +231,7 @@ def test_sanitizers_find_nothing(sanitizer, what):
 
 
 @pytest.mark.skipif("ASVP_SANITIZED" in os.environ, reason="this is the run with sanitizers")
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["test_native_kernels.py", "test_native_cpu.py", "test_native_cuda_core.py"])
 def test_every_case_runs_under_the_sanitizers(file):
     """Address and undefined behaviour, over the same cases; Python is not built with them, so they are loaded first."""
@@ -253,7 +254,7 @@ def test_every_case_runs_under_the_sanitizers(file):
         "-p",
         "no:xdist",
         "-o",
-        "addopts=-q",
+        "addopts=-q --import-mode=importlib",
     ]
     done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]

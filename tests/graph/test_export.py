@@ -61,7 +61,9 @@ def ways(gate: GateResult) -> dict[str, list[ImageScore]]:
     }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [task if task == "lowlight" else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
+)
 def test_every_example_teacher_passes_both_gates_on_the_verify_photographs(task, tmp_path):
     """With and without the library: one export verifies the body in the file and the kernels."""
     protected = asvp_export.protect(example(task), LAYER, gain=GAIN)
