@@ -26,10 +26,11 @@ from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.judge import judge, judge_tiled, library_notes
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
-from asvp_export.parity.session import check_provider, fits, inputs_of, session
 from asvp_export.parity.verify import check_threshold
 from asvp_export.plan.record import Plan, apply
 from asvp_export.progress import Say
+from asvp_export.runtime.session import check_provider, fits, inputs_of, session
+from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import NHWC, Signature
 from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.layers import graph_of, layer_names
@@ -37,7 +38,6 @@ from asvp_export.teacher.layout import frozen
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import is_half
-from asvp_export.tiles import Tiling
 
 
 def check(

@@ -17,7 +17,7 @@ from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
 from asvp_export.graph import publish
 from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
-from asvp_export.graph.half import check_convertible, to_half
+from asvp_export.graph.float16 import check_convertible, to_half
 from asvp_export.graph.inline import inline
 from asvp_export.graph.metadata import Provenance, write_provenance
 from asvp_export.graph.protect import Protected
@@ -32,12 +32,12 @@ from asvp_export.parity.judge import judge, library_notes
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.overflow import first_overflow
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
-from asvp_export.parity.session import check_provider
 from asvp_export.parity.traced import fitted
 from asvp_export.parity.truth import read_truth
 from asvp_export.parity.verify import GateResult, check_threshold, least_psnr
 from asvp_export.plan.strips import Strip, smallest, strip_tests
 from asvp_export.progress import Say
+from asvp_export.runtime.session import check_provider
 from asvp_export.signature import NCHW, NHWC
 from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher

@@ -11,9 +11,9 @@ import onnxruntime as ort
 from asvp_export.errors import InputError
 from asvp_export.graph.metadata import Provenance, read_provenance, tiling_notes
 from asvp_export.images import as_channels, pad, pad_to
-from asvp_export.parity.session import ModelInput, float_outputs, inputs_of, run_model, session
+from asvp_export.runtime.session import ModelInput, float_outputs, inputs_of, run_model, session
+from asvp_export.runtime.tiles import Tiling, run_tiled
 from asvp_export.signature import NHWC, SizeRule, ValueRange, channels_to_end, channels_to_front, looks_channels_last
-from asvp_export.tiles import Tiling, run_tiled
 
 
 def restore(

@@ -22,7 +22,7 @@ import torch
 
 import asvp_export
 from asvp_export.graph.export import to_onnx
-from asvp_export.parity.session import run_model, session
+from asvp_export.runtime.session import run_model, session
 from tests.helpers.zoo import import_spandrel
 
 _GIB = 2**30

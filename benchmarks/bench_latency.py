@@ -29,7 +29,7 @@ import onnxruntime as ort
 import asvp_export
 from asvp_export.graph.export import to_onnx
 from asvp_export.graph.passes import perturbation_nodes, without_nodes
-from asvp_export.parity.session import run_model, session
+from asvp_export.runtime.session import run_model, session
 from benchmarks._teachers import TASKS, dat_light, teacher
 
 THREADS = 2
@@ -38,7 +38,7 @@ REST = 0.1  # seconds; onnxruntime's threads look for work for some tens of mill
 PEAK = """
 import pathlib, re, sys
 import numpy as np
-from asvp_export.parity.session import run_model, session
+from asvp_export.runtime.session import run_model, session
 
 def kilobytes(what):
     return int(re.search(what + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])

@@ -30,7 +30,7 @@ from asvp_export.graph.passes import without_nodes
 from asvp_export.images import photographs, read_image
 from asvp_export.operator import native
 from asvp_export.parity.latency import in_turns
-from asvp_export.parity.session import run_model, session
+from asvp_export.runtime.session import run_model, session
 from benchmarks._teachers import LAYER, teacher
 from examples.degrade import degrade, generator
 from tests.helpers import web

@@ -11,7 +11,7 @@ import numpy as np
 import asvp_export
 from asvp_export.images import list_images, photographs, read_image, write_image
 from asvp_export.parity.metrics import psnr
-from asvp_export.tiles import Tiling, seam_energy
+from asvp_export.runtime.tiles import Tiling, seam_energy
 from benchmarks._teachers import GAINS, LAYER, TASKS, teacher
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import asvp_export
+from asvp_export.runtime.tiles import Tiling, run_tiled, seam_energy
 from asvp_export.signature import SizeRule
-from asvp_export.tiles import Tiling, run_tiled, seam_energy
 from tests.helpers.teachers import example, save_pictures
 
 

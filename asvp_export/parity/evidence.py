@@ -15,8 +15,8 @@ from asvp_export.operator import native
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected, torch_outputs
 from asvp_export.parity.metrics import peak_of
-from asvp_export.parity.session import run_model, session
 from asvp_export.parity.verify import GateResult, ImageScore, compared
+from asvp_export.runtime.session import run_model, session
 from asvp_export.signature import ValueRange
 
 MOST_PICTURES = 6

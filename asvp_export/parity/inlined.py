@@ -14,7 +14,7 @@ from asvp_export.errors import AsvpError
 from asvp_export.graph.inline import Body, inlined_bodies
 from asvp_export.graph.names import NodeName, read_name
 from asvp_export.operator import Perturbation, reference
-from asvp_export.parity.session import run_model, session
+from asvp_export.runtime.session import run_model, session
 
 _DISTANCE = 1e-4  # of the change: the function's tolerance in docs/operator.md, for maps with gaps in the spectrum
 _ROUNDING = 1e-6  # of the map: float32 between the body's nodes

@@ -15,11 +15,11 @@ from asvp_export.graph.metadata import INLINE
 from asvp_export.operator.session import library_unused
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected
-from asvp_export.parity.session import PROVIDERS, run_model, session
 from asvp_export.parity.verify import GateResult, score, worse
 from asvp_export.progress import Say, reporter
+from asvp_export.runtime.session import PROVIDERS, run_model, session
+from asvp_export.runtime.tiles import Tiling, run_tiled, seam_energy
 from asvp_export.signature import ValueRange
-from asvp_export.tiles import Tiling, run_tiled, seam_energy
 
 
 def judge(
@@ -86,7 +86,7 @@ def judge_tiled(
         provider: of onnxruntime, "cpu" or "cuda".
 
     Returns:
-        The verdict, and the worst seam energy (`asvp_export.tiles.seam_energy`).
+        The verdict, and the worst seam energy (`asvp_export.runtime.tiles.seam_energy`).
 
     Raises:
         InputError: no picture is larger than a tile, or the model's output cannot be put together from tiles.

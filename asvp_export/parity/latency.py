@@ -14,7 +14,7 @@ import onnxruntime as ort
 from asvp_export.graph import publish
 from asvp_export.graph.inline import fold
 from asvp_export.graph.passes import without_nodes
-from asvp_export.parity.session import run_model, session
+from asvp_export.runtime.session import run_model, session
 from asvp_export.teacher.onnx_graph import data_bytes, is_half
 
 _RUNS = 60e9  # multiply-adds that timing may take

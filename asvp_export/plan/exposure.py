@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from asvp_export.errors import InputError
-from asvp_export.graph.half import check_convertible, to_half
+from asvp_export.graph.float16 import check_convertible, to_half
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case

@@ -29,7 +29,7 @@ from asvp_export.teacher.norms import statistics_assumed, use_input_statistics
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 from asvp_export.teacher.probe import Findings, Subject, probe
 from asvp_export.teacher.pt2 import Sizes, load_archive
-from asvp_export.teacher.recognition import inputs_of, recognise
+from asvp_export.teacher.spandrel import inputs_of, recognise
 from asvp_export.teacher.torchscript import load_torchscript
 
 

@@ -16,7 +16,7 @@ from asvp_export.signature import Signature, SizeRule, ValueRange
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is stated of a recognised architecture (`asvp_export.teacher.recognition`)."""
+    """What is stated of a recognised architecture (`asvp_export.teacher.spandrel`)."""
 
     name: str
     """Its name, such as "Swin2SR"."""

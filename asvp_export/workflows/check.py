@@ -10,10 +10,10 @@ from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOpt
 from asvp_export.parity.result import ParityResult
 from asvp_export.plan.record import Plan
 from asvp_export.progress import Say
+from asvp_export.runtime.tiles import Tiling
 from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher
-from asvp_export.tiles import Tiling
 from asvp_export.workflows.artifacts import Files, keep_apart, report_files, write_artifacts
 from asvp_export.workflows.preflight import tell, warn_of_two_runtimes
 

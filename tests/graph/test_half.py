@@ -14,7 +14,7 @@ from torch import nn
 
 import asvp_export
 from asvp_export.graph import publish
-from asvp_export.graph.half import to_half
+from asvp_export.graph.float16 import to_half
 from asvp_export.teacher.onnx_graph import in_order, is_external
 from tests.helpers.teachers import example, save_pictures
 

@@ -23,9 +23,9 @@ from asvp_export.audit.victim import Victim
 from asvp_export.cli import cli
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.restoration import restore
+from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import following
 from asvp_export.teacher.layers import candidates
-from asvp_export.tiles import Tiling
 from tests.helpers.teachers import save_pictures
 
 

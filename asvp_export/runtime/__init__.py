@@ -1,0 +1,1 @@
+"""Running files in onnxruntime: sessions, and images tile by tile."""
