@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from asvp_export.operator.native import library_path
     from asvp_export.operator.reference import reference
     from asvp_export.operator.schema import Perturbation
-    from asvp_export.operator.session import InferenceSession
     from asvp_export.parity.result import ParityResult
     from asvp_export.pipeline import export
     from asvp_export.plan.record import Plan, apply
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from asvp_export.report.manifest import verify, write_manifest
     from asvp_export.report.page import write_page
     from asvp_export.restoration import restore
+    from asvp_export.runtime.session import InferenceSession
     from asvp_export.signature import Signature, SizeRule, ValueRange
     from asvp_export.teacher.layers import Layer, candidates
     from asvp_export.teacher.load import load
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Names are imported when first used: `asvp-export --help` must not wait for torch.
 _HOME = {
     "AsvpError": "errors",
-    "InferenceSession": "operator.session",
+    "InferenceSession": "runtime.session",
     "InputError": "errors",
     "Layer": "teacher.layers",
     "MachineError": "errors",

@@ -6,6 +6,14 @@ import os
 import platform
 from importlib import metadata
 
+_WHEELS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+)
+
 
 def environment() -> dict[str, str | int | None]:
     """What a result may depend on, and nothing that names the machine or its user.
@@ -37,3 +45,14 @@ def _version(*packages: str) -> str | None:
 def tool_version() -> str:
     """Version of asvp-export as it is installed."""
     return metadata.version("asvp-export")
+
+
+def conflicting_onnxruntime() -> str | None:
+    """One sentence when several onnxruntime packages are installed over each other, else None."""
+    installed = [f"{wheel} {version}" for wheel in _WHEELS if (version := _version(wheel))]
+    if len(installed) < 2:
+        return None
+    return (
+        f"Several onnxruntime packages are installed and overwrite each other ({', '.join(installed)}): "
+        "uninstall all of them, then install the one you want."
+    )

@@ -29,7 +29,7 @@ from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.verify import check_threshold
 from asvp_export.plan.record import Plan, apply
 from asvp_export.progress import Say
-from asvp_export.runtime.session import check_provider, fits, inputs_of, session
+from asvp_export.runtime.session import check_provider, inputs_of, session
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import NHWC, Signature
 from asvp_export.teacher.formats import is_onnx

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from asvp_export.errors import InputError
 from asvp_export.images import as_channels, pad_to, read_image
+from asvp_export.runtime.session import FLOAT_DTYPES, inputs_of
 from asvp_export.signature import Signature, SizeRule, ValueRange
 
 # Verification runs every image through up to four models. A camera's 24 megapixels would take minutes and
@@ -266,3 +268,28 @@ def _middle(picture: np.ndarray, size: Size, frame: int = 0) -> np.ndarray:
 def _corner(picture: np.ndarray, size: Size) -> tuple[int, int]:
     """The first row and column of a crop from the middle."""
     return (picture.shape[0] - size[0]) // 2, (picture.shape[1] - size[1]) // 2
+
+
+def fits(opened: ort.InferenceSession, case: Case) -> None:
+    """Check that a model takes the inputs of a case.
+
+    Raises:
+        InputError: it has another number of inputs, or one of another rank, channel count, fixed size or type.
+    """
+    inputs = inputs_of(opened)
+    found = "; ".join(str(one) for one in inputs) or "nothing"
+    if len(inputs) != len(case.inputs):
+        raise InputError(
+            f"The ONNX model takes {found}; {len(case.inputs)} inputs were given. Give an example of each (--inputs)."
+        )
+    for one, given in zip(inputs, case.inputs, strict=True):
+        if given.dtype.kind == "f" and one.type not in FLOAT_DTYPES:
+            raise InputError(f"The ONNX model takes {found}; float16, float32 or float64 was expected for {one.name}.")
+        if len(one.shape) != given.ndim or any(
+            isinstance(dim, int) and dim != size for dim, size in zip(one.shape, given.shape, strict=True)
+        ):
+            expected = "x".join(str(dim) for dim in given.shape)
+            raise InputError(
+                f"The ONNX model takes {one}; the input of {case.name} is {expected}. Is it the same model, and exported "
+                "for this size?"
+            )

@@ -15,6 +15,7 @@ from asvp_export.operator import native
 from asvp_export.parity.cases import Case
 from asvp_export.parity.verify import least_psnr
 from asvp_export.progress import Say, reporter
+from asvp_export.runtime.session import is_out_of_memory
 from asvp_export.teacher.model import Teacher, named_outputs
 
 
@@ -77,7 +78,7 @@ def torch_outputs(module: torch.nn.Module, cases: Iterable[Case], device: str) -
                 outputs = named_outputs(module(*(torch.from_numpy(x).to(device) for x in case.inputs)))
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
-            if "memory" in reason:
+            if is_out_of_memory(error):
                 raise MachineError(f"The teacher ran out of memory on {case.name} ({case.size}): {reason}.") from error
             raise InputError(
                 f"The teacher does not run on {case.name} ({case.size}): {reason}. Use other images or another --size."

@@ -12,12 +12,11 @@ import numpy as np
 
 from asvp_export.errors import InputError
 from asvp_export.graph.metadata import INLINE
-from asvp_export.operator.session import library_unused
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected
 from asvp_export.parity.verify import GateResult, score, worse
 from asvp_export.progress import Say, reporter
-from asvp_export.runtime.session import PROVIDERS, run_model, session
+from asvp_export.runtime.session import PROVIDERS, library_unused, run_model, session
 from asvp_export.runtime.tiles import Tiling, run_tiled, seam_energy
 from asvp_export.signature import ValueRange
 

@@ -1,38 +1,174 @@
-"""Running ONNX models in onnxruntime, with its failures told in one line."""
+"""Sessions of onnxruntime: the one place that opens them, and running a model in one, its failures told in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
 from asvp_export.errors import AsvpError, InputError, MachineError
-from asvp_export.operator import OP_TYPE
-from asvp_export.operator.session import InferenceSession
-from asvp_export.parity.cases import Case
+from asvp_export.operator import OP_TYPE, native
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+FLOAT_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+"""onnxruntime's floating types as NumPy's: outputs of these are compared, inputs of these are cast."""
+
 _QUIET = 4  # fatal only: what goes wrong comes back as an exception
 _WARNING = 2  # onnxruntime's own default
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
-_WHEELS = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-)
 _OTHER_SIZE = "Give a size that it was exported for; exporting with --static --size HxW gets a file for one size."
-_OUT_OF_MEMORY = re.compile(r"bad_?alloc|out of memory|failed to allocate|CUDA failure 2\b", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(  # as C++, onnxruntime, PyTorch, CUDA and the system say it
+    r"bad[_ ]?alloc|out of memory|failed to allocate|can(not|'t) allocate memory|not enough memory|CUDA failure 2\b",
+    re.IGNORECASE,
+)
+
+_Providers = Sequence[str | tuple[str, dict[Any, Any]]]
+
+
+class InferenceSession(ort.InferenceSession):
+    """`onnxruntime.InferenceSession` that runs ASVP nodes by the native kernels where these are the faster way.
+
+    Takes what onnxruntime's own session takes. Without the library, and where it would hurt (a provider for which it
+    has no kernel: the node would go to the CPU with copies), the function body in the file runs instead. Options that
+    the library was registered with keep it: take fresh ones for a session without it.
+
+    Args:
+        path_or_bytes: an ONNX file, or the bytes of one.
+        sess_options: onnxruntime's; the library is registered with them.
+        providers: as for onnxruntime, "CPUExecutionProvider" for instance; None: its own choice.
+        provider_options: as for onnxruntime.
+        **kwargs: as for onnxruntime.
+
+    Raises:
+        onnxruntime's own errors, among them those of an ASVP node whose attributes are out of range.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | bytes | os.PathLike[str],
+        sess_options: ort.SessionOptions | None = None,
+        providers: _Providers | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = ort.SessionOptions() if sess_options is None else sess_options
+        if library_unused(providers) is None:
+            options.register_custom_ops_library(native.library_path())
+        super().__init__(path_or_bytes, options, providers, provider_options, **kwargs)
+
+
+def library_unused(providers: _Providers | None) -> str | None:
+    """Why a session on these providers leaves the native library out, in one sentence; None when it takes it.
+
+    Args:
+        providers: as for onnxruntime, in order of precedence; None: its own choice.
+    """
+    return native.unavailable() or unserved(_started(providers))
+
+
+def unserved(providers: Iterable[str]) -> str | None:
+    """Which of a session's providers the native library has no kernels for, in one sentence; None when it serves all.
+
+    Args:
+        providers: names of those that were started.
+    """
+    for name in providers:
+        if name == "CUDAExecutionProvider":
+            if reason := native.cuda_unavailable():
+                return reason
+        elif name not in ("CPUExecutionProvider", "AzureExecutionProvider"):  # Azure's runs no nodes but its own
+            return f"The native library has no kernels for the {name}."
+    return None
+
+
+def _started(providers: _Providers | None) -> Sequence[str]:
+    """Which of these onnxruntime can start; it shows only when it tries, and onnxruntime goes on without the others."""
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers or ()]
+    if names == ["CPUExecutionProvider"]:
+        return names
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET  # what does not start is told by the session that follows
+    with contextlib.redirect_stdout(io.StringIO()):
+        return ort.InferenceSession(_probe_model(), options, providers=providers).get_providers()
+
+
+@cache
+def _probe_model() -> bytes:
+    """The smallest model there is: loading it shows whether a provider starts."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How a session of this package runs."""
+
+    provider: str = "cpu"
+    """A key of `PROVIDERS`."""
+
+    threads: int | None = None
+    """How many a node may use; None: onnxruntime's choice."""
+
+    data_folder: Path | None = None
+    """Where the external data of a model given as bytes lies."""
+
+    library: bool = False
+    """Take the native kernels where they serve the provider; False: always the function body in the file."""
+
+    spinning: bool = True
+    """Threads spin while they wait: quicker, but they hold up other sessions and PyTorch."""
+
+    profile: Path | None = None
+    """Write how long each node takes to a file of this beginning, and leave every node as it stands in the model."""
+
+
+def create_session(source: str | bytes, settings: SessionSettings) -> ort.InferenceSession:
+    """Open a model: every session of this package but a caller's own comes from here.
+
+    On CUDA, TF32 is switched off: it rounds factors to 10 bits, which would hide what a comparison shows.
+
+    Args:
+        source: the path of a file, or the bytes of one.
+        settings: how it runs; the provider is one that onnxruntime has.
+
+    Raises:
+        onnxruntime's own errors, which have no base of their own; `is_out_of_memory` tells one kind.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    if settings.data_folder is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(settings.data_folder))
+    if settings.threads is not None:
+        options.intra_op_num_threads = settings.threads
+    if not settings.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if settings.profile is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_profiling = True
+        options.profile_file_prefix = str(settings.profile)
+    cuda = settings.provider == "cuda"
+    kind = InferenceSession if settings.library else ort.InferenceSession
+    with _cuda_libraries() if cuda else contextlib.nullcontext():
+        providers = [(PROVIDERS[settings.provider], {"use_tf32": "0"} if cuda else {})]
+        return kind(source, options, providers=providers, enable_fallback=0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of onnxruntime, PyTorch or Python says that there was not enough memory."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 @dataclass(frozen=True)
@@ -61,8 +197,6 @@ def session(
 ) -> ort.InferenceSession:
     """Load an ONNX model into onnxruntime, on the provider asked for and no other.
 
-    On CUDA, TF32 is switched off: it rounds factors to 10 bits, which would hide what a comparison shows.
-
     Args:
         model: a file, or the bytes of one.
         provider: "cpu" or "cuda".
@@ -77,21 +211,9 @@ def session(
     if PROVIDERS.get(provider) not in ort.get_available_providers():
         there = ", ".join(name for name, long in PROVIDERS.items() if long in ort.get_available_providers())
         raise InputError(f"The provider {provider!r} was asked for; this onnxruntime has {there}.")
-    options = ort.SessionOptions()
-    options.log_severity_level = _QUIET
-    if data_folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
-    if threads is not None:
-        options.intra_op_num_threads = threads
     name, source = _source(model)
     try:
-        with _cuda_libraries() if provider == "cuda" else contextlib.nullcontext():
-            opened = (InferenceSession if library else ort.InferenceSession)(
-                source,
-                options,
-                providers=[(PROVIDERS[provider], {"use_tf32": "0"} if provider == "cuda" else {})],
-                enable_fallback=0,
-            )
+        opened = create_session(source, SessionSettings(provider, threads, data_folder, library))
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         advice = "Check that the file is whole, and made for this onnxruntime."
         if OP_TYPE in str(error):
@@ -111,10 +233,7 @@ def check_provider(provider: str) -> None:
     Raises:
         InputError: as for `session`.
     """
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
-    opsets = [onnx.helper.make_opsetid("", 18)]
-    session(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString(), provider)
+    session(_probe_model(), provider)
 
 
 def _source(model: str | Path | bytes) -> tuple[str, str | bytes]:
@@ -155,32 +274,7 @@ def inputs_of(opened: ort.InferenceSession) -> tuple[ModelInput, ...]:
 
 def float_outputs(opened: ort.InferenceSession) -> list[ort.NodeArg]:
     """The outputs of a floating type, in order: those are compared."""
-    return [one for one in opened.get_outputs() if one.type in _DTYPES]
-
-
-def fits(opened: ort.InferenceSession, case: Case) -> None:
-    """Check that a model takes the inputs of a case.
-
-    Raises:
-        InputError: it has another number of inputs, or one of another rank, channel count, fixed size or type.
-    """
-    inputs = inputs_of(opened)
-    found = "; ".join(str(one) for one in inputs) or "nothing"
-    if len(inputs) != len(case.inputs):
-        raise InputError(
-            f"The ONNX model takes {found}; {len(case.inputs)} inputs were given. Give an example of each (--inputs)."
-        )
-    for one, given in zip(inputs, case.inputs, strict=True):
-        if given.dtype.kind == "f" and one.type not in _DTYPES:
-            raise InputError(f"The ONNX model takes {found}; float16, float32 or float64 was expected for {one.name}.")
-        if len(one.shape) != given.ndim or any(
-            isinstance(dim, int) and dim != size for dim, size in zip(one.shape, given.shape, strict=True)
-        ):
-            expected = "x".join(str(dim) for dim in given.shape)
-            raise InputError(
-                f"The ONNX model takes {one}; the input of {case.name} is {expected}. Is it the same model, and exported "
-                "for this size?"
-            )
+    return [one for one in opened.get_outputs() if one.type in FLOAT_DTYPES]
 
 
 def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -196,7 +290,9 @@ def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndar
     """
     given = {}
     for one, x in zip(opened.get_inputs(), inputs, strict=True):
-        given[one.name] = x.astype(_DTYPES[one.type], copy=False) if x.dtype.kind == "f" and one.type in _DTYPES else x
+        given[one.name] = (
+            x.astype(FLOAT_DTYPES[one.type], copy=False) if x.dtype.kind == "f" and one.type in FLOAT_DTYPES else x
+        )
     try:
         outputs = opened.run([one.name for one in float_outputs(opened)], given)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
@@ -213,24 +309,6 @@ def _translated(error: Exception, what: str, advice: str) -> AsvpError:
     """The error with onnxruntime's reason on one line, without its code."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     reason = re.sub(r"^Load model from .*? failed: ?", "", reason) or type(error).__name__
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(reason):
+    if is_out_of_memory(error):
         return MachineError(f"{what}: out of memory ({reason}). Use smaller images or a machine with more memory.")
     return InputError(f"{what} ({reason.rstrip('.')}). {advice}")
-
-
-def conflicting_onnxruntime() -> str | None:
-    """One sentence when several onnxruntime packages are installed over each other, else None."""
-    installed = [f"{wheel} {version}" for wheel in _WHEELS if (version := _version(wheel))]
-    if len(installed) < 2:
-        return None
-    return (
-        f"Several onnxruntime packages are installed and overwrite each other ({', '.join(installed)}): "
-        "uninstall all of them, then install the one you want."
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -16,15 +16,13 @@ from onnx import helper
 from torch import nn
 
 from asvp_export.errors import InputError
+from asvp_export.runtime.session import SessionSettings, create_session, is_out_of_memory
 from asvp_export.signature import Signature
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.onnx_graph import data_bytes, external_files, in_order, inputs_of, pruned, reads
 
-_SILENT = 4  # fatal only: what goes wrong comes back as an exception
-_ROOM = (
-    2**30
-)  # bytes of weights that sessions may hold together, each its own copy; a larger graph's: its own and a quarter
-_PROVIDERS = ["CPUExecutionProvider"]
+# Bytes of weights that sessions may hold together, each its own copy; a larger graph's: its own and a quarter.
+_ROOM = 2**30
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 
@@ -221,17 +219,8 @@ def open_session(model: onnx.ModelProto, folder: Path | None, profile: Path | No
     Raises:
         RuntimeError, MemoryError: as for `OnnxModule.forward`.
     """
-    options = ort.SessionOptions()
-    if profile is not None:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    options.log_severity_level = _SILENT
-    # Threads that spin while they wait would hold up the other stages' sessions, and PyTorch.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return guarded(ort.InferenceSession, model.SerializeToString(), options, providers=_PROVIDERS)
+    settings = SessionSettings(data_folder=folder, spinning=False, profile=profile)
+    return guarded(create_session, model.SerializeToString(), settings)
 
 
 def _shown(value: onnx.ValueInfoProto) -> str:
@@ -246,9 +235,7 @@ def guarded(call: Any, *arguments: Any, **options: Any) -> Any:
         return call(*arguments, **options)
     except Exception as error:
         reason = one_line(error)
-        if any(
-            word in reason.lower() for word in ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
-        ):
+        if is_out_of_memory(error):
             raise MemoryError(reason) from error
         raise RuntimeError(reason) from error
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 import asvp_export
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation, native, reference
 from asvp_export.operator.onnx_function import perturbation_function
-from asvp_export.operator.session import unserved
+from asvp_export.runtime.session import unserved
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 NODE = Perturbation(2, 3.0)

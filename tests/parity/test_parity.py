@@ -19,13 +19,14 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from asvp_export.environment import conflicting_onnxruntime
 from asvp_export.errors import InputError, MachineError
 from asvp_export.images import list_images, photographs, read_image
-from asvp_export.parity.cases import Case, build_cases
+from asvp_export.parity.cases import Case, build_cases, fits
 from asvp_export.parity.latency import latency
 from asvp_export.parity.metrics import psnr, ssim
 from asvp_export.parity.verify import GateResult, ImageScore, failure_text, score, worse
-from asvp_export.runtime.session import conflicting_onnxruntime, fits, inputs_of, run_model, session
+from asvp_export.runtime.session import inputs_of, run_model, session
 from asvp_export.signature import Signature, SizeRule, ValueRange
 
 UNIT, WIDE = ValueRange(), ValueRange(0, 255)
