@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from asvp_export.operator import Perturbation
+from asvp_export.operator.spectrum import squared_singular_values
 
 # The Gram matrix is as wide as the smaller side of the feature map; its eigenvalues take a second at this size.
 MOST = 2048
@@ -24,7 +25,7 @@ class SingularValues:
 
 
 class SpectrumMeter:
-    """An observer for `asvp_export.graph.protect.observed` that takes the first sample of the first call of each layer."""
+    """An observer for `asvp_export.graph.protect.observed`: the first sample of the first call of each layer."""
 
     def __init__(self, nodes: dict[str, Perturbation]) -> None:
         self._axes = {name: node.axis for name, node in nodes.items()}
@@ -33,15 +34,12 @@ class SpectrumMeter:
 
     def __call__(self, layer: str, clean: torch.Tensor, exposed: torch.Tensor, residual: torch.Tensor) -> None:
         """Take one call of a layer in: its clean, its exposed and its residual feature map, [N, ...]."""
-        maps = [x.movedim(self._axes[layer], 1)[0].flatten(1) for x in (clean, exposed)]
-        if layer not in self.found and min(maps[0].shape) <= MOST:
-            self.found[layer] = SingularValues(*map(_singular_values, maps))
+        axis = self._axes[layer]
+        channels = clean.shape[axis]
+        if layer not in self.found and min(channels, clean[0].numel() // channels) <= MOST:
+            self.found[layer] = SingularValues(_of_first(clean, axis), _of_first(exposed, axis))
 
 
-def _singular_values(matrix: torch.Tensor) -> tuple[float, ...]:
-    """By the Gram matrix, in float64: what lies under 1e-8 of the largest is rounding."""
-    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
-    gram = wide @ wide.T
-    if not torch.isfinite(gram).all():
-        return (float("nan"),) * len(gram)
-    return tuple(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0).tolist())
+def _of_first(x: torch.Tensor, axis: int) -> tuple[float, ...]:
+    """Of the first sample; what lies under 1e-8 of the largest is rounding."""
+    return tuple(squared_singular_values(x[:1], axis)[0].sqrt().tolist())
