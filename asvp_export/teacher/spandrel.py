@@ -128,9 +128,10 @@ def _described(descriptor: Any, spandrel: Any) -> Recognised:
 
 
 def _called(module: nn.Module, call: Callable[..., torch.Tensor]) -> nn.Module:
-    """The module such that calling it is `call(module, image)`: some return more than the image, or work in other values.
+    """A module whose call is `call(module, image)`: some return more than the image, or work in other values.
 
-    It becomes an instance of a subclass, so that layers keep their names and copies of it their meaning.
+    An instance of a subclass with the module's own state, as a copy of it would be: a wrapper around it would change the
+    names of the layers.
     """
     if call.__module__ == "spandrel.__helpers.model_descriptor":  # the default, which calls the module
         return module
@@ -139,8 +140,10 @@ def _called(module: nn.Module, call: Callable[..., torch.Tensor]) -> nn.Module:
     def forward(self: nn.Module, image: torch.Tensor) -> torch.Tensor:
         return call(_Plain(self, kind), image)
 
-    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
-    return module
+    subclass: type[nn.Module] = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    called = subclass.__new__(subclass)
+    called.__dict__.update(module.__dict__)
+    return called
 
 
 class _Plain:
