@@ -23,7 +23,7 @@ from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.inlined import misbehaving
-from asvp_export.parity.judge import judge, judge_tiled, library_notes
+from asvp_export.parity.judge import GateInputs, judge, judge_tiled, library_notes
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.verify import check_threshold
@@ -101,15 +101,16 @@ def check_file(
         fits(opened, case)
     progress(str(comparison))
     half = is_half(onnx.load(path, load_external_data=False))
-    thresholds = (FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
+    thresholds = Thresholds(FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
     expected, more = _expected(against, provenance, cases, plan, progress)
-    fidelity, preservation = judge(path, cases, expected, thresholds, against.data_range, provider, portable, progress)
+    inputs = GateInputs(cases, expected, against.data_range)
+    fidelity, preservation = judge(path, inputs, thresholds, provider, portable, progress)
     tiled = None
     if tiling:
         size = tiling.fitting(rule)
         main = against.signature.floats.index(against.signature.main)
         progress(f"comparing tiles of {size.size}, {size.overlap} shared")
-        tiled, seams = judge_tiled(path, cases, expected, min_psnr, against.data_range, size, main, provider)
+        tiled, seams = judge_tiled(path, inputs, min_psnr, size, main, provider)
         notes += tiling_notes(provenance)
         notes.append(f"Tiles of {size.size} with {size.overlap} shared: seam energy {seams:.2f} (1: no seams).")
     nodes = provenance.layers if provenance else {}

@@ -28,13 +28,13 @@ from asvp_export.parity.cases import Case
 from asvp_export.parity.choice import InputsAsked, same_inputs, verification_inputs
 from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
-from asvp_export.parity.judge import judge, library_notes
+from asvp_export.parity.judge import GateInputs, judge, library_notes
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.overflow import first_overflow
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.traced import fitted
 from asvp_export.parity.truth import read_truth
-from asvp_export.parity.verify import GateResult, check_threshold, least_psnr
+from asvp_export.parity.verify import GateResult, Thresholds, check_threshold, least_psnr
 from asvp_export.plan.strips import Strip, smallest, strip_tests
 from asvp_export.progress import Say
 from asvp_export.runtime.session import check_provider
@@ -190,7 +190,7 @@ def _settled(
     protected: Protected,
     cases: Sequence[Case],
     expected: Expected,
-    thresholds: tuple[float, float],
+    thresholds: Thresholds,
     provider: str,
     portable: str,
     progress: Say,
@@ -200,14 +200,16 @@ def _settled(
     The first bytes have what PyTorch gave for the protected module, so that as a rule one measurement is enough.
     """
     teacher = protected.teacher
+    inputs = GateInputs(cases, expected, teacher.data_range)
     near = least_psnr(cases, expected.original, expected.protected, teacher.data_range.peak)
-    measured = {"fidelity": _stamp(thresholds[0], _ROUNDING_DB), "preservation": _stamp(thresholds[1], near)}
+    measured = {
+        "fidelity": _stamp(thresholds.fidelity, _ROUNDING_DB),
+        "preservation": _stamp(thresholds.preservation, near),
+    }
     for _ in range(5):
         write_provenance(model, _provenance(protected, measured, portable))
         staging.write(model)
-        fidelity, preservation = judge(
-            staging.path, cases, expected, thresholds, teacher.data_range, provider, portable, progress
-        )
+        fidelity, preservation = judge(staging.path, inputs, thresholds, provider, portable, progress)
         assert fidelity is not None
         stamps = {
             "fidelity": _stamp(fidelity.threshold, fidelity.min_psnr),

@@ -46,8 +46,8 @@ class EffectMeter:
 
     def effects(self) -> dict[str, NodeEffect]:
         """The effect of each node; zero where every sample was zero."""
-        return {
-            layer: NodeEffect(*(total / max(count, 1.0) for total in totals))
-            for layer in self._gains
-            for count, *totals in [self._sums[layer]]
-        }
+        effects = {}
+        for layer in self._gains:
+            count, *totals = self._sums[layer]
+            effects[layer] = NodeEffect(*(total / max(count, 1.0) for total in totals))
+        return effects

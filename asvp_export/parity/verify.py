@@ -58,6 +58,17 @@ class ImageScore:
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """What the worst output of each gate has to reach."""
+
+    fidelity: float
+    """DB against the protected model in PyTorch."""
+
+    preservation: float
+    """DB against the original."""
+
+
+@dataclass(frozen=True)
 class GateResult:
     """The verdict of one gate over all its inputs."""
 
