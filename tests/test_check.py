@@ -42,7 +42,7 @@ def edited(shipped: Path, folder: Path, **properties: str) -> Path:
 def test_a_shipped_file_passes_both_gates_again(teacher, shipped, pictures, kernels):
     result = asvp_export.check(teacher, shipped, images=pictures)
     assert result.passed and result.fidelity
-    ways = {score.way for gate in result.gates.values() for score in gate.per_image}
+    ways = {score.execution_path for gate in result.gates.values() for score in gate.per_image}
     if kernels == "library":
         assert ways == {"function", "library"} and not result.notes
     else:
@@ -54,7 +54,7 @@ def test_a_library_that_computes_something_else_fails_the_gate(teacher, shipped,
     result = asvp_export.check(teacher, shipped, images=pictures)
     assert result.fidelity and not result.fidelity.passed and not result.passed
     for score in result.fidelity.per_image:
-        assert (score.psnr >= result.fidelity.threshold) == (score.way == "function")
+        assert (score.psnr >= result.fidelity.threshold) == (score.execution_path == "function")
 
 
 def test_a_file_whose_nodes_were_taken_out_does_not_pass(teacher, shipped, pictures, tmp_path):

@@ -91,7 +91,7 @@ protected = asvp_export.protect(asvp_export.load(net), "0", gain=1.001)
 result = asvp_export.export(protected, "p.onnx", sizes=[(48, 64), (33, 41)], min_psnr=20)
 print(asvp_export.__file__)
 print(result.passed)
-print(sorted({score.way for score in result.preservation.per_image}))
+print(sorted({score.execution_path for score in result.preservation.per_image}))
 print(native.unavailable())
 """
 

@@ -100,7 +100,7 @@ def gather(
 def _worst(cases: Sequence[Case], preservation: GateResult, output: str) -> list[tuple[int, ImageScore]]:
     """Which cases to show, worst first and each picture once; batches only where there is nothing else."""
     scores = [score for score in preservation.per_image if score.output == output]
-    numbered = [(i % len(cases), score) for i, score in enumerate(scores)]  # way after way, each in the cases' order
+    numbered = [(i % len(cases), score) for i, score in enumerate(scores)]  # path after path, each in the cases' order
     single = [one for one in numbered if one[1].batch == 1] or numbered
     ranked = sorted(single, key=lambda one: one[1].psnr if math.isfinite(one[1].psnr) else -math.inf)
     chosen = {score.name: (index, score) for index, score in reversed(ranked)}
@@ -116,11 +116,12 @@ def _exhibits(
     values: ValueRange,
     provider: str,
 ) -> Iterator[Exhibit]:
-    opened = {score.way: session(path, provider, library=score.way == "library") for _, score in worst}
+    execution_paths = {score.execution_path for _, score in worst}
+    opened = {name: session(path, provider, library=name == "library") for name in execution_paths}
     for index, score in worst:
         wanted = expected.original[index][main]
         if wanted.ndim >= 4:
-            got = cases[index].pictures(run_model(opened[score.way], *cases[index].inputs))[main]
+            got = cases[index].pictures(run_model(opened[score.execution_path], *cases[index].inputs))[main]
             yield _exhibit(cases[index], score, wanted, got, values)
 
 

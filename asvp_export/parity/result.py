@@ -85,9 +85,9 @@ class ParityResult:
         return {name: gate for name, gate in gates.items() if gate}
 
     @property
-    def ways(self) -> tuple[str, ...]:
+    def execution_paths(self) -> tuple[str, ...]:
         """What ran the nodes in the gates, the fastest last: by that the latency is."""
-        return tuple(dict.fromkeys(score.way for score in self.preservation.per_image))
+        return tuple(dict.fromkeys(score.execution_path for score in self.preservation.per_image))
 
     @property
     def fitting_gain(self) -> float | None:
@@ -135,7 +135,7 @@ class ParityResult:
                 "original": round(original, 3),
                 "protected": round(protected, 3),
                 "ratio": round(protected / original, 4),
-                "way": self.ways[-1],
+                "way": self.execution_paths[-1],  # the key that readers of reports know
                 "unit": "milliseconds",
             },
             **({"strips": [strip.as_dict() for strip in self.strips]} if self.strips else {}),

@@ -38,7 +38,7 @@ class ImageScore:
     ssim: float
     """Mean over the samples, at most 1; NaN when an output was not finite, or is no image."""
 
-    way: str = "function"
+    execution_path: str = "function"
     """What ran the nodes: the "function" body in the file, or the "library"."""
 
     output: str = "output"
@@ -50,7 +50,7 @@ class ImageScore:
             "name": self.name,
             "size": self.size,
             "batch": self.batch,
-            "way": self.way,
+            "way": self.execution_path,  # the key that readers of reports know
             "output": self.output,
             "psnr": _rounded_down(self.psnr, "0.01"),
             "ssim": _rounded_down(self.ssim, "0.00001"),
@@ -171,20 +171,22 @@ def _least_ssim(scores: Sequence[ImageScore]) -> float:
     return float(np.min(of_images)) if of_images else math.nan
 
 
-def worse(ways: Mapping[str, GateResult]) -> GateResult:
-    """One verdict from those of several ways of running a file: the worst input of all counts, every score is kept.
+def worse(by_path: Mapping[str, GateResult]) -> GateResult:
+    """One verdict from those of several execution paths of a file: the worst input of all counts, every score stays.
 
     Args:
-        ways: what ran the nodes ("function", "library") to the verdict; all with the same threshold and as many inputs.
+        by_path: what ran the nodes ("function", "library") to the verdict; all with the same threshold and as many inputs.
     """
-    results = tuple(ways.values())
+    results = tuple(by_path.values())
     return GateResult(
         min_psnr=float(np.min([one.min_psnr for one in results])),
         mean_psnr=float(np.mean([one.mean_psnr for one in results])),
         min_ssim=_least_ssim([score for one in results for score in one.per_image]),
         threshold=results[0].threshold,
         passed=all(one.passed for one in results),
-        per_image=tuple(replace(score, way=way) for way, one in ways.items() for score in one.per_image),
+        per_image=tuple(
+            replace(score, execution_path=path) for path, result in by_path.items() for score in result.per_image
+        ),
         decades=tuple(np.sum([one.decades for one in results], axis=0).tolist()),
     )
 
@@ -253,7 +255,7 @@ def failure_text(gate: str, result: GateResult, most: int = 8) -> str:
     count = f"{len(failed)} of {len(result.per_image)} comparisons"
     lines = [f"{gate}: {count} do not reach {result.threshold:g} dB, the worst is at {_decibels(ranked[0])}."]
     lines += [
-        f"  {_decibels(one):>14} {one.name} {one.size}, batch {one.batch}, {one.output}, {one.way}"
+        f"  {_decibels(one):>14} {one.name} {one.size}, batch {one.batch}, {one.output}, {one.execution_path}"
         for one in ranked[:most]
     ]
     if len(ranked) > most:

@@ -170,12 +170,12 @@ def _parity(result: ParityResult) -> str:
     inputs = len({(one.name, one.size, one.batch) for one in result.preservation.per_image})
     sizes = sorted({one.size for one in result.preservation.per_image})
     shown_sizes = ", ".join(sizes[:6]) + (f" and {len(sizes) - 6} more" if len(sizes) > 6 else "")
-    ways = {"function": "by the function body that it carries", "library": "by the native library of asvp-export"}
+    paths = {"function": "by the function body that it carries", "library": "by the native library of asvp-export"}
     notes = "".join(f"\n- {_plain(note)}" for note in result.notes)
     return (
         "## Parity\n\n"
         f"The file in onnxruntime on {_count(inputs, 'input')} ({shown_sizes} pixels), run "
-        f"{' and '.join(ways[way] for way in result.ways)}. The worst input decides; dB and SSIM are rounded down, 200 dB is "
+        f"{' and '.join(paths[name] for name in result.execution_paths)}. The worst input decides; dB and SSIM are rounded down, 200 dB is "
         "identical.\n\n"
         + _table(("gate", "the file against", "worst PSNR", "mean PSNR", "worst SSIM", "needed"), rows)
         + "\n\nThe gates speak of how near the file is to the original, not of how well the original restores."

@@ -36,7 +36,7 @@ def write_junit(path: str | Path, name: str, gates: Mapping[str, GateResult]) ->
 def _suite(gate: str, result: GateResult) -> ElementTree.Element:
     suite = ElementTree.Element("testsuite", name=_text(gate))
     for one in result.per_image:
-        title = _text(f"{one.name} {one.size} batch {one.batch} {one.output} {one.way}")
+        title = _text(f"{one.name} {one.size} batch {one.batch} {one.output} {one.execution_path}")
         case = ElementTree.SubElement(suite, "testcase", classname=_text(gate), name=title)
         if not one.psnr >= result.threshold:
             message = _message(one, result.threshold)

@@ -140,7 +140,10 @@ def _layers(result: ParityResult) -> Table:
 
 def _scores(gate: GateResult) -> Table:
     ranked = sorted(gate.per_image, key=lambda one: one.psnr if math.isfinite(one.psnr) else -math.inf)
-    rows = [[one.name, one.size, one.batch, one.output, one.way, *_measured(one)] for one in ranked[:_MOST_SCORES]]
+    rows = [
+        [one.name, one.size, one.batch, one.output, one.execution_path, *_measured(one)]
+        for one in ranked[:_MOST_SCORES]
+    ]
     hidden = len(ranked) - len(rows)
     return Table(
         ["input", "size", Column("batch"), "output", "by", Column("PSNR", ".2f", "dB"), Column("SSIM", ".5f")],
@@ -161,7 +164,7 @@ def _latency(result: ParityResult) -> dict[str, Any]:
     return {
         "bars": [(name, f"{value:.1f} ms", round(300 * value / longest, 1)) for name, value in bars],
         "sentence": f"The protected file takes {protected / original:.2f} times as long: {protected:.1f} ms instead of "
-        f"{original:.1f} ms, in onnxruntime, by the {result.ways[-1]}, on the first input.",
+        f"{original:.1f} ms, in onnxruntime, by the {result.execution_paths[-1]}, on the first input.",
     }
 
 
@@ -237,7 +240,7 @@ def _part(exhibit: Exhibit, drawn: Pictures) -> str:
         size,
         exhibit.first,
         colours,
-        "nodes run by the library" if score.way == "library" else "nodes run by the function body",
+        "nodes run by the library" if score.execution_path == "library" else "nodes run by the function body",
     ]
     return "; ".join(part for part in parts if part)
 

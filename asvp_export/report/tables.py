@@ -131,11 +131,11 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
     gates = bare_table("gate", "worst", "mean", "worst SSIM", "needed", "by", "")
     for name, gate in result.gates.items():
         *measured, verdict = _gate_row(gate)
-        gates.add_row(name, *measured, ", ".join(result.ways), verdict)
+        gates.add_row(name, *measured, ", ".join(result.execution_paths), verdict)
     console.print(gates)
     original, protected = result.latency_ms
     console.print(
-        f"latency in onnxruntime, by the {result.ways[-1]}: {protected:.1f} ms, unprotected {original:.1f} ms "
+        f"latency in onnxruntime, by the {result.execution_paths[-1]}: {protected:.1f} ms, unprotected {original:.1f} ms "
         f"(x {protected / original:.2f})"
     )
     if result.comparison:

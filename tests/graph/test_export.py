@@ -57,7 +57,8 @@ def properties(path: Path) -> dict[str, str]:
 def ways(gate: GateResult) -> dict[str, list[ImageScore]]:
     """The scores of the file run by its body, and run by the library."""
     return {
-        way: [one for one in gate.per_image if one.way == way] for way in sorted({one.way for one in gate.per_image})
+        way: [one for one in gate.per_image if one.execution_path == way]
+        for way in sorted({one.execution_path for one in gate.per_image})
     }
 
 

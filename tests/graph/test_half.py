@@ -42,7 +42,7 @@ def test_a_teacher_ships_in_half_precision(shipped):
     assert [v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)] == [
         TensorProto.FLOAT16
     ] * 2
-    assert result.ways == ("function", "library")
+    assert result.execution_paths == ("function", "library")
 
 
 def test_check_knows_the_type_and_run_feeds_it(shipped, pictures):

@@ -240,5 +240,5 @@ def test_original_and_protected_module_run_once_an_input_and_not_once_a_gate(nam
     protected = asvp_export.protect(asvp_export.load(module), "head", images=named)
     assert calls.count((120, 161)) == 2 * 7, "six pictures and a batch, in both"
     result = asvp_export.export(protected, tmp_path / "p.onnx", images=named)
-    assert result.passed and result.ways == ("function", "library")
+    assert result.passed and result.execution_paths == ("function", "library")
     assert calls.count((120, 161)) == 2 * 7, "what was run to find the gain is not run again"

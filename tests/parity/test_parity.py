@@ -397,7 +397,7 @@ def test_the_worse_of_two_ways_counts() -> None:
     good, bad = judged(60, 90), judged(70, 30)
     both = worse({"function": good, "library": bad})
     assert not both.passed and both.min_psnr == bad.min_psnr and both.min_ssim == min(good.min_ssim, bad.min_ssim)
-    assert [one.way for one in both.per_image] == ["function", "function", "library", "library"]
+    assert [one.execution_path for one in both.per_image] == ["function", "function", "library", "library"]
     assert [one.psnr for one in both.per_image] == [one.psnr for one in (*good.per_image, *bad.per_image)]
     assert sum(both.decades) == sum(good.decades) + sum(bad.decades)
     assert worse({"function": bad, "library": good}).min_psnr == bad.min_psnr

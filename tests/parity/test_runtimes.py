@@ -157,7 +157,7 @@ def test_an_inlined_file_is_published_with_its_gates_and_says_what_it_is(shipped
 
 def test_an_inlined_file_passes_the_check_and_openvino_runs_it(shipped, lowlight, once, photograph):
     result = asvp_export.check(lowlight, shipped, images=shipped.parent / "pictures")
-    assert result.passed and result.fidelity and result.ways == ("function",)
+    assert result.passed and result.fidelity and result.execution_paths == ("function",)
     assert psnr(by_openvino(shipped, photograph), once, photograph) >= FIDELITY_DB["fp32"]
 
 

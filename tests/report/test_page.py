@@ -78,7 +78,7 @@ def test_the_pictures_are_what_the_verified_file_puts_out(result, seen, teacher,
     top, left = (x.shape[0] - height) // 2, (x.shape[1] - width) // 2
     x = x[top : top + height, left : left + width].transpose(2, 0, 1)[None]
     x = asvp_export.images.pad_to(x, teacher.size)
-    opened = asvp_export.InferenceSession if worst.way == "library" else ort.InferenceSession
+    opened = asvp_export.InferenceSession if worst.execution_path == "library" else ort.InferenceSession
     got = opened(str(result.output), providers=["CPUExecutionProvider"]).run(None, {"input": x})[0][
         0, :, :height, :width
     ]
