@@ -24,7 +24,7 @@ MOST_SIDE = 512  # pixels; a larger output is shown where it differs most
 
 
 @dataclass(frozen=True, eq=False)
-class Exhibit:
+class VisualSample:
     """One picture of the original and of the protected file, both as they came out."""
 
     score: ImageScore
@@ -53,11 +53,11 @@ class Exhibit:
 class Evidence:
     """What a report page shows of a run."""
 
-    exhibits: tuple[Exhibit, ...]
+    samples: tuple[VisualSample, ...]
     """At most six different pictures, the worst preserved first."""
 
     singular_values: dict[str, SingularValues]
-    """By layer, in PyTorch, on the input of the first exhibit."""
+    """By layer, in PyTorch, on the input of the first visual sample."""
 
     singular_values_of: str
     """That input's name."""
@@ -89,12 +89,12 @@ def gather(
     signature = protected.teacher.signature
     main = signature.floats.index(signature.main)
     worst = _worst(cases, preservation, expected.names[main])
-    exhibits = tuple(_exhibits(path, worst, cases, expected, main, protected.teacher.data_range, provider))
+    samples = tuple(_visual_samples(path, worst, cases, expected, main, protected.teacher.data_range, provider))
     shown, meter = cases[worst[0][0]], SpectrumMeter(protected.nodes)
     if protected.nodes:
         with observed(protected, meter), native.reference_only():
             list(torch_outputs(protected.module, [shown], protected.teacher.device))
-    return Evidence(exhibits, meter.found, f"{shown.name}, {shown.size}")
+    return Evidence(samples, meter.found, f"{shown.name}, {shown.size}")
 
 
 def _worst(cases: Sequence[Case], preservation: GateResult, output: str) -> list[tuple[int, ImageScore]]:
@@ -107,7 +107,7 @@ def _worst(cases: Sequence[Case], preservation: GateResult, output: str) -> list
     return sorted(chosen.values(), key=ranked.index)[:MOST_PICTURES]
 
 
-def _exhibits(
+def _visual_samples(
     path: Path,
     worst: Sequence[tuple[int, ImageScore]],
     cases: Sequence[Case],
@@ -115,17 +115,19 @@ def _exhibits(
     main: int,
     values: ValueRange,
     provider: str,
-) -> Iterator[Exhibit]:
+) -> Iterator[VisualSample]:
     execution_paths = {score.execution_path for _, score in worst}
     opened = {name: session(path, provider, library=name == "library") for name in execution_paths}
     for index, score in worst:
         wanted = expected.original[index][main]
         if wanted.ndim >= 4:
             got = cases[index].pictures(run_model(opened[score.execution_path], *cases[index].inputs))[main]
-            yield _exhibit(cases[index], score, wanted, got, values)
+            yield _visual_sample(cases[index], score, wanted, got, values)
 
 
-def _exhibit(case: Case, score: ImageScore, wanted: np.ndarray, got: np.ndarray, values: ValueRange) -> Exhibit:
+def _visual_sample(
+    case: Case, score: ImageScore, wanted: np.ndarray, got: np.ndarray, values: ValueRange
+) -> VisualSample:
     frames = wanted.shape[1] if wanted.ndim == 5 else 1
     whole, exposed = compared(case, wanted, got)
     differences = [np.abs(a - b) for a, b in zip(whole[::frames], exposed[::frames], strict=True)]
@@ -134,7 +136,7 @@ def _exhibit(case: Case, score: ImageScore, wanted: np.ndarray, got: np.ndarray,
     pieces += [f"frame 1 of {frames}"] if frames > 1 else []
     top, left = _window(differences[sample])
     cut = (slice(None), slice(top, top + MOST_SIDE), slice(left, left + MOST_SIDE))
-    return Exhibit(
+    return VisualSample(
         score,
         values.to_unit(whole[sample * frames][cut]),
         values.to_unit(exposed[sample * frames][cut]),

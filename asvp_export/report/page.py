@@ -17,7 +17,7 @@ from asvp_export.report.render import MOST_BYTES, Column, Table, render
 
 if TYPE_CHECKING:
     from asvp_export.graph.spectrum import SingularValues
-    from asvp_export.parity.evidence import Exhibit
+    from asvp_export.parity.evidence import VisualSample
     from asvp_export.parity.result import ParityResult
     from asvp_export.parity.verify import GateResult, ImageScore
 
@@ -53,9 +53,9 @@ def write_page(
 
 def page(result: ParityResult, *, plan: Sequence[Table] = (), strips: Sequence[Table] = ()) -> str:
     """The report page, as for `write_page`; under 5 MB, if need be with fewer pictures."""
-    exhibits = list(result.evidence.exhibits) if result.evidence else []
-    share = _PICTURE_BYTES // max(1, len(exhibits))
-    views = [_view(one, share) for one in exhibits]
+    samples = list(result.evidence.samples) if result.evidence else []
+    share = _PICTURE_BYTES // max(1, len(samples))
+    views = [_view(one, share) for one in samples]
     content = {
         "title": f"{_subject(result)}: {'passed' if result.passed else 'failed'}",
         "result": result,
@@ -211,55 +211,55 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
 
 
-def _view(exhibit: Exhibit, most_bytes: int) -> dict[str, Any]:
-    """All that is said and shown of one exhibit."""
-    drawn, score = draw(exhibit, most_bytes), exhibit.score
+def _view(sample: VisualSample, most_bytes: int) -> dict[str, Any]:
+    """All that is said and shown of one visual sample."""
+    drawn, score = draw(sample, most_bytes), sample.score
     shown = score.as_dict()
     similar = f", SSIM {shown['ssim']:.5f}" if shown["ssim"] is not None else ""
     return {
         "name": score.name,
         "measured": f"{_decibels(shown['psnr'])}{similar}",
-        "part": _part(exhibit, drawn),
+        "part": _part(sample, drawn),
         "pictures": drawn,
-        "difference": _difference(exhibit, drawn),
+        "difference": _difference(sample, drawn),
         "worst": f"{drawn.least_ssim:.7g}",
-        "power": _power(exhibit),
+        "power": _power(sample),
     }
 
 
-def _part(exhibit: Exhibit, drawn: Pictures) -> str:
-    score, picture = exhibit.score, drawn.original
-    height, width = exhibit.whole
+def _part(sample: VisualSample, drawn: Pictures) -> str:
+    score, picture = sample.score, drawn.original
+    height, width = sample.whole
     size = f"{width} x {height} pixels"
     if (picture.width, picture.height) != (width, height):
         top, left = drawn.place
         size = f"{picture.width} x {picture.height} of {size}, from column {left} and row {top}, around the largest difference"
-    channels = exhibit.original.shape[0]
+    channels = sample.original.shape[0]
     colours = {1: "grey", 3: ""}.get(channels, f"the first {3 if channels > 3 else 'one'} of {channels} channels")
     parts = [
         size,
-        exhibit.first,
+        sample.first,
         colours,
         "nodes run by the library" if score.execution_path == "library" else "nodes run by the function body",
     ]
     return "; ".join(part for part in parts if part)
 
 
-def _difference(exhibit: Exhibit, drawn: Pictures) -> str:
+def _difference(sample: VisualSample, drawn: Pictures) -> str:
     if drawn.not_finite:
         return f"{drawn.not_finite} values of the file's output are not finite: magenta."
-    difference = np.abs(exhibit.protected - exhibit.original)
+    difference = np.abs(sample.protected - sample.original)
     largest = 255 * float(difference.max())
     return f"Black: none; white: {_short(255 / drawn.factor)} of 255 or more. The largest here is {_short(largest)} of 255."
 
 
-def _power(exhibit: Exhibit) -> Markup:
-    images = visible(exhibit.original), visible(exhibit.protected)
+def _power(sample: VisualSample) -> Markup:
+    images = visible(sample.original), visible(sample.protected)
     if not all(np.isfinite(one).all() for one in images):
         return Markup("")
     kinds = {"original": images[0], "protected": images[1], "difference": images[1] - images[0]}
     series = [Series(name, name, *map(np.ndarray.tolist, radial_power(image))) for name, image in kinds.items()]
     return line_chart(
-        series, title=f"Radial power spectrum of {exhibit.score.name}: original, protected and difference",
+        series, title=f"Radial power spectrum of {sample.score.name}: original, protected and difference",
         x_label="cycles per pixel", y_label="power", most_x=0.5, decades=14,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a report page shows of an exhibit: pictures as data URIs, and the radial power spectrum."""
+"""What a report page shows of a visual sample: pictures as data URIs, and the radial power spectrum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from asvp_export.parity.metrics import ssim_map
 
 if TYPE_CHECKING:
-    from asvp_export.parity.evidence import Exhibit
+    from asvp_export.parity.evidence import VisualSample
 
 _SIDES = (512, 448, 384, 320, 256, 192, 128)
 _FACTORS = (*(digit * 10**power for power in range(3) for digit in (1, 2, 5)), 1000)
@@ -43,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What is seen of one exhibit, all of the same pixels."""
+    """What is seen of one visual sample, all of the same pixels."""
 
     original: Picture
     """The original's output."""
@@ -70,19 +70,19 @@ class Pictures:
     """How many values of the file's output are NaN or infinite; drawn in magenta."""
 
 
-def draw(exhibit: Exhibit, most_bytes: int) -> Pictures:
-    """Encode an exhibit, cut smaller around its largest differences until it fits.
+def draw(sample: VisualSample, most_bytes: int) -> Pictures:
+    """Encode a visual sample, cut smaller around its largest differences until it fits.
 
     Args:
-        exhibit: the outputs.
+        sample: the outputs.
         most_bytes: of all its pictures together, before base64; 128 x 128 pixels are drawn however large they come out.
     """
     side = _SIDES[0]
     while True:
-        top, left = _largest(exhibit, side)
+        top, left = _largest(sample, side)
         cut = (slice(None), slice(top, top + side), slice(left, left + side))
-        place = (exhibit.place[0] + top, exhibit.place[1] + left)
-        drawn = _draw(exhibit.original[cut], exhibit.protected[cut], exhibit.peak, place)
+        place = (sample.place[0] + top, sample.place[1] + left)
+        drawn = _draw(sample.original[cut], sample.protected[cut], sample.peak, place)
         pictures = (drawn.original, drawn.protected, drawn.difference, drawn.similarity)
         bytes_ = sum(len(one.data) for one in pictures if one) * 3 / 4
         if bytes_ <= most_bytes or side == _SIDES[-1]:
@@ -91,9 +91,9 @@ def draw(exhibit: Exhibit, most_bytes: int) -> Pictures:
         side = next((one for one in _SIDES if one < side and one <= fitting), _SIDES[-1])
 
 
-def _largest(exhibit: Exhibit, side: int) -> tuple[int, int]:
+def _largest(sample: VisualSample, side: int) -> tuple[int, int]:
     """Where the cut begins that has the largest difference in its middle, as far as the borders let it."""
-    difference = np.nan_to_num(np.abs(exhibit.protected - exhibit.original).sum(axis=0), posinf=0.0)
+    difference = np.nan_to_num(np.abs(sample.protected - sample.original).sum(axis=0), posinf=0.0)
     row, column = np.unravel_index(int(np.argmax(difference)), difference.shape)
     height, width = difference.shape
     top, left = (

@@ -17,7 +17,7 @@ from PIL import Image
 import asvp_export
 from asvp_export.graph.spectrum import SingularValues
 from asvp_export.operator import Perturbation
-from asvp_export.parity.evidence import Evidence, Exhibit
+from asvp_export.parity.evidence import Evidence, VisualSample
 from asvp_export.parity.result import ParityResult
 from asvp_export.report.page import page, write_page
 from asvp_export.report.pictures import factor_for, radial_power
@@ -71,8 +71,8 @@ def test_the_verdict_comes_first_then_everything_in_order(result, seen):
 def test_the_pictures_are_what_the_verified_file_puts_out(result, seen, teacher, pictures):
     scores = [one for one in result.preservation.per_image if one.batch == 1]
     worst = min(scores, key=lambda one: one.psnr)
-    assert result.evidence.exhibits[0].score.name == worst.name == seen.texts["h3"][0].strip()
-    assert len({one.score.name for one in result.evidence.exhibits}) == len(result.evidence.exhibits) == 2
+    assert result.evidence.samples[0].score.name == worst.name == seen.texts["h3"][0].strip()
+    assert len({one.score.name for one in result.evidence.samples}) == len(result.evidence.samples) == 2
     height, width = map(int, worst.size.split("x"))
     x = asvp_export.images.read_image(pictures / worst.name)
     top, left = (x.shape[0] - height) // 2, (x.shape[1] - width) // 2
@@ -141,10 +141,10 @@ HOSTILE = '"><script>alert(1)</script><img src="http://x/y.png" onerror=alert(1)
 
 def test_names_are_text_whatever_they_hold(result, tmp_path):
     node, values = Perturbation(1, 2.0), result.evidence.singular_values["body.3"]
-    exhibits = tuple(replace(one, score=replace(one.score, name=HOSTILE)) for one in result.evidence.exhibits)
+    samples = tuple(replace(one, score=replace(one.score, name=HOSTILE)) for one in result.evidence.samples)
     changed = replace(
         result, model=HOSTILE, output=Path(HOSTILE.replace("/", "-")), nodes={HOSTILE: node}, effects={}, notes=(HOSTILE,),
-        evidence=Evidence(exhibits, {HOSTILE: values}, HOSTILE),
+        evidence=Evidence(samples, {HOSTILE: values}, HOSTILE),
     )  # fmt: skip
     write_page(changed, tmp_path / "report.html", plan=[Table([HOSTILE], [[HOSTILE]], HOSTILE, HOSTILE)])
     seen = read((tmp_path / "report.html").read_text())
@@ -152,16 +152,16 @@ def test_names_are_text_whatever_they_hold(result, tmp_path):
     assert seen.text("li").count("<script>alert(1)</script>") == 1 and "{{ 7 * 7 }}" in seen.text("th")
 
 
-def exhibit(result: ParityResult, *shape: int, change: float = 0.1, noise: float = 0.3) -> Exhibit:
+def sample(result: ParityResult, *shape: int, change: float = 0.1, noise: float = 0.3) -> VisualSample:
     generator = np.random.default_rng(0)
     original = 0.5 + noise * generator.standard_normal(shape).astype(np.float32)
     protected = original + change * generator.standard_normal(shape).astype(np.float32)
-    return Exhibit(result.preservation.per_image[0], original, protected, 1.0, shape[1:], (0, 0))
+    return VisualSample(result.preservation.per_image[0], original, protected, 1.0, shape[1:], (0, 0))
 
 
 def test_the_page_stays_small_whatever_the_pictures_are(result):
     """Noise in 16 million colours, which nothing compresses."""
-    six = Evidence((exhibit(result, 3, 512, 512),) * 6, {}, "")
+    six = Evidence((sample(result, 3, 512, 512),) * 6, {}, "")
     text = page(replace(result, evidence=six))
     assert len(read(text).all("img")) == 24
     assert "around the largest difference" in text
@@ -178,14 +178,14 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pictures_of_any_kind_are_shown(shape, result):
-    seen = read(page(replace(result, evidence=Evidence((exhibit(result, *SHAPES[shape]),), {}, ""))))
+    seen = read(page(replace(result, evidence=Evidence((sample(result, *SHAPES[shape]),), {}, ""))))
     assert len(seen.all("img")) == 4
     said = {"grey": "grey", "Bayer": "the first 3 of 4 channels", "two channels": "the first one of 2 channels"}
     assert said.get(shape, "pixels") in seen.text("p")
 
 
 def test_values_that_are_not_finite_are_shown_as_such(result):
-    broken = exhibit(result, 3, 40, 50)
+    broken = sample(result, 3, 40, 50)
     broken.protected[:, 3, 4] = np.nan
     gate = replace(result.preservation, min_psnr=np.nan, mean_psnr=np.nan, min_ssim=np.nan, passed=False)
     gate = replace(gate, per_image=tuple(replace(one, psnr=np.nan, ssim=np.nan) for one in gate.per_image))
@@ -218,7 +218,7 @@ def test_a_page_without_a_piece_has_the_others(piece, result):
 
 
 def test_identical_outputs_have_a_page(result):
-    same = exhibit(result, 3, 40, 50, change=0.0)
+    same = sample(result, 3, 40, 50, change=0.0)
     seen = read(page(replace(result, evidence=Evidence((same,), {}, ""))))
     assert " 1000" in seen.text("b") and not pixels(seen.all("img")[2]["src"]).any()
 

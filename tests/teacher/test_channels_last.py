@@ -210,7 +210,7 @@ def test_verdict_and_page_are_those_of_the_twin(files, pictures, tmp_path):
     assert other.gain == pytest.approx(one.gain, rel=1e-3)
     assert last.preservation.min_psnr == pytest.approx(first.preservation.min_psnr, abs=0.05)
     assert last.preservation.min_ssim == pytest.approx(first.preservation.min_ssim, abs=1e-4)
-    for one, other in zip(first.evidence.exhibits, last.evidence.exhibits, strict=True):
+    for one, other in zip(first.evidence.samples, last.evidence.samples, strict=True):
         assert one.original.shape == other.original.shape == (3, 65, 81)
         np.testing.assert_allclose(one.original, other.original, atol=1e-5)
     for one, other in zip(first.strips, last.strips, strict=True):

@@ -1,4 +1,4 @@
-// Lays the two outputs of each exhibit over each other, with a line between them that a range input moves.
+// Lays the two outputs of each visual sample over each other, with a line between them that a range input moves.
 for (const slider of document.querySelectorAll(".slider")) {
   const sheet = slider.closest(".sheet");
   const compare = document.createElement("div");
