@@ -18,10 +18,10 @@ from torch.export import UnflattenedModule
 
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.graph import publish
-from asvp_export.graph.passes import attach_functions, name_by_module, name_nodes, strip_traces
+from asvp_export.graph.passes import attach_functions, name_by_module, name_nodes, remove_traces
 from asvp_export.graph.protect import Protected, observed
 from asvp_export.graph.refusal import FixedError, Frozen, refusal
-from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, strip_author, with_weights
+from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, remove_author, with_weights
 from asvp_export.graph.translations import OneTypeOfBounds, translations
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
 from asvp_export.signature import Signature
@@ -85,7 +85,7 @@ def to_onnx(
         raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
     name_nodes(model, protected.nodes, calls)
     name_by_module(model)
-    strip_traces(model)
+    remove_traces(model)
     if None in (frozen[2], frozen[3]):
         _name_output(model, teacher)
     attach_functions(model)
@@ -113,7 +113,7 @@ def _inserted(
         check_types(graph.model, {one.name: one.type for one in outputs})
     insertions = [Insertion(name, tensors[name], node) for name, node in protected.nodes.items()]
     model = insert_nodes(with_weights(graph.model, protected.weights), insertions)
-    strip_author(model)
+    remove_author(model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Small passes over an ONNX model: naming nodes, attaching bodies, stripping traces, taking nodes out."""
+"""Small passes over an ONNX model: naming nodes, attaching bodies, removing stack traces, taking nodes out."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def attach_functions(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
 
 
-def strip_traces(model: onnx.ModelProto) -> None:
+def remove_traces(model: onnx.ModelProto) -> None:
     """Remove all metadata and doc strings: exporters write stack traces with local paths there."""
     model.doc_string = ""
     del model.metadata_props[:]

@@ -306,8 +306,8 @@ _TRACE_KEYS = "pkg.torch."
 _TRACE_LINE = re.compile(r"^\s*(File \"[^\"]+\", line \d+|\S+\.py\(\d+\): |# \S+\.py:\d+)", re.MULTILINE)
 
 
-def strip_author(model: onnx.ModelProto) -> None:
-    """Remove what PyTorch's exporters wrote of the author's machine: stack traces, with the paths of his files.
+def remove_author(model: onnx.ModelProto) -> None:
+    """Remove what PyTorch's exporters wrote of the author's machine: stack traces, with the paths of their files.
 
     Everything else that is metadata or doc strings stays.
     """

@@ -21,7 +21,7 @@ import asvp_export.images
 from asvp_export.graph import publish
 from asvp_export.graph.export import to_onnx
 from asvp_export.graph.passes import perturbation_nodes, without_nodes
-from asvp_export.graph.surgery import strip_author
+from asvp_export.graph.surgery import remove_author
 from asvp_export.teacher import onnx_model
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 from tests.helpers.teachers import ROOT, Flow, example, save_pictures
@@ -180,7 +180,7 @@ def test_nothing_else_in_the_file_changes(residual, theirs):
     made = to_onnx(asvp_export.protect(teacher, "features,few", gain=1.1, residual=residual))
     onnx.checker.check_model(made, full_check=True)
     expected = onnx.load(theirs)
-    strip_author(expected)
+    remove_author(expected)
     ours = {node.name: node for node in perturbation_nodes(made)}
     layers = {"asvp/n3/Soft": "features", "asvp/few": "few"}
     last = {layer if residual == "gain" else f"{layer}/inverse": tensor for layer, tensor in layers.items()}
