@@ -77,7 +77,7 @@ def line_chart(
     return Markup(f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">{body}</svg>')
 
 
-def strip_plot(rows: Sequence[tuple[str, Sequence[float], float]], *, title: str, unit: str) -> Markup:
+def dot_plot(rows: Sequence[tuple[str, Sequence[float], float]], *, title: str, unit: str) -> Markup:
     """A row of dots each: every score, and a line at what it had to reach.
 
     Args:
@@ -113,7 +113,7 @@ def strip_plot(rows: Sequence[tuple[str, Sequence[float], float]], *, title: str
         parts.append(f'<line class="needed" x1="{x:.1f}" x2="{x:.1f}" y1="{base - 11}" y2="{base + 11}"/>')
     body = "".join(parts)
     return Markup(
-        f'<svg class="chart strip" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
+        f'<svg class="chart dots" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
     )
 
 
@@ -157,7 +157,7 @@ def difference_plot(
     zero = f'<line class="zero" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="0" y2="{height - 22}"/>'
     body = "".join((zero, *parts))
     return Markup(
-        f'<svg class="chart strip" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
+        f'<svg class="chart dots" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from asvp_export.files import atomic_write
-from asvp_export.report.charts import Series, line_chart, strip_plot
+from asvp_export.report.charts import Series, dot_plot, line_chart
 from asvp_export.report.pictures import Pictures, draw, radial_power, visible
 from asvp_export.report.render import MOST_BYTES, Column, Table, render
 
@@ -119,7 +119,7 @@ def _dots(result: ParityResult) -> Markup:
     """Of the gates that a loss shows in; fidelity lies far above, and would press them together."""
     shown = {name: gate for name, gate in result.gates.items() if name != "fidelity"}
     rows = [(name, [one.psnr for one in gate.per_image], gate.threshold) for name, gate in shown.items()]
-    return strip_plot(rows, title="PSNR of every comparison, and what each had to reach", unit="dB")
+    return dot_plot(rows, title="PSNR of every comparison, and what each had to reach", unit="dB")
 
 
 def _layers(result: ParityResult) -> Table:

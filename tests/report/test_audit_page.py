@@ -133,7 +133,7 @@ def test_the_verdict_comes_first_and_every_row_is_there(result, seen):
 
 def test_losses_are_drawn_where_they_lie_and_chance_as_wide_as_it_is(result, tmp_path):
     write_audit_page(result, tmp_path / "audit.html")
-    charts = re.findall(r'<svg class="chart strip".*?</svg>', (tmp_path / "audit.html").read_text())
+    charts = re.findall(r'<svg class="chart dots".*?</svg>', (tmp_path / "audit.html").read_text())
     assert len(charts) == len(GROUPS) - 1
     drawn, scales = {}, []
     for chart in charts:
