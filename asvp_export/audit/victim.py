@@ -20,7 +20,7 @@ from asvp_export.graph.inline import fold
 from asvp_export.graph.metadata import read_provenance
 from asvp_export.graph.pairs import pairs
 from asvp_export.graph.passes import without_nodes
-from asvp_export.graph.protect import Map, Protected, exposed_and_residual, insert
+from asvp_export.graph.protect import Protected, Transform, exposed_and_residual, insert
 from asvp_export.operator import Perturbation
 from asvp_export.plan.strips import NodeFit
 from asvp_export.teacher.layers import graph_of
@@ -140,7 +140,7 @@ class Victim:
         pairs = {name: partial(exposed_and_residual, node=node) for name, node in self.nodes.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
 
-    def stripped(self, images: torch.Tensor, maps: Mapping[str, Map]) -> Seen:
+    def stripped(self, images: torch.Tensor, maps: Mapping[str, Transform]) -> Seen:
         """The shipped graph with node and inverse replaced by the map of their layer, deleted where there is none."""
         pairs = {name: partial(_once, one) for name, one in maps.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
@@ -180,7 +180,7 @@ def in_batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from images.split(_BATCH)
 
 
-def _once(change: Map, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _once(change: Transform, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One map in the place of both nodes: what is exposed is what the readers get."""
     changed = change(x)
     return changed, changed

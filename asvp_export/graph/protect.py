@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from asvp_export.plan.record import Plan
 
 Observer = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
-Map = Callable[[torch.Tensor], torch.Tensor]
+Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,11 @@ def observed(protected: Protected, observer: Observer) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(protected: Protected, maps: Mapping[str, Map]) -> Iterator[None]:
-    """Within the block, the readers of these layers get `maps[layer](clean)`, in the place of node and inverse."""
-    hooks = [hook for hook in _nodes(protected) if hook.layer in maps]
+def replaced(protected: Protected, transforms: Mapping[str, Transform]) -> Iterator[None]:
+    """Within the block, the readers of these layers get `transforms[layer](clean)`, in the place of node and inverse."""
+    hooks = [hook for hook in _nodes(protected) if hook.layer in transforms]
     for hook in hooks:
-        hook.instead = maps[hook.layer]
+        hook.instead = transforms[hook.layer]
     try:
         yield
     finally:
@@ -186,7 +186,7 @@ class _Node:
         self.layer = layer
         self.node = node
         self.observer: Observer | None = None
-        self.instead: Map | None = None
+        self.instead: Transform | None = None
 
     def __call__(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
         if self.instead:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asvp_export.graph.protect import Map, Protected, observed, replaced
+from asvp_export.graph.protect import Protected, Transform, observed, replaced
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected, torch_outputs
 from asvp_export.parity.metrics import peak_of, psnr
@@ -187,16 +187,16 @@ class NodeFit:
                 self._gram.addmm_(rows.T, rows, alpha=1 / len(sample))
                 self._moments.addmm_(rows.T, targets.double(), alpha=1 / len(sample))
 
-    def identity(self) -> Map:
+    def identity(self) -> Transform:
         """What is left of the node when it is deleted."""
         return lambda x: x
 
-    def scalar(self) -> Map:
+    def scalar(self) -> Transform:
         """The multiple of the map that is nearest to what the node made of it."""
         factor = self._factor()
         return lambda x: x * factor
 
-    def matrix(self) -> Map:
+    def matrix(self) -> Transform:
         """The 1x1 convolution whose values are nearest to what the node made."""
         unit = torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
         ridge = _RIDGE * torch.diag(self._gram).mean().clamp_min(torch.finfo(torch.float64).tiny) * unit
