@@ -71,8 +71,8 @@ def list_images(folder: str | Path) -> list[Path]:
 def read_image(path: str | Path) -> np.ndarray:
     """The colours of a picture as a viewer would show it; what else it holds is told by `read_picture`.
 
-    Grey, palettes and CMYK become RGB, 16 bits are kept, the EXIF orientation is applied, of several frames the first is
-    read. Transparency is left out: where nothing shows, the colour is that of the nearest pixel that does.
+    Grey, palettes and CMYK become RGB, 16 bits are kept, the EXIF orientation is applied, of several frames the first
+    is read. Transparency is left out: where nothing shows, the colour is that of the nearest pixel that does.
 
     Returns:
         H, W, 3 float32 in 0..1.
@@ -197,7 +197,8 @@ _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 def as_channels(pictures: np.ndarray, channels: int) -> np.ndarray:
     """Colour pictures with the channels of a model: [..., H, W, 3] to [..., C, H, W].
 
-    One channel is the luminance; four are red, green, green, blue (packed Bayer); other counts take the colours in turn.
+    One channel is the luminance; four are red, green, green, blue (packed Bayer); other counts take the colours in
+    turn.
     """
     if channels == 1:
         return (pictures @ _LUMINANCE)[..., None, :, :]

@@ -55,8 +55,9 @@ class Picture:
 def read_picture(path: str | Path) -> Picture:
     """Read a picture with what an output has to keep.
 
-    The EXIF orientation is applied, palettes are looked up, CMYK is converted to sRGB (by its profile where it has one), of
-    several frames the first is read. Other colour profiles are not applied: the values stay those that are stored.
+    The EXIF orientation is applied, palettes are looked up, CMYK is converted to sRGB (by its profile where it has
+    one), of several frames the first is read. Other colour profiles are not applied: the values stay those that are
+    stored.
 
     Raises:
         InputError: the file is missing, is no picture of a known format, is damaged or truncated, is so large

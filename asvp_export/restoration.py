@@ -27,16 +27,17 @@ def restore(
 ) -> np.ndarray:
     """Restore a picture: padded to what the model takes, run once (or tile by tile), cropped back.
 
-    A file of one fixed size restores larger pictures in tiles of that size; one of a fixed batch gets the picture repeated.
+    A file of one fixed size restores larger pictures in tiles of that size; one of a fixed batch gets the picture
+    repeated.
 
     Args:
         model: an ONNX file; its metadata says the sizes and the value range (else: any size, 0..1).
         picture: [H, W, 3] float32 in 0..1.
         provider: of onnxruntime, "cpu" or "cuda".
-        tiling: run tile by tile, for pictures that memory does not hold whole. The SVD of a node is then the tile's own:
-            the result differs from that of one run (docs/compatibility.md says by how much).
-        others: what the model takes besides the image (a noise map, a noise level), by name or in order; a mapping may hold
-            more, such as an example of the image itself.
+        tiling: run tile by tile, for pictures that memory does not hold whole. The SVD of a node is then the tile's
+            own: the result differs from that of one run (docs/compatibility.md says by how much).
+        others: what the model takes besides the image (a noise map, a noise level), by name or in order; a mapping may
+            hold more, such as an example of the image itself.
         note: called with a line where tiles are not what the architecture is made for, or a fixed size asks for them.
 
     Returns:
@@ -93,7 +94,8 @@ def _checked(
     found = "; ".join(map(str, inputs)) or "nothing"
     if image is None or (not others and rest):
         raise InputError(
-            f"The model takes {found}; one image batch (N, C, H, W or N, H, W, C) was expected, or the others by --inputs."
+            f"The model takes {found}; one image batch (N, C, H, W or N, H, W, C) was expected, or the others by "
+            "--inputs."
         )
     if missing := [name for name in rest if name not in given]:
         raise InputError(f"The model takes {found}; {missing[0]} is not among the inputs that were given.")
@@ -110,7 +112,7 @@ def _padded(x: np.ndarray, rule: SizeRule, sides: Sequence[int | None]) -> np.nd
 
 
 def _tiles(padded: Sequence[int], sides: Sequence[int | None], asked: Tiling | None, rule: SizeRule) -> Tiling | None:
-    """The tiles to run: those asked for, or of the very size that the file has where the picture is larger; None: run it whole."""
+    """The tiles to run: those asked for, or the file's own size where the picture is larger; None: run it whole."""
     if not any(sides):
         return asked.fitting(rule) if asked else None
     free = rule.fit(asked.size) if asked else max(padded)
@@ -122,7 +124,7 @@ def _tiles(padded: Sequence[int], sides: Sequence[int | None], asked: Tiling | N
 
 
 def _fixed_notes(tiles: Tiling, picture: Sequence[int], alone: bool) -> list[str]:
-    """What a user has to know of a file of a fixed size that is run tile by tile; refused where it takes more than a picture."""
+    """What a user has to know of a fixed size run tile by tile; refused where the file takes more than a picture."""
     found = f"The file takes {_size(tiles.sides)} (height x width) only and the picture is {_size(picture)}"
     if not alone:
         raise InputError(f"{found}; tiles are for models that take one picture and nothing else. Cut the picture.")

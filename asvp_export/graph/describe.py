@@ -24,8 +24,8 @@ def describe(path: str | Path) -> dict[str, object]:
 
     Returns:
         `file`, `bytes`, `sha256`, `ir_version`, `opset` (domain to version), `inputs` and `outputs` (name to shape),
-        `nodes` (name, rank, gain, energy, axis, residual: the factor that the layer's readers get), `functions` (overload to number of nodes), `provenance` (None where
-        the file has no `asvp.` metadata).
+        `nodes` (name, rank, gain, energy, axis, residual: the factor that the layer's readers get), `functions`
+        (overload to number of nodes), `provenance` (None where the file has no `asvp.` metadata).
 
     Raises:
         InputError: the file is not there, not an ONNX model, or without its external data.

@@ -32,7 +32,8 @@ from asvp_export.teacher.onnx_model import OnnxModule
 
 OPSETS = range(18, 27)
 TRACED = (61, 91)
-"""Height and width that are traced. They fit no window: padding to one, which is nothing at 64 x 96, has to get into the graph."""
+"""Height and width that are traced. They fit no window: padding to one, which is nothing at 64 x 96, has to
+get into the graph."""
 
 DEFAULT_OPSET = 18  # what most runtimes read, and what the exporter writes without a conversion
 
@@ -53,8 +54,8 @@ def to_onnx(
         protected: from `protect`.
         opset: of the default domain, 18 to 26; None: that of an ONNX original, else 18.
         static: (height, width) to freeze, with a batch of 1; None leaves batch, height and width free.
-        data_folder: where a module's weights are written if they are over 2 GiB, so that memory holds them once; None: they
-            go into the model, whatever their size.
+        data_folder: where a module's weights are written if they are over 2 GiB, so that memory holds them once; None:
+            they go into the model, whatever their size.
         traced_at: height and width at which a module is traced where they are free.
 
     Returns:
@@ -99,13 +100,14 @@ def _inserted(
     source, own = protected.teacher.source, opset_of(graph.model)
     if opset not in (None, own):
         raise InputError(
-            f"The opset {opset} was asked for; an ONNX file keeps its own, and {source} is of opset {own}. Leave --opset "
-            "out, or convert the file with onnx's version_converter first."
+            f"The opset {opset} was asked for; an ONNX file keeps its own, and {source} is of opset {own}. Leave "
+            "--opset out, or convert the file with onnx's version_converter first."
         )
     if static is not None and static != protected.teacher.fixed[2:]:
         raise InputError(
-            f"--static was given; an ONNX graph keeps its sizes, and those of {source} are not {static[0]}x{static[1]}. "
-            "Leave --static out, or fix the sizes of the file first (onnxruntime.tools.make_dynamic_shape_fixed)."
+            f"--static was given; an ONNX graph keeps its sizes, and those of {source} are not "
+            f"{static[0]}x{static[1]}. Leave --static out, or fix the sizes of the file first "
+            "(onnxruntime.tools.make_dynamic_shape_fixed)."
         )
     tensors, _ = named_tensors(graph.model)
     if own < CAST_LIKE and protected.nodes:
@@ -176,8 +178,8 @@ def _calls(protected: Protected, frozen: Frozen) -> list[str]:
     moved = [name for name, weight in protected.module.named_parameters() if weight.data_ptr() != places[name]]
     if moved:
         raise InputError(
-            f"The model's forward computes {len(moved)} of its weights anew at each run ({', '.join(moved[:2])}), which "
-            "PyTorch's exporter does not survive. Hand in what torch.jit.trace makes of it, a TorchScript file."
+            f"The model's forward computes {len(moved)} of its weights anew at each run ({', '.join(moved[:2])}), "
+            "which PyTorch's exporter does not survive. Hand in what torch.jit.trace makes of it, a TorchScript file."
         )
     return calls
 
@@ -210,7 +212,7 @@ def _translated(x, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks: packages that are not there, its own deprecated calls, constants it does not fold."""
+    """Without the exporter's remarks: missing packages, its own deprecated calls, constants it does not fold."""
     levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
     for logger in levels:
         logger.setLevel(logging.ERROR)

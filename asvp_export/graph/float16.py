@@ -27,8 +27,8 @@ def check_convertible(model: onnx.ModelProto) -> None:
         raise InputError("The model holds float16 weights already; leave --dtype fp16 out.")
     if opset_of(model) < CAST_LIKE and perturbation_nodes(model):
         raise InputError(
-            f"The model is of opset {opset_of(model)}; from opset {CAST_LIKE} on the node takes float16. Leave --dtype fp16 out, "
-            "or convert the file with onnx's version_converter first."
+            f"The model is of opset {opset_of(model)}; from opset {CAST_LIKE} on the node takes float16. Leave --dtype "
+            "fp16 out, or convert the file with onnx's version_converter first."
         )
 
 
@@ -65,7 +65,7 @@ def to_half(model: onnx.ModelProto, data_folder: Path | None = None, new_folder:
 
 
 def _external_as_inputs(model: onnx.ModelProto, folder: Path | None) -> list[onnx.TensorProto]:
-    """Make inputs of the main graph's external initializers: the converter looks at values, and takes no more than 2 GiB."""
+    """Make inputs of the main graph's external initializers: the converter reads values, and takes at most 2 GiB."""
     outside = [tensor for tensor in model.graph.initializer if is_external(tensor)]
     names = {tensor.name for tensor in outside}
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in names]
@@ -102,7 +102,7 @@ def _back(graph: onnx.GraphProto, outside: list[onnx.TensorProto], folder: Path 
 
 
 def _constants_as_initializers(graph: onnx.GraphProto) -> None:
-    """The converter keeps an initializer that is read as float32 alone (the scales of a Resize), but rounds every constant."""
+    """The converter keeps an initializer that is read as float32 alone (a Resize's scales), but rounds constants."""
     constants = [n for n in graph.node if n.op_type == "Constant" and n.attribute and n.attribute[0].name == "value"]
     for node in constants:
         graph.initializer.add().CopyFrom(node.attribute[0].t)

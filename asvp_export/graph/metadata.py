@@ -132,8 +132,8 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
         _check_ranges(found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:
         raise InputError(
-            f"The file's asvp metadata cannot be read ({type(error).__name__}: {error}); it was changed after the export, "
-            "or written by another version. Export it anew."
+            f"The file's asvp metadata cannot be read ({type(error).__name__}: {error}); it was changed after the "
+            "export, or written by another version. Export it anew."
         ) from error
     return found
 

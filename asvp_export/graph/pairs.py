@@ -72,7 +72,7 @@ def pairs(model: onnx.ModelProto, layers: Collection[str] = ()) -> list[Pair]:
 
 
 def differing(model: onnx.ModelProto, named: Mapping[str, Perturbation]) -> list[str]:
-    """Layers whose nodes are not what was named: missing, changed, without their inverse or readers; or nobody named them."""
+    """Layers whose nodes are not what was named: missing, changed, without inverse or readers, or not named."""
     wrong = set(named)
     read = {value.name for value in model.graph.output}.union(*map(reads, model.graph.node))
     seen: set[str] = set()

@@ -39,8 +39,8 @@ def attributes_of(node: onnx.NodeProto) -> Perturbation:
 def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Sequence[str]) -> None:
     """Give each ASVP node its layer's name and, written out in one order, the attributes asked for.
 
-    The exposed tensor gets the layer's name, so that whoever looks for the layer finds it; what an inverse makes for the
-    layer's readers is `<layer>/residual`.
+    The exposed tensor gets the layer's name, so that whoever looks for the layer finds it; what an inverse makes for
+    the layer's readers is `<layer>/residual`.
 
     Args:
         model: as the exporter wrote it.
@@ -55,12 +55,14 @@ def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Se
     if len(protos) != len(names):  # equal calls were merged, or unused ones dropped: read each node's module path
         names = _by_scope(protos, nodes)
     found = {(name.layer, name.inverse) for name in names}
-    lost = [layer for layer, node in nodes.items() for inverse in (False, True)[: 2 if node.inverse else 1]
-            if (layer, inverse) not in found]  # fmt: skip
+    wanted = [
+        (layer, inverse) for layer, node in nodes.items() for inverse in (False, True)[: 2 if node.inverse else 1]
+    ]
+    lost = [layer for layer, inverse in wanted if (layer, inverse) not in found]
     if lost:
         raise AsvpError(
-            f"The exported graph has no node for {', '.join(dict.fromkeys(lost))}: the exporter drops what the output does not "
-            "depend on. Choose other layers."
+            f"The exported graph has no node for {', '.join(dict.fromkeys(lost))}: the exporter drops what the output "
+            "does not depend on. Choose other layers."
         )
     for proto, name in zip(protos, names, strict=True):
         node = nodes[name.layer].inverse if name.inverse else nodes[name.layer]
@@ -88,7 +90,7 @@ def _in_order(nodes: dict[str, Perturbation], calls: Sequence[str]) -> list[Node
 
 
 def _by_scope(protos: Sequence[onnx.NodeProto], nodes: dict[str, Perturbation]) -> list[NodeName]:
-    """What each node is, by the module in whose scope it was made: an inverse reads what another node of its layer made."""
+    """What each node is, by the module in whose scope it was made: an inverse reads what its layer's node made."""
     count: Counter[str] = Counter()
     made: dict[str, NodeName] = {}
     for proto in protos:
@@ -131,7 +133,7 @@ def _layer_of(proto: onnx.NodeProto, nodes: dict[str, Perturbation]) -> str:
 
 
 def name_by_module(model: onnx.ModelProto) -> None:
-    """Name the other nodes of the main graph by module path and op type, /body/0/conv/Conv, where the exporter noted it."""
+    """Name the other nodes of the main graph by module path and op type, /body/0/conv/Conv, where these are noted."""
     count: Counter[str] = Counter()
     for node in model.graph.node:
         scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")

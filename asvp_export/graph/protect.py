@@ -39,10 +39,11 @@ class Protected:
     module: torch.nn.Module
     """A copy of the teacher's module with a node, and its inverse, behind each protected layer; a drop-in replacement.
 
-    A forward hook that is registered on a protected layer of it sees the residual map; `observed` shows the exposed one."""
+    A forward hook that is registered on a protected layer of it sees the residual map; `observed` shows the
+    exposed one."""
 
     nodes: dict[str, Perturbation]
-    """Layer name to the attributes of its node and its residual gain, in the order in which the layers are first called."""
+    """Layer name to the attributes of its node and its residual gain, in the order in which layers are called first."""
 
     weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Compensated weights, by name, in the place of the teacher's own."""
@@ -129,10 +130,10 @@ def parameters_of(teacher: Teacher) -> dict[str, torch.Tensor]:
 
 
 def copied(teacher: Teacher) -> torch.nn.Module:
-    """A copy of the module that reads the teacher's own parameters, which may be gigabytes: never write into them in place.
+    """A copy of the module that reads the teacher's own parameters, which may be gigabytes.
 
-    To change one, put a new Parameter in its place; buffers, into which a forward may write, are copied. The fake tensors
-    in the graphs of a .pt2 archive cannot be copied and are shared.
+    Never write into them in place: to change one, put a new Parameter in its place. Buffers, into which a forward may
+    write, are copied. The fake tensors in the graphs of a .pt2 archive cannot be copied and are shared.
     """
     graphs = [graph for part in teacher.module.modules() if isinstance(graph := getattr(part, "graph", None), Graph)]
     shared: dict[int, Any] = {id(node.meta): node.meta for graph in graphs for node in graph.nodes}
@@ -164,7 +165,7 @@ def observed(protected: Protected, observer: Observer) -> Iterator[None]:
 
 @contextmanager
 def replaced(protected: Protected, transforms: Mapping[str, Transform]) -> Iterator[None]:
-    """Within the block, the readers of these layers get `transforms[layer](clean)`, in the place of node and inverse."""
+    """Within the block, these layers' readers get `transforms[layer](clean)`, in the place of node and inverse."""
     hooks = [hook for hook in _nodes(protected) if hook.layer in transforms]
     for hook in hooks:
         hook.instead = transforms[hook.layer]
@@ -180,7 +181,7 @@ def _nodes(protected: Protected) -> list[_Node]:
 
 
 class _Node:
-    """The forward hook that is the node and its inverse; a class, so that it survives deepcopy and pickle with its module."""
+    """The forward hook that is node and inverse; a class, so that it survives deepcopy and pickle with its module."""
 
     def __init__(self, layer: str, node: Perturbation) -> None:
         self.layer = layer

@@ -132,7 +132,7 @@ class Staging:
         return whole
 
     def _loaded(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """A tensor with its data, which is let go of with it: memory never holds more than the largest one of a file."""
+        """A tensor with its data, let go of with it: memory never holds more than the largest one of a file."""
         if not is_external(tensor):
             return tensor
         loaded = onnx.TensorProto()

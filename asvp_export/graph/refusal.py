@@ -1,4 +1,4 @@
-"""What is told where PyTorch's exporter refuses a module: why, at which line of the user's, and which option gets a file."""
+"""What is told where PyTorch's exporter refuses a module: why, at which of the user's lines, what gets a file."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def refusal(error: Exception, teacher: Teacher, frozen: Frozen, attempt: Callabl
     at = f", at {line}" if line else ""
     if stuck:
         return InputError(
-            f"The model's forward fixes {' and '.join(stuck)} while it is traced{at}; a model with free sizes was expected. "
-            f"{way_out}; or take the sizes from tensors' shapes in its forward."
+            f"The model's forward fixes {' and '.join(stuck)} while it is traced{at}; a model with free sizes was "
+            f"expected. {way_out}; or take the sizes from tensors' shapes in its forward."
         )
     return AsvpError(
-        f"PyTorch's exporter does not take this model ({_reason(error)}){at}. {way_out}; or simplify its forward; --debug shows "
-        "the whole error."
+        f"PyTorch's exporter does not take this model ({_reason(error)}){at}. {way_out}; or simplify its forward; "
+        "--debug shows the whole error."
     )
 
 

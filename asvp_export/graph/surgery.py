@@ -42,9 +42,9 @@ class Insertion:
 def insert_nodes(model: onnx.ModelProto, insertions: list[Insertion]) -> onnx.ModelProto:
     """A copy of a model with a node behind each of some tensors, its inverse, and the function bodies that they need.
 
-    The producer's output is renamed and the node makes the tensor of the old name, which so is the exposed one. Without an
-    inverse whatever reads it (nodes, bodies of If and Loop, the graph's outputs) keeps every name; with one, nodes and
-    bodies read `<tensor>/residual` instead. An output of the graph keeps its name and is the residual map.
+    The producer's output is renamed and the node makes the tensor of the old name, which so is the exposed one. Without
+    an inverse whatever reads it (nodes, bodies of If and Loop, the graph's outputs) keeps every name; with one, nodes
+    and bodies read `<tensor>/residual` instead. An output of the graph keeps its name and is the residual map.
 
     Args:
         model: as read from a file; tensors' data may be elsewhere, it is not looked at. It is left as it is.
@@ -89,8 +89,8 @@ def with_weights(model: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) ->
     for name, value in weights.items():
         if name not in stored or list(stored[name].dims) != list(value.shape):
             raise InputError(
-                f"The weight {name} of shape {'x'.join(map(str, value.shape))} was to be replaced, and the graph has none "
-                "such; compensated weights fit only the graph and the opset for which they were solved."
+                f"The weight {name} of shape {'x'.join(map(str, value.shape))} was to be replaced, and the graph has "
+                "none such; compensated weights fit only the graph and the opset for which they were solved."
             )
         old = stored[name]
         kind = helper.tensor_dtype_to_np_dtype(old.data_type)
@@ -130,8 +130,8 @@ def check_types(model: onnx.ModelProto, types: Mapping[str, str]) -> None:
     other = [name for name, kind in types.items() if kind != "tensor(float)"]
     if opset_of(model) < CAST_LIKE and other:
         raise InputError(
-            f"The file is of opset {opset_of(model)}, and the tensor {other[0]} is not float32; from opset {CAST_LIKE} on it "
-            "can carry the node. Convert it with onnx's version_converter, or export it anew."
+            f"The file is of opset {opset_of(model)}, and the tensor {other[0]} is not float32; from opset {CAST_LIKE} "
+            "on it can carry the node. Convert it with onnx's version_converter, or export it anew."
         )
 
 
@@ -155,7 +155,7 @@ class _Tensors:
     """What the producer makes now."""
 
     exposed: str
-    """What the node makes: it keeps the tensor's name, unless that is an output of the graph and there is an inverse."""
+    """What the node makes: it keeps the tensor's name, unless that is a graph output and there is an inverse."""
 
     residual: str
     """What the readers get: the exposed one where there is no inverse."""
@@ -225,10 +225,14 @@ def _wiring(graph: onnx.GraphProto) -> tuple[gs.Graph, dict[str, gs.Variable]]:
         return tensors.setdefault(name, gs.Variable(name)) if name else gs.Variable.empty()
 
     nodes = [
-        gs.Node(node.op_type, attrs={"place": place}, inputs=[variable(name) for name in sorted(reads(node))],
-                outputs=[variable(name) for name in node.output])
+        gs.Node(
+            node.op_type,
+            attrs={"place": place},
+            inputs=[variable(name) for name in sorted(reads(node))],
+            outputs=[variable(name) for name in node.output],
+        )
         for place, node in enumerate(graph.node)
-    ]  # fmt: skip
+    ]
     return gs.Graph(
         nodes, [variable(value.name) for value in graph.input], [variable(value.name) for value in graph.output]
     ), tensors
@@ -253,7 +257,7 @@ def _unused(name: str, taken: set[str]) -> str:
 
 
 def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: list[Insertion]) -> None:
-    """Take the nodes out again and compare: what is left has to be the model as it was, in every field and in its order.
+    """Take the nodes out again and compare: what is left has to be the model as it was, fields and order.
 
     That the file is valid is checked on its very bytes, by onnx's full checker, when it is written.
     """
@@ -284,8 +288,9 @@ def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: li
     wrong += [*ours, *(node.name for node, old in zip(left, before.graph.node, strict=False) if node != old)]
     if wrong or len(left) != len(before.graph.node) or not _same_beside_nodes(before, after):
         raise AsvpError(
-            f"The graph was changed by more than the nodes put into it ({', '.join(sorted(wrong)[:3]) or 'beside its nodes'}), "
-            "which must not happen; please report it with the file."
+            "The graph was changed by more than the nodes put into it "
+            f"({', '.join(sorted(wrong)[:3]) or 'beside its nodes'}), which must not happen; please report it with the "
+            "file."
         )
 
 

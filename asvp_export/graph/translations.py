@@ -1,4 +1,4 @@
-"""What PyTorch's exporter has no ONNX for: onnxscript functions for its translation table, and calls put in its words."""
+"""What PyTorch's exporter has no ONNX for: onnxscript functions for its table, and calls put in its words."""
 
 from __future__ import annotations
 

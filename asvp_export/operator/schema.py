@@ -69,18 +69,19 @@ class Perturbation:
     def _check_residual(self, residual: float) -> None:
         if not isinstance(residual, float) or not 1 <= residual <= self.gain:
             raise InputError(
-                f"The residual gain is {residual!r} beside a gain of {self.gain:g}; a number from 1 to the gain was expected "
-                "(the gain itself: no inverse node)."
+                f"The residual gain is {residual!r} beside a gain of {self.gain:g}; a number from 1 to the gain was "
+                "expected (the gain itself: no inverse node)."
             )
         if self.energy < 1:
             raise InputError(
-                f"The energy is {self.energy:g} beside a residual gain of {residual:g}; an energy below 1 goes with a residual "
-                "equal to the gain only (--residual gain), since the exposed map does not tell how many values were amplified."
+                f"The energy is {self.energy:g} beside a residual gain of {residual:g}; an energy below 1 goes with a "
+                "residual equal to the gain only (--residual gain), since the exposed map does not tell how many "
+                "values were amplified."
             )
 
     @property
     def left(self) -> float:
-        """The factor that is left for the layer's readers: the residual, which is the gain where there is no inverse."""
+        """The factor that is left for the layer's readers: the residual, or the gain where there is no inverse."""
         return self.gain if self.residual is None else self.residual
 
     @property

@@ -1,4 +1,4 @@
-"""Which inputs a verification takes: those that the user names, or as many of the project's own as the model's cost allows."""
+"""Which inputs a verification takes: those that the user names, or as many of ours as the model's cost allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asvp_export.teacher.cost import multiply_adds
 from asvp_export.teacher.model import Teacher
 
 BUDGET = 60e9
-"""Multiply-adds of one run through all default inputs; a model so large that the least set costs more gets the least set."""
+"""Multiply-adds of one run through all default inputs; a model for which the least set costs more gets that set."""
 
 # What is tried in turn: every photograph (two of each scene) or one of each scene, and the side of the larger crop.
 _LADDER = ((False, 256), (True, 256), (True, 192), (True, 128), (True, 96), (True, 64))
@@ -91,9 +91,9 @@ def verification_inputs(
 ) -> tuple[list[Case], Comparison]:
     """The inputs that two models are compared on.
 
-    Pictures and sizes that the user names are all used. By default the budget decides: as many of the project's photographs,
-    and as large crops of them, as one run of the model may cost; never under four scenes, two sizes (one of them odd and
-    not square) and one batch of 2.
+    Pictures and sizes that the user names are all used. By default the budget decides: as many of the project's
+    photographs, and as large crops of them, as one run of the model may cost; never under four scenes, two sizes (one
+    of them odd and not square) and one batch of 2.
 
     Args:
         teacher: the original.

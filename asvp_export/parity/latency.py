@@ -80,7 +80,8 @@ def file_latency(
         repeats: how many runs of each are timed.
 
     Returns:
-        Both; where the weights are over 2 GiB in float32 one is measured after the other, since memory may not hold both.
+        Both; where the weights are over 2 GiB in float32 one is measured after the other, since memory may not hold
+        both.
     """
     model = onnx.load(path, load_external_data=False)
     held = data_bytes(model) * (2 if is_half(model) else 1)  # onnxruntime keeps float32 copies on the CPU

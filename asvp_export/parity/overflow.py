@@ -35,8 +35,8 @@ class Overflow:
     def __str__(self) -> str:
         found = f"reaches {self.peak:.3g}" if math.isfinite(self.peak) else f"gives {self.peak}"
         return (
-            f"In float16 the layer {self.node} overflows: it {found} on {self.case}, and {LARGEST:g} is the largest number. "
-            "Export with --dtype fp32."
+            f"In float16 the layer {self.node} overflows: it {found} on {self.case}, and {LARGEST:g} is the largest "
+            "number. Export with --dtype fp32."
         )
 
 
@@ -45,8 +45,8 @@ def first_overflow(
 ) -> Overflow | None:
     """Run a float32 model and look at every feature map on the way, in the order of the graph.
 
-    A runtime may keep float32 between two float16 nodes, so the float16 file itself does not show what it would do on other
-    hardware; the float32 values do.
+    A runtime may keep float32 between two float16 nodes, so the float16 file itself does not show what it would do on
+    other hardware; the float32 values do.
 
     Args:
         model: float32, with its tensors' data inside, or over 2 GiB in a file of its own.

@@ -93,8 +93,8 @@ class ParityResult:
     def fitting_gain(self) -> float | None:
         """About the gain that would have passed; None where a gate was not missed by one common gain alone.
 
-        Without inverses the change at the output is nearly linear in gain - 1, so a miss of x dB asks for 10^(-x/20) of it.
-        With residuals of 1 only rounding is left, which grows with the gain itself. Half a dB is kept in hand.
+        Without inverses the change at the output is nearly linear in gain - 1, so a miss of x dB asks for 10^(-x/20) of
+        it. With residuals of 1 only rounding is left, which grows with the gain itself. Half a dB is kept in hand.
         """
         gains = {(node.gain, node.inverse is not None and node.left == 1) for node in self.nodes.values()}
         gates = [gate for gate in (self.fidelity, self.preservation) if gate]

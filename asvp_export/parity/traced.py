@@ -33,7 +33,7 @@ Trace = Callable[[tuple[int, int]], onnx.ModelProto]
 def fitted(
     model: onnx.ModelProto, protected: Protected, trace: Trace, folder: Path | None
 ) -> tuple[onnx.ModelProto, Protected]:
-    """Hold a graph against its module at a size that was not traced; where it fails there, find the sizes that it takes.
+    """Hold a graph against its module at a size that was not traced; where it fails, find the sizes that it takes.
 
     Padding that a forward computes as a Python number is right for sizes that need as much of it as the traced one did.
     Traced at a size that needs none, the graph is right for the multiples of what is padded to.
@@ -60,8 +60,8 @@ def fitted(
         return model, protected  # it is wrong everywhere, or inexact: verification says so
     if first.at(*_OTHER, batch=2) >= enough:
         raise InputError(
-            f"The graph of {teacher.source} is right for 2 images at a time, as it was traced, and wrong for one: its forward "
-            "computes a Python number from the batch, which the trace freezes. Export it with --static-batch."
+            f"The graph of {teacher.source} is right for 2 images at a time, as it was traced, and wrong for one: its "
+            "forward computes a Python number from the batch, which the trace freezes. Export it with --static-batch."
         )
     for aligned in _ALIGNED:
         try:
@@ -71,9 +71,9 @@ def fitted(
         if rule := _rule(_Held(again, protected, folder), teacher.size, aligned, enough):
             return again, replace(protected, teacher=_narrowed(teacher, rule))
     raise InputError(
-        f"The graph of {teacher.source} is right at the size that was traced and wrong at {_OTHER[0]}x{_OTHER[1]}: its forward "
-        "computes a Python number from the image's size, which the trace freezes. Export it with --static --size HxW, or "
-        "compute that number without int(), round() and numpy."
+        f"The graph of {teacher.source} is right at the size that was traced and wrong at {_OTHER[0]}x{_OTHER[1]}: its "
+        "forward computes a Python number from the image's size, which the trace freezes. Export it with --static "
+        "--size HxW, or compute that number without int(), round() and numpy."
     )
 
 

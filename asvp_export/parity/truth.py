@@ -51,8 +51,9 @@ def _fitting(image: Path, found: Sequence[Path], folder: Path, scale: int | Frac
     wanted = tuple(side * scale for side in picture.shape[:2])
     if clean.shape[:2] != wanted:
         raise InputError(
-            f"The ground truth {found[0]} is {_size(clean.shape)} (height x width); the input {image.name} of {_size(picture.shape)} "
-            f"times the scale {scale} makes {_size(wanted)}. Give the clean pictures that the inputs were made from."
+            f"The ground truth {found[0]} is {_size(clean.shape)} (height x width); the input {image.name} of "
+            f"{_size(picture.shape)} times the scale {scale} makes {_size(wanted)}. Give the clean pictures that the "
+            "inputs were made from."
         )
     return clean
 
@@ -87,8 +88,9 @@ def truth_psnr(clean: np.ndarray, got: np.ndarray, values: ValueRange) -> float:
     wanted = as_channels(clean, got.shape[1])
     if wanted.shape != got.shape:
         raise InputError(
-            f"The output is {_size(got.shape[2:])} (height x width) where the ground truth is {_size(wanted.shape[2:])}: this model cuts a "
-            "border off, so its outputs cannot be compared with clean pictures."
+            f"The output is {_size(got.shape[2:])} (height x width) where the ground truth is "
+            f"{_size(wanted.shape[2:])}: this model cuts a border off, so its outputs cannot be compared with clean "
+            "pictures."
         )
     return psnr(wanted, np.clip(values.to_unit(got), 0, 1), 1.0)
 

@@ -113,8 +113,8 @@ def check_threshold(decibels: float) -> None:
     """
     if not (math.isfinite(decibels) and decibels <= IDENTICAL_DB):
         raise InputError(
-            f"The least PSNR asked for is {decibels!r} dB; a number of at most {IDENTICAL_DB:g} was expected, which is what "
-            "identical images score."
+            f"The least PSNR asked for is {decibels!r} dB; a number of at most {IDENTICAL_DB:g} was expected, which is "
+            "what identical images score."
         )
 
 
@@ -142,7 +142,8 @@ def score(
     for case, wanted, found in pairs:
         if len(wanted) != len(found):
             raise InputError(
-                f"The tested model gives {len(found)} floating outputs, the original {len(wanted)}: these are not the same model."
+                f"The tested model gives {len(found)} floating outputs, the original {len(wanted)}: these are not the "
+                "same model."
             )
         for name, expected, got in zip(names, wanted, found, strict=True):
             is_image = expected.ndim >= 4
@@ -175,7 +176,8 @@ def worse(by_path: Mapping[str, GateResult]) -> GateResult:
     """One verdict from those of several execution paths of a file: the worst input of all counts, every score stays.
 
     Args:
-        by_path: what ran the nodes ("function", "library") to the verdict; all with the same threshold and as many inputs.
+        by_path: what ran the nodes ("function", "library") to the verdict; all with the same threshold and as many
+            inputs.
     """
     results = tuple(by_path.values())
     return GateResult(

@@ -23,8 +23,8 @@ NAME = "README.md"  # where hubs look for it
 _BEGIN = "<!-- asvp-export: begin; `asvp-export inspect --verify` checks what stands between these marks -->"
 _END = "<!-- asvp-export: end -->"
 
-# Nothing in it comes from a file or a user, so that it is YAML whatever these are called. The hub refuses a licence that
-# it does not know; "other" is one that it does, with a name that nobody can take for one.
+# Nothing in it comes from a file or a user, so that it is YAML whatever these are called. The hub refuses a licence
+# that it does not know; "other" is one that it does, with a name that nobody can take for one.
 _FRONT = """\
 ---
 library_name: onnx
@@ -104,9 +104,10 @@ def card(result: ParityResult) -> str:
 def _about(result: ParityResult, found: Mapping[str, Any]) -> str:
     opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
     with_nodes = (
-        f"An image-restoration model as one ONNX file. It carries an ASVP node (Adaptive Singular Value Perturbation) behind "
-        f"{_count(len(result.nodes), 'layer')}, which changes the feature map that leaves the layer, while the output stays "
-        "within a stated PSNR of the original's. Read *What the defence does not do* before you rely on it."
+        "An image-restoration model as one ONNX file. It carries an ASVP node (Adaptive Singular Value Perturbation) "
+        f"behind {_count(len(result.nodes), 'layer')}, which changes the feature map that leaves the layer, while the "
+        "output stays within a stated PSNR of the original's. Read *What the defence does not do* before you rely on "
+        "it."
     )
     without = "An image-restoration model as one ONNX file, verified against the original. It carries no ASVP node."
     rows = {
@@ -134,16 +135,17 @@ def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
     lines = ["- Channels last: N,H,W,C, in and out."] if provenance["layout"] == NHWC else []
     lines += [
         f"- Values {values['low']:g} (black) to {values['high']:g} (white); the outputs are not clipped.",
-        f"- Height and width: {', '.join(rules)}. Pad an image to that at the bottom and the right, and crop the output."
+        f"- Height and width: {', '.join(rules)}. Pad an image to that at the bottom and the right, and crop the "
+        "output."
         if rules
         else "- Height and width: any.",
-        f"- The restored image is {'' if scale == 1 else f'{scale:g} times '}as high and wide as the image, or a border less "
-        "where the model cuts one off.",
+        f"- The restored image is {'' if scale == 1 else f'{scale:g} times '}as high and wide as the image, or a "
+        "border less where the model cuts one off.",
     ]
     if found["nodes"]:
         lines.append(
-            "- Whole images only: the SVD inside is global, so a run on tiles differs from a run on the whole image, and "
-            "padding changes it a little as well."
+            "- Whole images only: the SVD inside is global, so a run on tiles differs from a run on the whole image, "
+            "and padding changes it a little as well."
         )
     return "## Input and output\n\n" + _table(("", "name", "shape", "type"), rows) + "\n\n" + "\n".join(lines)
 
@@ -175,8 +177,8 @@ def _parity(result: ParityResult) -> str:
     return (
         "## Parity\n\n"
         f"The file in onnxruntime on {_count(inputs, 'input')} ({shown_sizes} pixels), run "
-        f"{' and '.join(paths[name] for name in result.execution_paths)}. The worst input decides; dB and SSIM are rounded down, 200 dB is "
-        "identical.\n\n"
+        f"{' and '.join(paths[name] for name in result.execution_paths)}. The worst input decides; dB and SSIM are "
+        "rounded down, 200 dB is identical.\n\n"
         + _table(("gate", "the file against", "worst PSNR", "mean PSNR", "worst SSIM", "needed"), rows)
         + "\n\nThe gates speak of how near the file is to the original, not of how well the original restores."
         + ("\n" + notes if notes else "")
@@ -222,21 +224,26 @@ def _deleted(result: ParityResult) -> str:
     by_name = {strip.name: strip.as_dict()["min_psnr"] for strip in result.strips}
     shown = {name: "nothing finite" if value is None else f"{value:.2f} dB" for name, value in by_name.items()}
     return (
-        f"The outputs,\n  {shown['shipped']} from the original's in the worst case, are then at {shown['nodes deleted']}; with the scalar or "
-        f"the 1x1 map that\n  comes nearest to it in its place, at {shown['best scalar']} and {shown['best 1x1 map']}."
+        f"The outputs,\n  {shown['shipped']} from the original's in the worst case, are then at "
+        f"{shown['nodes deleted']}; with the scalar or the 1x1 map that\n  comes nearest to it in its place, at "
+        f"{shown['best scalar']} and {shown['best 1x1 map']}."
     )
 
 
 # No claim in it is stronger than docs/threat-model.md.
 _THREATS = """\
-Behind each layer the `rank` leading singular values of its feature map are multiplied by `gain`: that is the exposed map. The
-layers that read it get the same map with `residual` in the place of `gain`, from a second node. *Strength* is how far the
+Behind each layer the `rank` leading singular values of its feature map are multiplied by `gain`: that is the exposed \
+map. The
+layers that read it get the same map with `residual` in the place of `gain`, from a second node. *Strength* is how far \
+the
 exposed map is from every multiple of the clean one (0: the same, 1: nothing left).
 
 ## What the defence does not do
 
-It aims at one thing: training another model (a student) on the feature maps that this graph exposes, with the graph as it is. How much
-that costs a student was not measured for this file, so do not count on it. Nothing here is cryptography: the file is open, and
+It aims at one thing: training another model (a student) on the feature maps that this graph exposes, with the graph \
+as it is. How much
+that costs a student was not measured for this file, so do not count on it. Nothing here is cryptography: the file is \
+open, and
 whoever has it can read and change it.
 
 - Who opens the file and reads one tensor further up, before the node, has the clean feature maps. CLEAN
@@ -248,7 +255,8 @@ whoever has it can read and change it.
 _NO_DEFENCE = """\
 ## No defence
 
-The file carries no ASVP node. Nothing in it hinders anyone from training another model on its feature maps or its outputs."""
+The file carries no ASVP node. Nothing in it hinders anyone from training another model on its feature maps or its \
+outputs."""
 
 
 def _usage(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
@@ -259,8 +267,8 @@ def _usage(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
         + f":\n\n```python\n{pictures or _array_code(found, types)}\n```\n\n"
     )
     native = (
-        "With asvp-export installed, its session takes the same arguments and runs the nodes by the native library where there "
-        "is one:\n\n```python\nimport asvp_export\n\n"
+        "With asvp-export installed, its session takes the same arguments and runs the nodes by the native library "
+        "where there is one:\n\n```python\nimport asvp_export\n\n"
         f"session = asvp_export.InferenceSession({_string(found['file'])})\n```\n\n"
     )
     command = (

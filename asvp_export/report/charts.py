@@ -40,8 +40,7 @@ def line_chart(
     title: str,
     x_label: str,
     y_label: str,
-    most_x: float = 1.0,
-    log_x: bool = False,
+    most_x: float | None = 1.0,
     decades: float = 9,
     y_range: tuple[float, float] | None = None,
 ) -> Markup:
@@ -52,19 +51,18 @@ def line_chart(
         title: what a screen reader says.
         x_label: of the x axis, with its unit.
         y_label: of the y axis.
-        most_x: where a linear x axis ends; it begins at 0.
-        log_x: a logarithmic x axis instead, as far as there are points.
+        most_x: where a linear x axis ends; it begins at 0. None: a logarithmic one, as far as there are points.
         decades: how far the y axis goes down at most, below its top.
         y_range: where a linear y axis begins and ends; what lies outside stands at its end.
 
     Returns:
         An <svg> element, or nothing where there is no point to draw.
     """
-    lines = [(one, _thinned(_drawable(one, log_x, log_y=y_range is None))) for one in series]
+    lines = [(one, _thinned(_drawable(one, log_x=most_x is None, log_y=y_range is None))) for one in series]
     points = [point for _, line in lines for point in line]
     if not points:
         return Markup("")
-    across = _Log(*_around(x for x, _ in points)) if log_x else _Linear(0.0, most_x)
+    across = _Log(*_around(x for x, _ in points)) if most_x is None else _Linear(0.0, most_x)
     up = _Linear(*y_range) if y_range else _decades((y for _, y in points), decades)
     parts = [*_grid(across, up), *_labels(x_label, y_label), *_legend([one for one, line in lines if line])]
     for one, line in lines:

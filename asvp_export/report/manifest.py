@@ -123,8 +123,9 @@ def write_manifest(result: ParityResult, *, report: Path | None = None, card: Pa
 def verify(model: str | Path) -> Verification:
     """Hold an ONNX file, and what was shipped with it, against its manifest.
 
-    Checked are size and SHA-256 of every listed file (of the card the part that this tool wrote: the rest is its owner's);
-    then, where these are right, that the graph's nodes, the metadata, the report and the manifest tell the same.
+    Checked are size and SHA-256 of every listed file (of the card the part that this tool wrote: the rest is its
+    owner's); then, where these are right, that the graph's nodes, the metadata, the report and the manifest tell the
+    same.
 
     Args:
         model: the ONNX file; `<stem>.manifest.json` lies beside it.
@@ -160,7 +161,8 @@ def _read(place: Path, model: Path) -> _Manifest:
         content = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(
-            f"There is no {place.name} beside {model}, so it cannot be verified; asvp-export writes one with every export."
+            f"There is no {place.name} beside {model}, so it cannot be verified; asvp-export writes one with every "
+            "export."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
@@ -237,7 +239,7 @@ def _differences(entry: _Entry, model: Path, manifest: str) -> Iterator[str]:
 
 
 def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
-    """Where files that are what the manifest lists tell different things: then the manifest was not made by an export."""
+    """Where files that are what the manifest lists tell different things: then no export made the manifest."""
     try:
         graph = onnx.load(model, load_external_data=False)
         provenance = read_provenance({p.key: p.value for p in graph.metadata_props})

@@ -133,7 +133,8 @@ def _layers(result: ParityResult) -> Table:
     return Table(
         [*columns, *shares],
         rows,
-        outro="Gain: the factor in the exposed map; residual: the factor that is left for the layer's readers. Feature change: ||F' - F|| / ||F||, F the clean and F' the exposed feature map. Strength: what of it no "
+        outro="Gain: the factor in the exposed map; residual: the factor that is left for the layer's readers. Feature "
+        "change: ||F' - F|| / ||F||, F the clean and F' the exposed feature map. Strength: what of it no "
         "rescaling takes back, 0 to 1; at most: what the strength tends to as the gain grows.",
     )
 
@@ -180,8 +181,12 @@ def _spectra(result: ParityResult) -> Iterator[dict[str, Any]]:
     known = list(result.evidence.singular_values.items()) if result.evidence else []
     for name, values in known[:_MOST_CHARTS]:
         node = result.nodes[name]
-        yield {"layer": name, "node": f"rank {node.rank}, gain {node.gain:g}, residual {node.left:g}", "chart": _scree(name, values),
-               "caption": _shares(values)}  # fmt: skip
+        yield {
+            "layer": name,
+            "node": f"rank {node.rank}, gain {node.gain:g}, residual {node.left:g}",
+            "chart": _scree(name, values),
+            "caption": _shares(values),
+        }
 
 
 def _scree(name: str, values: SingularValues) -> Markup:
@@ -191,9 +196,13 @@ def _scree(name: str, values: SingularValues) -> Markup:
         Series("after", "after", places, values.after, "square"),
     ]
     return line_chart(
-        series, title=f"Singular values of {name} before and after its node", x_label="number of the singular value",
-        y_label="value", log_x=True, decades=8,
-    )  # fmt: skip
+        series,
+        title=f"Singular values of {name} before and after its node",
+        x_label="number of the singular value",
+        y_label="value",
+        most_x=None,
+        decades=8,
+    )
 
 
 def _shares(values: SingularValues) -> str:
@@ -202,8 +211,8 @@ def _shares(values: SingularValues) -> str:
     if not (np.isfinite(before).all() and np.isfinite(after).all() and before.sum() > 0 and after.sum() > 0):
         return "The feature map is zero or not finite."
     return (
-        f"The first of {len(before)} goes from {_short(values.before[0])} to {_short(values.after[0])}; its share of the squared "
-        f"values from {before[0] / before.sum():.1%} to {after[0] / after.sum():.1%}."
+        f"The first of {len(before)} goes from {_short(values.before[0])} to {_short(values.after[0])}; its share of "
+        f"the squared values from {before[0] / before.sum():.1%} to {after[0] / after.sum():.1%}."
     )
 
 
@@ -233,7 +242,8 @@ def _part(sample: VisualSample, drawn: Pictures) -> str:
     size = f"{width} x {height} pixels"
     if (picture.width, picture.height) != (width, height):
         top, left = drawn.place
-        size = f"{picture.width} x {picture.height} of {size}, from column {left} and row {top}, around the largest difference"
+        shown = f"{picture.width} x {picture.height}"
+        size = f"{shown} of {size}, from column {left} and row {top}, around the largest difference"
     channels = sample.original.shape[0]
     colours = {1: "grey", 3: ""}.get(channels, f"the first {3 if channels > 3 else 'one'} of {channels} channels")
     parts = [
@@ -250,7 +260,8 @@ def _difference(sample: VisualSample, drawn: Pictures) -> str:
         return f"{drawn.not_finite} values of the file's output are not finite: magenta."
     difference = np.abs(sample.protected - sample.original)
     largest = 255 * float(difference.max())
-    return f"Black: none; white: {_short(255 / drawn.factor)} of 255 or more. The largest here is {_short(largest)} of 255."
+    white = _short(255 / drawn.factor)
+    return f"Black: none; white: {white} of 255 or more. The largest here is {_short(largest)} of 255."
 
 
 def _power(sample: VisualSample) -> Markup:
@@ -260,6 +271,10 @@ def _power(sample: VisualSample) -> Markup:
     kinds = {"original": images[0], "protected": images[1], "difference": images[1] - images[0]}
     series = [Series(name, name, *map(np.ndarray.tolist, radial_power(image))) for name, image in kinds.items()]
     return line_chart(
-        series, title=f"Radial power spectrum of {sample.score.name}: original, protected and difference",
-        x_label="cycles per pixel", y_label="power", most_x=0.5, decades=14,
-    )  # fmt: skip
+        series,
+        title=f"Radial power spectrum of {sample.score.name}: original, protected and difference",
+        x_label="cycles per pixel",
+        y_label="power",
+        most_x=0.5,
+        decades=14,
+    )

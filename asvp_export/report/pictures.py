@@ -147,8 +147,8 @@ def radial_power(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         image: [C, H, W], finite.
 
     Returns:
-        Frequencies in cycles per pixel, up to 0.5, and the mean power at each, over channels; float64. Empty for an image
-        with a side under 8 pixels.
+        Frequencies in cycles per pixel, up to 0.5, and the mean power at each, over channels; float64. Empty for an
+        image with a side under 8 pixels.
     """
     height, width = image.shape[1:]
     if min(height, width) < 8:

@@ -99,9 +99,12 @@ def render(template: str, *, title: str, script: str = "", **content: object) ->
 @cache
 def _templates() -> Environment:
     return Environment(
-        loader=PackageLoader("asvp_export.report", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("asvp_export.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
 
 
 def _source(name: str) -> str:

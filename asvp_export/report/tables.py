@@ -135,8 +135,8 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
     console.print(gates)
     original, protected = result.latency_ms
     console.print(
-        f"latency in onnxruntime, by the {result.execution_paths[-1]}: {protected:.1f} ms, unprotected {original:.1f} ms "
-        f"(x {protected / original:.2f})"
+        f"latency in onnxruntime, by the {result.execution_paths[-1]}: {protected:.1f} ms, unprotected {original:.1f} "
+        f"ms (x {protected / original:.2f})"
     )
     if result.comparison:
         console.print(f"compared: {escape(str(result.comparison))}")

@@ -29,7 +29,8 @@ class Tiling:
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 <= self.overlap <= min(self.sides) // 2:
             raise InputError(
-                f"Tiles of {self.size} with an overlap of {self.overlap} were asked for; the overlap can be 0 to half the tile."
+                f"Tiles of {self.size} with an overlap of {self.overlap} were asked for; the overlap can be 0 to half "
+                "the tile."
             )
 
     @property
@@ -87,8 +88,8 @@ def run_tiled(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray, tiling: Ti
 def seam_energy(whole: np.ndarray, tiled: np.ndarray, tiling: Tiling) -> float:
     """How much more the error jumps where tiles meet than elsewhere; 1: no more, NaN: nothing to compare.
 
-    With d the difference of the two outputs: the mean of (d(p) - d(q))^2 over neighbouring pixels p, q of which one lies where
-    a tile begins or ends, over the mean for all neighbours.
+    With d the difference of the two outputs: the mean of (d(p) - d(q))^2 over neighbouring pixels p, q of which one
+    lies where a tile begins or ends, over the mean for all neighbours.
 
     Args:
         whole: [1, C, s H, s W], of one run.
@@ -116,13 +117,13 @@ def _scale(tile: np.ndarray, y: np.ndarray) -> float:
     scale = y.shape[2] / tile.shape[2] if y.ndim == 4 else 0.0
     if not scale or y.shape[2:] != (round(scale * tile.shape[2]), round(scale * tile.shape[3])):
         raise InputError(
-            f"The model's output has shape {y.shape} for a tile of {tile.shape}; tiles need an output of one whole scale, "
-            "without a border that is lost. Run it on the whole image."
+            f"The model's output has shape {y.shape} for a tile of {tile.shape}; tiles need an output of one whole "
+            "scale, without a border that is lost. Run it on the whole image."
         )
     return scale
 
 
 def _ramp(side: int, fade: int) -> np.ndarray:
-    """1 inside, falling to nearly 0 over the overlap; the image's own rim has no other tile, so the weights cancel there."""
+    """1 inside, nearly 0 at the end of the overlap; the image's own rim has no other tile, so weights cancel there."""
     distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
     return np.maximum(np.minimum(distance / fade, 1.0), _LEAST_WEIGHT) if fade else np.ones(side)

@@ -56,7 +56,7 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def stored_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """The tensors stored in the main graph by the names under which nodes read them: initializers and Constant nodes."""
+    """The tensors stored in the main graph, by the names under which nodes read them: initializers and Constants."""
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and not node.domain and node.attribute and node.attribute[0].name == "value":
@@ -122,7 +122,7 @@ def in_order(graph: onnx.GraphProto) -> bool:
 
 
 def is_half(model: onnx.ModelProto) -> bool:
-    """Whether weights of the model are float16: a tenth of the stored floating values or more, wherever they are stored."""
+    """Whether weights of the model are float16: a tenth of the stored floating values or more, wherever they lie."""
     counts: Counter[int] = Counter()
     for tensor in tensors(model):
         counts[tensor.data_type] += math.prod(tensor.dims)

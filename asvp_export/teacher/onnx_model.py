@@ -115,14 +115,15 @@ class OnnxModule(nn.Module):
         known = signature.names if signature else ("the image",)
         if self.inputs and len(known) != len(self.inputs):
             raise InputError(
-                f"The graph takes {len(given)} inputs ({'; '.join(given)}) and {len(known)} are known; give an example of each "
-                "with --inputs FILE.npz."
+                f"The graph takes {len(given)} inputs ({'; '.join(given)}) and {len(known)} are known; give an example "
+                "of each with --inputs FILE.npz."
             )
         value = self.inputs[signature.place if signature else 0] if self.inputs else None
         dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim] if value is not None else []
         if value is None or len(dims) not in (4, 5) or value.type.tensor_type.elem_type not in _FLOATS:
             raise InputError(
-                f"The graph takes {'; '.join(given) or 'nothing'}; a float image batch N,C,H,W or N,H,W,C was expected first."
+                f"The graph takes {'; '.join(given) or 'nothing'}; a float image batch N,C,H,W or N,H,W,C was expected "
+                "first."
             )
         return tuple(dims)
 
@@ -199,7 +200,7 @@ class OnnxModule(nn.Module):
     def _session(
         self, outputs: Sequence[str], given: Sequence[onnx.ValueInfoProto]
     ) -> tuple[ort.InferenceSession, int]:
-        """The session, and how many bytes of weights are in it; the others are given up where there is no room for it."""
+        """The session, and how many bytes of weights are in it; others are given up where there is no room for it."""
         whole = not given and tuple(outputs) == self.output_names
         part = self.model if whole else pruned(self.model, given, outputs)
         size = data_bytes(part)

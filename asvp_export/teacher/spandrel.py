@@ -27,7 +27,7 @@ class Recognised:
     """A module with its weights, and what its architecture states."""
 
     module: nn.Module
-    """Takes the image (and the mask, where it has one) and returns the image; layers under the architecture's own names."""
+    """Takes the image (and the mask, where it has one), returns the image; layers have the architecture's own names."""
 
     architecture: Architecture
     """What is known of it."""
@@ -106,8 +106,8 @@ def _spandrel(path: Path, tensors: int) -> Any:
         ) from error
     except Exception as error:  # torchvision raises RuntimeError when it was built for another PyTorch
         raise InputError(
-            f"spandrel, which tells architectures, cannot be imported ({one_line(error)}): reinstall torchvision so that it "
-            f"fits PyTorch {torch.__version__}, or {_GIVE}."
+            f"spandrel, which tells architectures, cannot be imported ({one_line(error)}): reinstall torchvision so "
+            f"that it fits PyTorch {torch.__version__}, or {_GIVE}."
         ) from error
     return spandrel
 
@@ -130,8 +130,8 @@ def _described(descriptor: Any, spandrel: Any) -> Recognised:
 def _called(module: nn.Module, call: Callable[..., torch.Tensor]) -> nn.Module:
     """A module whose call is `call(module, image)`: some return more than the image, or work in other values.
 
-    An instance of a subclass with the module's own state, as a copy of it would be: a wrapper around it would change the
-    names of the layers.
+    An instance of a subclass with the module's own state, as a copy of it would be: a wrapper around it would change
+    the names of the layers.
     """
     if call.__module__ == "spandrel.__helpers.model_descriptor":  # the default, which calls the module
         return module
