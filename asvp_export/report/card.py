@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import onnx
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.graph.describe import describe
+from asvp_export.report.card_code import one_line, usage
 from asvp_export.signature import NHWC
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def card(result: ParityResult) -> str:
         *_assumed(result),
         _parity(result),
         _defence(result) if result.nodes else _NO_DEFENCE,
-        _usage(found, types),
+        usage(found, types),
         _END,
     ]
     front = _FRONT.format(tags="\n".join(f"- {tag}" for tag in tags), title=_plain(result.output.stem))
@@ -259,98 +259,6 @@ The file carries no ASVP node. Nothing in it hinders anyone from training anothe
 outputs."""
 
 
-def _usage(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
-    pictures = _picture_code(found, types)
-    body = (
-        "With onnxruntime alone; nothing of asvp-export is needed"
-        + (", since each node carries its body in standard ONNX operators" if found["nodes"] else "")
-        + f":\n\n```python\n{pictures or _array_code(found, types)}\n```\n\n"
-    )
-    native = (
-        "With asvp-export installed, its session takes the same arguments and runs the nodes by the native library "
-        "where there is one:\n\n```python\nimport asvp_export\n\n"
-        f"session = asvp_export.InferenceSession({_string(found['file'])})\n```\n\n"
-    )
-    command = (
-        "or, from the command line, with padding and cropping done:\n\n"
-        f"    asvp-export run {_shell(found['file'])} in.png -o out.png\n\n"
-        if pictures
-        else ""
-    )
-    check = f"That the files are what was shipped:\n\n    asvp-export inspect --verify {_shell(found['file'])}"
-    return "## Run it\n\n" + body + native + command + check
-
-
-def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | None:
-    """Code that restores a picture; None for a model that does not map one RGB image of any size to another."""
-    provenance = found["provenance"]
-    shapes, last = [*found["inputs"].values(), *found["outputs"].values()], provenance["layout"] == NHWC
-    channels = 3 if last else 1
-    if len(found["inputs"]) != 1 or len(found["outputs"]) != 1 or any(len(s) != 4 or s[channels] != 3 for s in shapes):
-        return None
-    (name, shape), scale = next(iter(found["inputs"].items())), provenance["scale"]
-    if any(isinstance(dim, int) for dim in (shape[1:3] if last else shape[2:])) or scale != int(scale):
-        return None
-    minimum, multiple, square = (provenance["size"][key] for key in ("minimum", "multiple", "square"))
-    to_values, to_pixels = _conversions(**provenance["data_range"])
-    padding, crop = [], ""
-    if minimum > 1 or multiple > 1 or square:
-        least = "height, width" if square else "size"
-        least = f"max({least}{f', {minimum}' if minimum > multiple else ''})" if square or minimum > multiple else least
-        padding = [
-            "height, width, _ = picture.shape",
-            f"bottom, right = (-(-{least} // {multiple}) * {multiple} - size for size in (height, width))",
-            'picture = np.pad(picture, [(0, bottom), (0, right), (0, 0)], mode="reflect")',
-        ]
-        crop = "[:height, :width]" if scale == 1 else f"[: height * {scale:g}, : width * {scale:g}]"
-    to_half, back = ("", "") if types[name] == "float32" else (f".astype(np.{types[name]})", ".astype(np.float32)")
-    to_model, from_model = ("", "") if last else (".transpose(2, 0, 1)", ".transpose(1, 2, 0)")
-    lines = [
-        "import numpy as np",
-        "import onnxruntime",
-        "from PIL import Image",
-        "",
-        f"session = onnxruntime.InferenceSession({_string(found['file'])})",
-        'pixels = np.asarray(Image.open("in.png").convert("RGB"), dtype=np.float32)',
-        f"picture = {to_values}",
-        *padding,
-        f"(restored,) = session.run(None, {{{_string(name)}: picture{to_model}[None]{to_half}}})",
-        f"restored = restored[0]{from_model}{crop}{back}",
-        f"pixels = {to_pixels}",
-        'Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).save("out.png")',
-    ]
-    return "\n".join(lines)
-
-
-def _conversions(low: float, high: float) -> tuple[str, str]:
-    """Expressions from pixels of 0..255 to a model's values, and back."""
-    span = high - low
-    there, back = ("", "") if span == 255 else (" / 255", " * 255")
-    if span not in (1, 255):
-        there, back = f"{there} * {span:g}", f" / {span:g}{back}"
-    signs = "-+" if low < 0 else "+-"
-    shift, unshift = (f" {sign} {abs(low):g}" if low else "" for sign in signs)
-    return f"pixels{there}{shift}", f"(restored{unshift}){back}" if low else f"restored{back}"
-
-
-def _array_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
-    """Code that runs the session on arrays of zeros, which the reader replaces."""
-    lines = ["import numpy as np", "import onnxruntime", "", "feed = {"]
-    for name, shape in found["inputs"].items():
-        free = ", ".join(dict.fromkeys(str(dim) for dim in shape if not isinstance(dim, int)))
-        sizes = ", ".join(str(dim if isinstance(dim, int) else 1 if i == 0 else 64) for i, dim in enumerate(shape))
-        comment = f"  # free: {_one_line(free)}" if free else ""
-        lines.append(
-            f"    {_string(name)}: np.zeros(({sizes}{',' if len(shape) == 1 else ''}), np.{types[name]}),{comment}"
-        )
-    lines += [
-        "}",
-        f"session = onnxruntime.InferenceSession({_string(found['file'])})",
-        "outputs = session.run(None, feed)",
-    ]
-    return "\n".join(lines)
-
-
 def _types(model: Path) -> dict[str, str]:
     """Element type of each input and output, as NumPy calls it."""
     graph = onnx.load(model, load_external_data=False).graph
@@ -375,32 +283,14 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def _one_line(text: str) -> str:
-    return "".join(
-        letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )
-
-
 def _plain(text: str) -> str:
     """Text in which Markdown and HTML see nothing of theirs; a table looks after its bars itself."""
-    return re.sub(r"([\\`*_{}\[\]<>#~&])", r"\\\1", _one_line(text))
+    return re.sub(r"([\\`*_{}\[\]<>#~&])", r"\\\1", one_line(text))
 
 
 def _code(text: str) -> str:
     """A code span, whatever the text holds."""
-    text = _one_line(text)
+    text = one_line(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"
-
-
-def _string(text: str) -> str:
-    """A Python string literal."""
-    return json.dumps(text)
-
-
-def _shell(text: str) -> str:
-    """One word for a shell."""
-    text = _one_line(text)
-    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
