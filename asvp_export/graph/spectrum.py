@@ -29,15 +29,15 @@ class SpectrumMeter:
 
     def __init__(self, nodes: dict[str, Perturbation]) -> None:
         self._axes = {name: node.axis for name, node in nodes.items()}
-        self.found: dict[str, SingularValues] = {}
+        self.by_layer: dict[str, SingularValues] = {}
         """By layer; without those whose feature map has more than 2048 channels and positions."""
 
     def __call__(self, layer: str, clean: torch.Tensor, exposed: torch.Tensor, residual: torch.Tensor) -> None:
         """Take one call of a layer in: its clean, its exposed and its residual feature map, [N, ...]."""
         axis = self._axes[layer]
         channels = clean.shape[axis]
-        if layer not in self.found and min(channels, clean[0].numel() // channels) <= MOST:
-            self.found[layer] = SingularValues(_of_first(clean, axis), _of_first(exposed, axis))
+        if layer not in self.by_layer and min(channels, clean[0].numel() // channels) <= MOST:
+            self.by_layer[layer] = SingularValues(_of_first(clean, axis), _of_first(exposed, axis))
 
 
 def _of_first(x: torch.Tensor, axis: int) -> tuple[float, ...]:

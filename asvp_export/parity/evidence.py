@@ -94,7 +94,7 @@ def gather(
     if protected.nodes:
         with observed(protected, meter), native.reference_only():
             list(torch_outputs(protected.module, [shown], protected.teacher.device))
-    return Evidence(samples, meter.found, f"{shown.name}, {shown.size}")
+    return Evidence(samples, meter.by_layer, f"{shown.name}, {shown.size}")
 
 
 def _worst(cases: Sequence[Case], preservation: GateResult, output: str) -> list[tuple[int, ImageScore]]:

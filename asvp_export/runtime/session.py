@@ -267,8 +267,8 @@ def _cuda_libraries() -> Iterator[None]:
 def inputs_of(opened: ort.InferenceSession) -> tuple[ModelInput, ...]:
     """The inputs that a model asks for."""
     return tuple(
-        ModelInput(found.name, tuple(dim if isinstance(dim, int | str) else None for dim in found.shape), found.type)
-        for found in opened.get_inputs()
+        ModelInput(node.name, tuple(dim if isinstance(dim, int | str) else None for dim in node.shape), node.type)
+        for node in opened.get_inputs()
     )
 
 
