@@ -18,7 +18,7 @@ from asvp_export.graph.passes import perturbation_nodes
 from asvp_export.graph.protect import insert
 from asvp_export.keywords import GateKeywords
 from asvp_export.options import GateOptions, grouped
-from asvp_export.parity.cases import Case
+from asvp_export.parity.cases import Case, fits
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
@@ -26,7 +26,7 @@ from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.judge import GateInputs, judge, judge_tiled, library_notes
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
-from asvp_export.parity.verify import check_threshold
+from asvp_export.parity.verify import Thresholds, check_threshold
 from asvp_export.plan.record import Plan, apply
 from asvp_export.progress import Say
 from asvp_export.runtime.session import check_provider, inputs_of, session

@@ -137,7 +137,7 @@ def export_protected(
         for one in (graph, protected.module):
             if isinstance(one, OnnxModule):
                 one.release()
-        thresholds = (FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
+        thresholds = Thresholds(FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
         fidelity, preservation = _settled(
             staging, model, protected, cases, expected, thresholds, provider, portable, progress
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from asvp_export.assumptions import Assumption
+from asvp_export.environment import conflicting_onnxruntime
 from asvp_export.progress import Say
-from asvp_export.runtime.session import conflicting_onnxruntime
 
 
 def tell(assumptions: Iterable[Assumption], note: Say) -> None:
