@@ -795,7 +795,7 @@ def test_a_model_that_always_fails_is_refused_with_its_own_error() -> None:
 
     refused("takes none of the sizes.*KeyError", Returns(fail))
     refused("expected input.* to have 5 channels, but got 3", Returns(lambda y, x: y, channels=5))
-    refused("takes none of the sizes.*TypeError", nn.Bilinear(3, 3, 3))
+    refused("takes none of the sizes.*TypeError", Returns(lambda y, x: y + "mask"))
 
 
 def test_a_static_archive_that_fails_is_refused(tmp_path: Path) -> None:
