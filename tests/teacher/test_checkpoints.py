@@ -15,8 +15,8 @@ from torch import nn
 from asvp_export.assumptions import Assumption
 from asvp_export.cli import cli
 from asvp_export.errors import InputError
-from asvp_export.teacher import load
 from asvp_export.teacher.architecture import build
+from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
 
 NETS = """

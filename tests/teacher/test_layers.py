@@ -15,7 +15,9 @@ from torch import nn
 
 import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
 from asvp_export.errors import InputError
-from asvp_export.teacher import Layer, Teacher, candidates, load, select
+from asvp_export.teacher.layers import Layer, candidates, select
+from asvp_export.teacher.load import load
+from asvp_export.teacher.model import Teacher
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from asvp_export.errors import InputError
 from asvp_export.signature import SizeRule
-from asvp_export.teacher import load
 from asvp_export.teacher.architecture import build
+from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher, natural_images
 
 NETS = '''
