@@ -32,8 +32,8 @@ from asvp_export.progress import Say
 from asvp_export.runtime.session import check_provider, inputs_of, session
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import NHWC, Signature
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.formats import is_onnx
-from asvp_export.teacher.layers import graph_of, layer_names
 from asvp_export.teacher.layout import frozen
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
@@ -216,8 +216,9 @@ def _expected(
 ) -> tuple[Expected, list[str]]:
     """What the file's outputs are held against, and what the reader of the verdict has to know of it."""
     nodes = provenance.layers if provenance else {}
-    missing = sorted(set(nodes) - layer_names(original))
-    if missing and graph_of(original) is None:
+    backend = open_backend(original)
+    missing = sorted(set(nodes) - backend.names.sites.keys())
+    if missing and backend.traced:
         raise InputError(
             f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); "
             "hand in the teacher that it was exported from."

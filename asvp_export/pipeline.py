@@ -39,9 +39,9 @@ from asvp_export.plan.strips import Strip, smallest, strip_tests
 from asvp_export.progress import Say
 from asvp_export.runtime.session import check_provider
 from asvp_export.signature import NCHW, NHWC
-from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import data_bytes, is_half, opset_of
+from asvp_export.teacher.onnx_graph import data_bytes, is_half
 from asvp_export.teacher.onnx_model import OnnxModule
 
 Stamps = dict[str, dict[str, float | None]]
@@ -101,9 +101,8 @@ def export_protected(
         *_half_notes(teacher, dtype),
         *(["The file takes one image at a time (--static-batch)."] if file.static_batch and not frozen else []),
     ]
-    graph = graph_of(teacher, opset)
-    folder = graph.folder if graph else None
-    version = opset_of(graph.model) if graph else opset or DEFAULT_OPSET
+    backend = open_backend(teacher, opset)
+    folder = backend.data_folder
     with Staging(path, force=file.force, external_data=file.external_data, data_folder=folder) as staging:
         fixed = (1, None, *frozen) if frozen else teacher.fixed
         asked = InputsAsked(
@@ -112,9 +111,9 @@ def export_protected(
         cases, comparison = verification_inputs(teacher, asked, teacher.size, fixed)
         truth = read_truth(file.ground_truth, asked.paths, teacher) if file.ground_truth is not None else None
         notes += asked.notes
-        progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {version}")
+        progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {backend.opset}")
         model, overflow = to_onnx(protected, opset=opset, static=frozen, data_folder=staging.data_folder), None
-        if graph is None and None in fixed[2:]:
+        if backend.traced and None in fixed[2:]:
             again = partial(to_onnx, protected, opset=opset, data_folder=staging.data_folder)
             model, protected = fitted(model, protected, lambda at: again(traced_at=at), staging.data_folder)
             if protected.teacher.size != teacher.size:
@@ -297,7 +296,7 @@ def _frozen_size(teacher: Teacher, sizes: Sequence[tuple[int, int]], static: boo
     _, _, height, width = teacher.fixed
     if height is not None and width is not None and static:
         return height, width
-    if any(dim is not None for dim in teacher.fixed[2:]) and not static and graph_of(teacher) is None:
+    if any(dim is not None for dim in teacher.fixed[2:]) and not static and open_backend(teacher).traced:
         raise InputError(
             f"{teacher.source} was traced with fixed sizes ({height} x {width}) and cannot become dynamic. Give --static, "
             "or trace it again with dynamic shapes."

@@ -34,7 +34,7 @@ from asvp_export.images import as_channels
 from asvp_export.parity.metrics import peak_of, psnr, ssim
 from asvp_export.progress import Say, reporter
 from asvp_export.signature import ValueRange
-from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
 _METHOD = 3  # raised when students are taught or examined in another way: nothing that was kept before counts then
@@ -164,7 +164,7 @@ def run(
 
 def _particulars(teacher: Teacher) -> Iterator[object]:
     """How the same weights could teach something else; options only where they are not as usual."""
-    if graph_of(teacher) is None:
+    if open_backend(teacher).traced:  # else its bytes say all that it computes
         yield source_hash(teacher.module)
     if teacher.data_range != ValueRange():
         yield teacher.data_range

@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from asvp_export.errors import InputError
 from asvp_export.teacher.architecture import build, one_line
-from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher, named_outputs
-from asvp_export.teacher.onnx_graph import named_tensors
 
 _WIDTH, _BLOCKS = 16, 6
 
@@ -189,8 +188,5 @@ def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: 
 
 
 def _depth(teacher: Teacher, layer: str) -> float:
-    graph = graph_of(teacher)
-    names = (
-        [name for name, _ in teacher.module.named_modules()] if graph is None else list(named_tensors(graph.model)[0])
-    )
+    names = list(open_backend(teacher).names.sites)
     return names.index(layer) / len(names) if layer in names else 0.5

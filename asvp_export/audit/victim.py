@@ -23,10 +23,10 @@ from asvp_export.graph.passes import without_nodes
 from asvp_export.graph.protect import Protected, Transform, exposed_and_residual, insert
 from asvp_export.operator import Perturbation
 from asvp_export.plan.strips import NodeFit
-from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.layout import frozen
 from asvp_export.teacher.model import Teacher, named_outputs
-from asvp_export.teacher.onnx_graph import named_tensors, reads
+from asvp_export.teacher.onnx_graph import reads
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 
 TAPS = ("exposed", "before", "readers", "next")
@@ -110,12 +110,10 @@ class Victim:
 
     def _sites(self, teacher: Teacher) -> dict[str, tuple[str, ...]]:
         """Layer to the module, or the tensors of a graph, that its node stands behind."""
-        if (graph := graph_of(teacher)) is None:
-            return {layer: (layer,) for layer in self.nodes}
-        tensors, _ = named_tensors(graph.model)
-        if lost := [layer for layer in self.nodes if layer not in tensors]:
+        sites = open_backend(teacher).names.sites
+        if lost := [layer for layer in self.nodes if layer not in sites]:
             raise _no_layer(lost[0], teacher.source)
-        return {layer: (tensors[layer],) for layer in self.nodes}
+        return {layer: (sites[layer],) for layer in self.nodes}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -147,7 +145,7 @@ class Victim:
 
     def deleted(self) -> nn.Module | None:
         """The shipped graph without its nodes, weights of its own, to train further; None where there are no gradients."""
-        if self._file or graph_of(self.teacher) is not None:
+        if self._file or not open_backend(self.teacher).trainable:
             return None
         module = insert(self.teacher, {}, self.protected.weights).module
         own = {  # under every name of a tied weight: the one left out would be the teacher's own memory

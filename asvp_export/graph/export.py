@@ -25,7 +25,7 @@ from asvp_export.graph.surgery import CAST_LIKE, Insertion, check_types, insert_
 from asvp_export.graph.translations import OneTypeOfBounds, translations
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
 from asvp_export.signature import Signature
-from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.backends import OnnxBackend, open_backend
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import named_tensors, opset_of
 from asvp_export.teacher.onnx_model import OnnxModule
@@ -34,8 +34,6 @@ OPSETS = range(18, 27)
 TRACED = (61, 91)
 """Height and width that are traced. They fit no window: padding to one, which is nothing at 64 x 96, has to
 get into the graph."""
-
-DEFAULT_OPSET = 18  # what most runtimes read, and what the exporter writes without a conversion
 
 
 def to_onnx(
@@ -65,9 +63,10 @@ def to_onnx(
         InputError: an opset that is not written, or a teacher whose sizes cannot be left free.
         AsvpError: the exporter does not take the module.
     """
-    if (graph := graph_of(protected.teacher, opset)) is not None:
-        return _inserted(protected, graph, opset, static)
-    opset = DEFAULT_OPSET if opset is None else opset
+    backend = open_backend(protected.teacher, opset)
+    if isinstance(backend, OnnxBackend):
+        return _inserted(protected, backend.graph, opset, static)
+    opset = backend.opset
     if opset not in OPSETS:
         raise InputError(f"The opset {opset} was asked for; {OPSETS[0]} to {OPSETS[-1]} can be written and run.")
     teacher = protected.teacher

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,15 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.fx import Graph
 
 from asvp_export.errors import InputError
-from asvp_export.graph.surgery import check_carrier, with_weights
 from asvp_export.operator import Perturbation
-from asvp_export.teacher.layers import graph_of, select
+from asvp_export.teacher.backends import open_backend
+from asvp_export.teacher.layers import select
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import named_tensors, stored_weights
-from asvp_export.teacher.onnx_model import OnnxModule
 
 if TYPE_CHECKING:
     from asvp_export.parity.cases import Case
@@ -77,8 +73,7 @@ def nodes_for(
     """The selected layers with the node that each would get: on its channel axis, of a rank that it has."""
     if no_layers(layers):
         return {}
-    if (graph := graph_of(teacher)) is not None:
-        check_carrier(graph.model)
+    open_backend(teacher).check_insertable()
     nodes = {}
     for name, site in select(teacher, [layers] if isinstance(layers, str) else layers).items():
         channel_axis = _plain_axis(site.axis if axis is None else axis, name, site.shape)
@@ -105,20 +100,9 @@ def insert(
         weights: values that take the place of the copy's own, by name.
         plan: what they come from.
     """
-    graph = graph_of(teacher)
-    if graph is None:
-        module = copied(teacher)
-        modules = dict(module.named_modules())
-        for name, value in (weights or {}).items():
-            part, _, leaf = name.rpartition(".")
-            setattr(modules[part], leaf, torch.nn.Parameter(value.to(teacher.device), requires_grad=False))
-    else:
-        tensors, _ = named_tensors(graph.model)
-        changed = OnnxModule(with_weights(graph.model, weights), graph.folder) if weights else graph
-        module = changed.with_cuts(tensors[name] for name in nodes)
-        modules = dict(zip(nodes, module.sites, strict=True))
+    module, parts = open_backend(teacher).insert(nodes, weights)
     for name, node in nodes.items():
-        modules[name].register_forward_hook(_Node(name, node))
+        parts[name].register_forward_hook(_Node(name, node))
     return Protected(teacher, module, dict(nodes), dict(weights or {}), plan)
 
 

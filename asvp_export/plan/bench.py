@@ -12,11 +12,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from asvp_export.graph.protect import copied
 from asvp_export.operator import Perturbation
 from asvp_export.plan.calibration import Inputs
 from asvp_export.plan.linear import Consumer
 from asvp_export.plan.trace import CONSUMING, Readers, operands, plain_name, readers
+from asvp_export.teacher.backends.torch_backend import copied
 from asvp_export.teacher.model import Teacher, named_outputs
 
 CACHE = 2**31  # bytes of feature maps that are kept before the first node; inputs beyond run from the start

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from asvp_export.plan.bench import Bench, TorchBench
 from asvp_export.plan.calibration import Inputs
 from asvp_export.plan.graph_bench import GraphBench
-from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.backends import OnnxBackend, open_backend
 from asvp_export.teacher.model import Teacher
 
 
 def bench_for(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> Bench:
     """What runs a teacher for calibration: its module, or its graph."""
-    return (TorchBench if graph_of(teacher) is None else GraphBench)(teacher, layers, inputs)
+    return (GraphBench if isinstance(open_backend(teacher), OnnxBackend) else TorchBench)(teacher, layers, inputs)

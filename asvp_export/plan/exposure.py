@@ -22,8 +22,7 @@ from asvp_export.parity.expected import Expected, expected_of_teacher, original_
 from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.parity.verify import least_psnr
 from asvp_export.progress import Say
-from asvp_export.teacher.layers import graph_of
-from asvp_export.teacher.onnx_graph import is_half
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.onnx_model import OnnxModule
 
 FULL_DB = 80.0
@@ -94,8 +93,7 @@ class _Trials:
 
     def __init__(self, protected: Protected, cases: Sequence[Case], dtype: str, progress: Say) -> None:
         self._start, self._cases, self._progress = protected, list(cases), progress
-        graph = graph_of(protected.teacher)
-        self.half = dtype == "fp16" or (graph is not None and is_half(graph.model))
+        self.half = dtype == "fp16" or open_backend(protected.teacher).half
         self._convert = dtype == "fp16"
         self._original = original_outputs(protected.teacher, cases, progress)
         self._wanted = self._original

@@ -16,7 +16,7 @@ from asvp_export.plan.calibration import Inputs
 from asvp_export.plan.graph_trace import constants, graph_readers
 from asvp_export.plan.linear import Consumer
 from asvp_export.plan.trace import Readers
-from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.backends import OnnxBackend, open_backend
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import named_tensors, reads, stored_weights
 from asvp_export.teacher.onnx_model import array, described, guarded, tensor_of
@@ -37,8 +37,9 @@ class GraphBench:
     """
 
     def __init__(self, teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> None:
-        graph = graph_of(teacher)
-        assert graph is not None, f"{teacher.source} is a PyTorch module"
+        backend = open_backend(teacher)
+        assert isinstance(backend, OnnxBackend), f"{teacher.source} is a PyTorch module"
+        graph = backend.graph
         self.passes = 0
         self._graph, self._inputs = graph, inputs
         names, _ = named_tensors(graph.model)

@@ -19,7 +19,7 @@ from asvp_export.plan.record import Plan, PlannedLayer
 from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Search, Trial, scaled
 from asvp_export.plan.solve import Weights
 from asvp_export.progress import Say
-from asvp_export.teacher.layers import graph_of
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
 _SCALES_BACK = 4
@@ -65,7 +65,7 @@ def plan(
     Raises:
         InputError: see `asvp_export.protection.protect`.
     """
-    if wishes.compensate == "refine" and graph_of(teacher) is not None:
+    if wishes.compensate == "refine" and not open_backend(teacher).trainable:
         raise InputError(
             f"Refinement was asked for, which trains a PyTorch module, and {teacher.source} is run as a graph; use --compensate solve."
         )

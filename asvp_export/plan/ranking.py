@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +11,13 @@ import torch
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
 from asvp_export.plan.benches import bench_for
-from asvp_export.plan.calibration import Inputs, draw
+from asvp_export.plan.calibration import draw
 from asvp_export.plan.record import RankedLayer
 from asvp_export.plan.search import energies, strength_of
 from asvp_export.progress import Say
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.cost import multiply_adds
-from asvp_export.teacher.layers import graph_of
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import named_tensors
-from asvp_export.teacher.onnx_model import OnnxModule, array, guarded, tensor_of
 
 POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, not a map to learn from
 CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
@@ -28,7 +26,6 @@ _CHAIN = 3  # layers re-solved one after the other for one candidate
 _LOUD = 2.0  # data ranges: what in an exposed map is no multiple of the clean one need not be larger
 _NEARLY = 0.75  # of the best value: a later layer is worth more than a little strength
 _IMAGES = 4
-_AT_ONCE = 64  # tensors of a graph
 _SIDE = 128  # pixels: spectra hardly change with the size of the picture
 
 
@@ -117,7 +114,7 @@ def rank(
         one = channels * positions * (channels + 2 * node.rank)
         costs[layer] = costs.get(layer, 0.0) + len(clean) * one * (2 if node.inverse else 1)
 
-    _look(teacher, list(nodes), inputs, take)
+    open_backend(teacher).look(list(nodes), inputs, take)
     found = {
         layer: _Candidate(
             *(sum(column) / len(values) for column in zip(*values, strict=True)),
@@ -156,39 +153,3 @@ def _spread(order: Sequence[str], found: Mapping[str, _Candidate], count: int) -
     }
     rest = [layer for layer in order if layer not in chosen]
     return {*chosen, *rest[: count - len(chosen)]}
-
-
-def _look(
-    teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs], take: Callable[[str, torch.Tensor], None]
-) -> None:
-    """Hand each feature map of the layers over, call by call and input by input; none is kept."""
-    if (graph := graph_of(teacher)) is not None:
-        _look_at_graph(graph, layers, inputs, take)
-        return
-
-    def taking(layer: str) -> Callable[[object, object, torch.Tensor], None]:
-        return lambda module, given, output: take(layer, output)
-
-    hooks = [teacher.module.get_submodule(layer).register_forward_hook(taking(layer)) for layer in layers]
-    try:
-        with torch.no_grad():
-            for one in inputs:
-                teacher.module(*one)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _look_at_graph(
-    graph: OnnxModule, layers: Sequence[str], inputs: Sequence[Inputs], take: Callable[[str, torch.Tensor], None]
-) -> None:
-    tensors, _ = named_tensors(graph.model)
-    for first in range(0, len(layers), _AT_ONCE):
-        some = layers[first : first + _AT_ONCE]
-        names = [tensors[layer] for layer in some]
-        opened = graph.session(names)
-        for one in inputs:
-            values = graph.cast(one)
-            feeds = {given.name: array(values[given.name]) for given in opened.get_inputs()}
-            for layer, name, value in zip(some, names, guarded(opened.run, names, feeds), strict=True):
-                take(layer, tensor_of(name, value))

@@ -16,9 +16,9 @@ from safetensors.torch import save as save_tensors
 from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import atomic_write
-from asvp_export.graph.protect import Protected, insert, parameters_of
+from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
-from asvp_export.teacher.layers import layer_names
+from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
 _FORMAT = 1
@@ -190,10 +190,11 @@ def apply(teacher: Teacher, plan: Plan) -> Protected:
     Raises:
         InputError: the plan was made for another model.
     """
-    lost = [layer.name for layer in plan.layers if layer.name not in layer_names(teacher)]
+    backend = open_backend(teacher)
+    lost = [layer.name for layer in plan.layers if layer.name not in backend.names.sites]
     if lost:
         raise InputError(f"The plan does not fit: {teacher.source} has no layer {lost[0]}. Make a plan for this model.")
-    theirs = parameters_of(teacher)
+    theirs = backend.parameters()
     for name, weight in plan.weights.items():
         if name not in theirs or tuple(theirs[name].shape) != tuple(weight.shape):
             found = f"is {_shape(theirs[name])}" if name in theirs else "is not there"

@@ -17,7 +17,6 @@ import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
 from asvp_export.errors import InputError, MachineError
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import named_tensors
 from asvp_export.teacher.onnx_model import OnnxModule
 
 _TIMED_RUNS = 3
@@ -269,13 +268,6 @@ def graph_of(teacher: Teacher, opset: int | None = None) -> OnnxModule | None:
 
         return converted(teacher, opset)
     return teacher.module if isinstance(teacher.module, OnnxModule) else None
-
-
-def layer_names(teacher: Teacher) -> set[str]:
-    """The names of all layers, whether they can carry a node or not."""
-    if (graph := graph_of(teacher)) is not None:
-        return set(named_tensors(graph.model)[0])
-    return {name for name, _ in teacher.module.named_modules()}
 
 
 def _without_doubles(names: list[str], plain: set[str], survey: _Survey) -> list[str]:

@@ -1,0 +1,162 @@
+"""What a teacher can do, whether its layers are modules or tensors of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+Take = Callable[[str, torch.Tensor], None]
+"""Called with a layer's name and one of its feature maps."""
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """The layers of a teacher and what they are called, whether they can carry a node or not."""
+
+    sites: dict[str, str]
+    """Layer name to the module or the tensor behind which its node goes; the root module, under "", is none to choose."""
+
+    aliases: dict[str, str]
+    """Every name under which a layer can be asked for, to the one under which it goes."""
+
+    kinds: dict[str, str]
+    """The class of each module, or the operator that makes each tensor."""
+
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """Names in the file that are no layers, and what they are."""
+
+    separator: str = "."
+    """What stands between the parts of a name."""
+
+
+@dataclass
+class LayerOutputs:
+    """What the calls of one layer returned in one run."""
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    """Of each call's output."""
+
+    problem: str = ""
+    """Why the output of a call cannot carry a node."""
+
+    tensors: set[tuple[int, int]] = field(default_factory=set)
+    """Identity and version of each output: an in-place ReLU returns the same tensor in a new version."""
+
+
+class Backend(Protocol):
+    """A teacher that can run; `asvp_export.teacher.backends.open_backend` makes it.
+
+    What `outputs` and `look` raise is what the model raises: RuntimeError and MemoryError of a graph, anything of a module.
+    """
+
+    traced: bool
+    """Whether an export traces it: then the file has the names of its layers, and sizes may freeze on the way. A graph goes
+    out as it stands."""
+
+    trainable: bool
+    """Whether gradients reach its weights."""
+
+    @property
+    def names(self) -> LayerNames:
+        """Its layers."""
+        ...
+
+    @property
+    def half(self) -> bool:
+        """Whether its weights are float16."""
+        ...
+
+    @property
+    def opset(self) -> int:
+        """The opset of what it is exported to."""
+        ...
+
+    @property
+    def data_folder(self) -> Path | None:
+        """Where the data lies that a file to be exported refers to."""
+        ...
+
+    def outputs(self, image: torch.Tensor) -> dict[str, LayerOutputs]:
+        """Run once and note what each layer returned, in the order in which the outputs appear.
+
+        Args:
+            image: [N, C, H, W].
+        """
+        ...
+
+    def excluded(self, reached: Collection[str]) -> dict[str, str]:
+        """Layers that cannot carry a node whatever they return, and why.
+
+        Args:
+            reached: those that returned something in a run.
+        """
+        ...
+
+    def layer_times(self, layers: Collection[str]) -> dict[str, float]:
+        """Milliseconds of each layer's first call on the example image, the median of a few runs."""
+        ...
+
+    def look(
+        self, layers: Sequence[str], inputs: Sequence[tuple[torch.Tensor, ...]], take: Take, at_once: int = 64
+    ) -> None:
+        """Hand each feature map of some layers over, call by call and input by input; none is kept.
+
+        Args:
+            layers: by name.
+            inputs: all inputs of the model, each time.
+            take: gets the maps.
+            at_once: how many of a graph's tensors may be in memory together.
+        """
+        ...
+
+    def insert(
+        self, layers: Collection[str], weights: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[nn.Module, dict[str, nn.Module]]:
+        """A copy of the model in which the output of some layers can be replaced.
+
+        Args:
+            layers: by name.
+            weights: values that take the place of the copy's own, by name.
+
+        Returns:
+            A drop-in replacement of the teacher's module, and for each layer the part of it whose output, after the
+            forward hooks, is what the readers of the layer get.
+        """
+        ...
+
+    def check_insertable(self) -> None:
+        """Refuse a graph of a version that nodes cannot go into.
+
+        Raises:
+            InputError: it is one.
+        """
+        ...
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The weights that may be replaced, by name; of a graph only their shapes are there."""
+        ...
+
+    def multiply_adds(self, image: torch.Tensor) -> float:
+        """Multiply-adds of convolutions and matrix products in one run."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory in which a runtime holds the weights; the next run takes it again."""
+        ...
+
+
+def described_shape(shape: Sequence[int]) -> str:
+    """A shape as "1x3x64x96"."""
+    return "x".join(map(str, shape))
+
+
+def dimensions_problem(shape: Sequence[int]) -> str:
+    """Why an output with so many dimensions cannot carry a node, "" where it can."""
+    if len(shape) >= 3:
+        return ""
+    return f"returns a {len(shape)}-D tensor ({described_shape(shape) or 'no dimensions'}), not a feature map"

@@ -1,0 +1,199 @@
+"""A teacher that is an ONNX graph, or became one (TorchScript); its layers are tensors of the main graph."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import nn
+
+from asvp_export.graph.surgery import check_carrier, with_weights
+from asvp_export.teacher.backends.base import LayerNames, LayerOutputs, Take, dimensions_problem
+from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_graph import graphs_in, is_half, named_tensors, opset_of, pruned, stored_weights
+from asvp_export.teacher.onnx_model import OnnxModule, array, guarded, open_session, tensor_of
+
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_TIMED_RUNS = 3
+
+
+class OnnxBackend:
+    """A teacher that is an ONNX graph; see `asvp_export.teacher.backends.base.Backend`.
+
+    Args:
+        teacher: it is not changed.
+        graph: its module, or what its TorchScript module was converted to.
+    """
+
+    traced = False
+    trainable = False
+
+    def __init__(self, teacher: Teacher, graph: OnnxModule) -> None:
+        self.teacher = teacher
+        self.graph = graph
+
+    @property
+    def names(self) -> LayerNames:
+        """See `Backend`."""
+        return self._names
+
+    @cached_property
+    def _names(self) -> LayerNames:
+        model = self.graph.model
+        tensors, aliases = named_tensors(model)
+        made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+        kinds = {name: made_by[tensor] for name, tensor in tensors.items()}
+        return LayerNames(tensors, aliases, kinds, _elsewhere(model), "/")
+
+    @property
+    def half(self) -> bool:
+        """See `Backend`."""
+        return is_half(self.graph.model)
+
+    @property
+    def opset(self) -> int:
+        """See `Backend`: a graph keeps its own."""
+        return opset_of(self.graph.model)
+
+    @property
+    def data_folder(self) -> Path | None:
+        """See `Backend`."""
+        return self.graph.folder
+
+    def outputs(self, image: torch.Tensor) -> dict[str, LayerOutputs]:
+        """See `Backend`."""
+        tensors = list(self.names.sites.values())
+        values = self.graph.cast(self.teacher.inputs(image))
+        opened = self.graph.session(tensors)
+        feeds = {one.name: ort.OrtValue.ortvalue_from_numpy(array(values[one.name])) for one in opened.get_inputs()}
+        made = guarded(opened.run_with_ort_values, tensors, feeds)  # OrtValues: they say what is no tensor
+        return {name: _layer_outputs(value) for name, value in zip(self.names.sites, made, strict=True)}
+
+    def excluded(self, reached: Collection[str]) -> dict[str, str]:
+        """See `Backend`."""
+        needed = pruned(self.graph.model, [], self.graph.output_names)
+        used = {name for node in needed.graph.node for name in node.output}
+        reason = "returns what no output of the graph depends on"
+        return {name: reason for name, tensor in self.names.sites.items() if tensor not in used}
+
+    def layer_times(self, layers: Collection[str]) -> dict[str, float]:
+        """See `Backend`; by onnxruntime's profiler, node by node as they stand in the file."""
+        values = self.graph.cast(self.teacher.inputs(self.teacher.example()))
+        self.release()
+        part = pruned(self.graph.model, [], self.graph.output_names)
+        for index, node in enumerate(part.graph.node):
+            node.name = f"asvp{index}"
+        with tempfile.TemporaryDirectory() as folder:
+            opened = open_session(part, self.graph.folder, Path(folder, "profile"))
+            for _ in range(_TIMED_RUNS):
+                guarded(opened.run, None, {one.name: array(values[one.name]) for one in opened.get_inputs()})
+            events = json.loads(Path(opened.end_profiling()).read_text())
+        lasted: dict[str, list[float]] = {}
+        for event in events:
+            if event["name"].endswith("_kernel_time"):
+                lasted.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"] / 1000)
+        maker = {name: node.name for node in part.graph.node for name in node.output}
+        made_by = {layer: maker.get(self.names.sites[layer], "") for layer in layers}
+        return {layer: statistics.median(lasted.get(node, [0.0])) for layer, node in made_by.items()}
+
+    def look(
+        self, layers: Sequence[str], inputs: Sequence[tuple[torch.Tensor, ...]], take: Take, at_once: int = 64
+    ) -> None:
+        """See `Backend`."""
+        for first in range(0, len(layers), at_once):
+            some = layers[first : first + at_once]
+            tensors = [self.names.sites[layer] for layer in some]
+            opened = self.graph.session(tensors)
+            for given in inputs:
+                values = self.graph.cast(given)
+                feeds = {one.name: array(values[one.name]) for one in opened.get_inputs()}
+                for layer, name, value in zip(some, tensors, guarded(opened.run, tensors, feeds), strict=True):
+                    take(layer, tensor_of(name, value))
+
+    def insert(
+        self, layers: Collection[str], weights: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[nn.Module, dict[str, nn.Module]]:
+        """See `Backend`."""
+        model = self.graph.model
+        graph = OnnxModule(with_weights(model, weights), self.graph.folder) if weights else self.graph
+        module = graph.with_cuts(self.names.sites[layer] for layer in layers)
+        return module, dict(zip(layers, module.sites, strict=True))
+
+    def check_insertable(self) -> None:
+        """See `Backend`."""
+        check_carrier(self.graph.model)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """See `Backend`."""
+        stored = stored_weights(self.graph.model)
+        return {name: torch.empty(list(tensor.dims), device="meta") for name, tensor in stored.items()}
+
+    def multiply_adds(self, image: torch.Tensor) -> float:
+        """See `Backend`; from the shapes of what the products of the main graph make and read, as they come out."""
+        part = pruned(self.graph.model, [], self.graph.output_names)
+        nodes = [node for node in part.graph.node if node.op_type in _PRODUCTS and not node.domain]
+        stored = {name: tuple(tensor.dims) for name, tensor in stored_weights(self.graph.model).items()}
+        made = {name for node in part.graph.node for name in node.output}
+        wanted = dict.fromkeys(name for node in nodes for name in (node.output[0], *node.input[:2]) if name in made)
+        if not wanted:
+            return 0.0
+        values = self.graph.cast(self.teacher.inputs(image))
+        opened = self.graph.session(list(wanted))
+        feeds = {one.name: array(values[one.name]) for one in opened.get_inputs()}
+        arrays = guarded(opened.run, list(wanted), feeds)
+        shapes = stored | {name: tuple(x.shape) for name, x in values.items()}
+        shapes |= {name: x.shape for name, x in zip(wanted, arrays, strict=True) if isinstance(x, np.ndarray)}
+        known = [node for node in nodes if {node.output[0], *node.input[:2]} <= shapes.keys()]
+        return float(sum(_multiply_adds_of(node, shapes) for node in known))
+
+    def release(self) -> None:
+        """See `Backend`."""
+        self.graph.release()
+
+
+def _layer_outputs(value: ort.OrtValue) -> LayerOutputs:
+    if not value.is_tensor():
+        return LayerOutputs(problem=f"returns a {value.data_type().partition('(')[0]}, not one tensor")
+    kind, shape = value.data_type(), tuple(value.shape())
+    if kind not in _FLOATS:
+        return LayerOutputs(problem=f"returns {kind[7:-1]} numbers, not float, float16 or double ones")
+    if problem := dimensions_problem(shape):
+        return LayerOutputs(problem=problem)
+    return LayerOutputs(shapes=[shape])
+
+
+def _elsewhere(model: onnx.ModelProto) -> dict[str, str]:
+    """Names in the file that are no layers, and what they are."""
+    places: dict[str, str] = {}
+    for node in model.graph.node:
+        owner = node.name or node.output[0]
+        for graph in graphs_in([node]):
+            inside = f"lies inside the {node.op_type} {owner}, where it may run any number of times"
+            names = [graph.name, *(name for inner in graph.node for name in (inner.name, *inner.output))]
+            places |= dict.fromkeys((name for name in names if name), inside)
+    places |= {tensor.name: "is a weight, the same for every image" for tensor in model.graph.initializer}
+    stored = dict.fromkeys(places)
+    inputs = [value.name for value in model.graph.input if value.name not in stored]
+    return places | dict.fromkeys(inputs, "is an input of the graph, not computed by it")
+
+
+def _multiply_adds_of(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    made, data, weight = shapes[node.output[0]], shapes[node.input[0]], shapes[node.input[1]]
+    if node.op_type == "Conv":  # (out, in / groups, *kernel)
+        return math.prod(made) * math.prod(weight[1:])
+    if node.op_type == "ConvTranspose":  # (in, out / groups, *kernel)
+        return math.prod(data) * math.prod(weight[1:])
+    if node.op_type == "Gemm":
+        turned = any(one.name == "transA" and one.i for one in node.attribute)
+        return math.prod(made) * data[0 if turned else -1]
+    return math.prod(made) * data[-1]
