@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from asvp_export.gate import check
     from asvp_export.graph.describe import describe
     from asvp_export.graph.protect import Protected
+    from asvp_export.layers.survey import Layer, candidates
     from asvp_export.operator.native import library_path
     from asvp_export.operator.reference import reference
     from asvp_export.operator.schema import Perturbation
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from asvp_export.restoration import restore
     from asvp_export.runtime.session import InferenceSession
     from asvp_export.signature import Signature, SizeRule, ValueRange
-    from asvp_export.teacher.layers import Layer, candidates
     from asvp_export.teacher.load import load
     from asvp_export.teacher.model import Teacher
 
@@ -32,7 +32,7 @@ _HOME = {
     "AsvpError": "errors",
     "InferenceSession": "runtime.session",
     "InputError": "errors",
-    "Layer": "teacher.layers",
+    "Layer": "layers.survey",
     "MachineError": "errors",
     "ParityResult": "parity.result",
     "Plan": "plan.record",
@@ -43,7 +43,7 @@ _HOME = {
     "Teacher": "teacher.model",
     "ValueRange": "signature",
     "apply": "plan.record",
-    "candidates": "teacher.layers",
+    "candidates": "layers.survey",
     "check": "gate",
     "describe": "graph.describe",
     "export": "pipeline",

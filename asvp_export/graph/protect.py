@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asvp_export.errors import InputError
+from asvp_export.layers.survey import select
 from asvp_export.operator import Perturbation
 from asvp_export.teacher.backends import open_backend
-from asvp_export.teacher.layers import select
 from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from asvp_export.assumptions import Assumption
 from asvp_export.console import stdout, width
+from asvp_export.layers.survey import Layer
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, failure_text
 from asvp_export.signature import NCHW
-from asvp_export.teacher.layers import Layer
 from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:

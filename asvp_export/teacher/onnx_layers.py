@@ -13,8 +13,8 @@ import onnxruntime as ort
 import torch
 
 from asvp_export.errors import InputError, MachineError
+from asvp_export.layers.survey import Layer, _judge, _node_time, _shape, _spectrum, _Survey, _Trace
 from asvp_export.teacher.architecture import one_line
-from asvp_export.teacher.layers import Layer, _judge, _node_time, _shape, _spectrum, _Survey, _Trace
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import graphs_in, named_tensors, pruned
 from asvp_export.teacher.onnx_model import OnnxModule, array, guarded, open_session

@@ -22,9 +22,9 @@ from asvp_export.graph import refusal
 from asvp_export.graph.export import to_onnx
 from asvp_export.graph.protect import insert
 from asvp_export.graph.translations import OneTypeOfBounds
+from asvp_export.layers.survey import select
 from asvp_export.parity.result import ParityResult
 from asvp_export.signature import SizeRule
-from asvp_export.teacher.layers import select
 from asvp_export.teacher.onnx_graph import is_half
 from asvp_export.teacher.onnx_model import OnnxModule
 from tests.helpers.teachers import save_pictures

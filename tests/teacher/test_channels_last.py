@@ -22,6 +22,7 @@ import asvp_export
 from asvp_export.audit.victim import Victim
 from asvp_export.cli import cli
 from asvp_export.images import list_images, photographs, read_image
+from asvp_export.layers.survey import candidates
 from asvp_export.restoration import restore
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import following
