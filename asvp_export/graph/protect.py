@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asvp_export.errors import InputError
-from asvp_export.layers.survey import select
+from asvp_export.layers.select import select
 from asvp_export.operator import Perturbation
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher

@@ -98,13 +98,13 @@ def _way_out(teacher: Teacher, options: dict[str, Frozen | None], attempt: Calla
 
 def _scripted(teacher: Teacher) -> None:
     """Convert what torch.jit.trace makes of the module; this holds the graph against the module at two sizes."""
-    from asvp_export.teacher.torchscript import converted
+    from asvp_export.teacher.backends import open_backend
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of what a trace loses: the graph is compared
         traced = torch.jit.trace(teacher.module, teacher.inputs(teacher.example()), check_trace=False, strict=False)
     assert isinstance(traced, torch.jit.ScriptModule)
-    converted(replace(teacher, module=traced))
+    open_backend(replace(teacher, module=traced))
 
 
 def _fixed_on_the_way(error: BaseException, signature: Signature) -> list[str]:

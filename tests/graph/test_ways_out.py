@@ -22,7 +22,7 @@ from asvp_export.graph import refusal
 from asvp_export.graph.export import to_onnx
 from asvp_export.graph.protect import insert
 from asvp_export.graph.translations import OneTypeOfBounds
-from asvp_export.layers.survey import select
+from asvp_export.layers.select import select
 from asvp_export.parity.result import ParityResult
 from asvp_export.signature import SizeRule
 from asvp_export.teacher.onnx_graph import is_half

@@ -15,7 +15,8 @@ from torch import nn
 
 import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
 from asvp_export.errors import InputError
-from asvp_export.layers.survey import Layer, candidates, select
+from asvp_export.layers.select import select
+from asvp_export.layers.survey import Layer, candidates
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
 
@@ -388,9 +389,9 @@ def test_a_static_archive_has_its_layout_inferred(tmp_path: Path, size: tuple[in
 def test_a_layout_that_cannot_be_observed_is_inferred_from_the_images_shape(
     shape: tuple[int, ...], axis: int | str
 ) -> None:
-    from asvp_export.layers.survey import _infer_axis
+    from asvp_export.layers.axes import inferred_axis
 
-    verdict = _infer_axis(shape, 1, (24, 40))
+    verdict = inferred_axis(shape, 1, (24, 40))
     assert verdict == axis if isinstance(axis, int) else axis in str(verdict)
 
 

@@ -77,6 +77,35 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
+class Padded(nn.Module):
+    """A transformer's tokens of an image that is padded to a multiple of 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 3, padding=1)
+        self.mix = nn.Linear(8, 8)
+        self.tail = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2], x.shape[-1]
+        padded = nn.functional.pad(x, (0, -width % 64, 0, -height % 64), "constant")
+        y = self.head(padded)
+        tokens = self.mix(y.flatten(2).transpose(1, 2))  # N,L,C, of as many positions at 128 x 64 as at 64 x 96
+        y = y + tokens.transpose(1, 2).reshape(y.shape)
+        return x + self.tail(y)[:, :, :height, :width]
+
+
+def test_tokens_of_a_padded_image_have_the_same_axis_in_a_module_and_in_its_graph(tmp_path):
+    torch.manual_seed(0)
+    module = Padded().eval()
+    layers, _ = asvp_export.candidates(asvp_export.load(module))
+    assert {layer.name: layer.axis for layer in layers} == {"head": 1, "mix": -1, "tail": 1}
+    graph = asvp_export.load(legacy(tmp_path / "padded.onnx", module, 17))
+    layers, refused = asvp_export.candidates(graph)
+    axes = {layer.name: layer.axis for layer in layers}
+    assert (axes["/head/Conv"], axes["/mix/Add"], axes["/tail/Conv"]) == (1, -1, 1), refused
+
+
 @pytest.mark.parametrize("file, layers, count", [
     ("plain.onnx", "/body/body.[0-4]/branch/*/Relu,/after_body/Conv_output_0", 6), ("old.onnx", "/body/body.3/**/Relu", 1),
     ("dynamo.onnx", "node_relu_1,conv2d_16", 2), ("qdq.onnx", "/body/body.3/branch/branch.0/Conv", 1),

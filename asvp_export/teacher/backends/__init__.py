@@ -15,10 +15,10 @@ __all__ = ["Backend", "OnnxBackend", "TorchBackend", "open_backend"]
 
 
 def open_backend(teacher: Teacher, opset: int | None = None) -> Backend:
-    """Make a teacher ready for everything but plain inference; a TorchScript teacher becomes an ONNX graph here.
+    """Make a teacher ready for everything but plain inference.
 
-    That conversion takes seconds to minutes and two runs, which hold the graph against the module. It is done once for a
-    module and an opset: later calls find the graph.
+    A TorchScript teacher becomes an ONNX graph here, and nowhere else. That conversion takes seconds to minutes; two
+    runs hold the graph against the module. It is done once for a module and an opset: later calls find the graph.
 
     Args:
         teacher: of any format.

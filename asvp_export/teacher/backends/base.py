@@ -19,7 +19,7 @@ class LayerNames:
     """The layers of a teacher and what they are called, whether they can carry a node or not."""
 
     sites: dict[str, str]
-    """Layer name to the module or the tensor behind which its node goes; the root module, under "", is none to choose."""
+    """Layer name to the module or the tensor behind which its node goes. The root module, "", cannot be chosen."""
 
     aliases: dict[str, str]
     """Every name under which a layer can be asked for, to the one under which it goes."""
@@ -51,12 +51,12 @@ class LayerOutputs:
 class Backend(Protocol):
     """A teacher that can run; `asvp_export.teacher.backends.open_backend` makes it.
 
-    What `outputs` and `look` raise is what the model raises: RuntimeError and MemoryError of a graph, anything of a module.
+    What a run raises is what the model raises: RuntimeError and MemoryError of a graph, anything of a module.
     """
 
     traced: bool
-    """Whether an export traces it: then the file has the names of its layers, and sizes may freeze on the way. A graph goes
-    out as it stands."""
+    """Whether an export traces it: then the file has the names of its layers, and sizes may freeze on the way. A graph
+    goes out as it stands."""
 
     trainable: bool
     """Whether gradients reach its weights."""

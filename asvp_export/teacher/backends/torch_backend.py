@@ -165,7 +165,7 @@ class TorchBackend:
 
     @contextmanager
     def _hooked(self, after: _After, before: _Before | None = None, layers: Collection[str] = ()) -> Iterator[None]:
-        """Within the block, `before(name)` is called in front of, and `after(name, output)` behind, each call of layers."""
+        """Within the block, each call of a layer has `before(name)` in front of it and `after(name, output)` behind."""
         handles = []
         try:
             for name, module in self.teacher.module.named_modules():
@@ -181,10 +181,10 @@ class TorchBackend:
 
 
 def copied(teacher: Teacher) -> nn.Module:
-    """A copy of the module that reads the teacher's own parameters, which may be gigabytes: never write into them in place.
+    """A copy of the module that reads the teacher's own parameters, which may be gigabytes.
 
-    To change one, put a new Parameter in its place; buffers, into which a forward may write, are copied. The fake tensors
-    in the graphs of a .pt2 archive cannot be copied and are shared.
+    Never write into them in place: to change one, put a new Parameter in its place. Buffers, into which a forward may
+    write, are copied. The fake tensors in the graphs of a .pt2 archive cannot be copied and are shared.
 
     Raises:
         InputError: the module cannot be copied.
