@@ -16,7 +16,7 @@ from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
 from asvp_export.graph import publish
-from asvp_export.graph.export import DEFAULT_OPSET, to_onnx
+from asvp_export.graph.export import to_onnx
 from asvp_export.graph.float16 import check_convertible, to_half
 from asvp_export.graph.inline import inline
 from asvp_export.graph.metadata import Provenance, write_provenance
@@ -133,9 +133,9 @@ def export_protected(
             inline(model)
         progress(f"verifying: {comparison}")
         expected = _expected(protected, cases, progress)
-        for one in (graph, protected.module):
-            if isinstance(one, OnnxModule):
-                one.release()
+        backend.release()
+        if isinstance(protected.module, OnnxModule):
+            protected.module.release()
         thresholds = Thresholds(FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
         fidelity, preservation = _settled(
             staging, model, protected, cases, expected, thresholds, provider, portable, progress

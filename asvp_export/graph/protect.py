@@ -106,30 +106,6 @@ def insert(
     return Protected(teacher, module, dict(nodes), dict(weights or {}), plan)
 
 
-def parameters_of(teacher: Teacher) -> dict[str, torch.Tensor]:
-    """The weights that a plan may replace, by name; of a graph only their shapes are there."""
-    if (graph := graph_of(teacher)) is not None:
-        return {name: torch.empty(list(one.dims), device="meta") for name, one in stored_weights(graph.model).items()}
-    return dict(teacher.module.named_parameters())
-
-
-def copied(teacher: Teacher) -> torch.nn.Module:
-    """A copy of the module that reads the teacher's own parameters, which may be gigabytes.
-
-    Never write into them in place: to change one, put a new Parameter in its place. Buffers, into which a forward may
-    write, are copied. The fake tensors in the graphs of a .pt2 archive cannot be copied and are shared.
-    """
-    graphs = [graph for part in teacher.module.modules() if isinstance(graph := getattr(part, "graph", None), Graph)]
-    shared: dict[int, Any] = {id(node.meta): node.meta for graph in graphs for node in graph.nodes}
-    for weight in teacher.module.parameters():
-        if type(weight) is torch.nn.Parameter:
-            shared[id(weight)] = torch.nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
-    try:
-        return copy.deepcopy(teacher.module, shared)
-    except Exception as error:  # a user's module may raise anything
-        raise InputError(f"{teacher.source} cannot be copied ({error}); give a state dict and --arch.") from error
-
-
 @contextmanager
 def observed(protected: Protected, observer: Observer) -> Iterator[None]:
     """Within the block, `observer(layer, clean, exposed, residual)` is called at each node of the protected module.

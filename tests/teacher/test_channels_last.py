@@ -26,7 +26,6 @@ from asvp_export.layers.survey import candidates
 from asvp_export.restoration import restore
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import following
-from asvp_export.teacher.layers import candidates
 from tests.helpers.teachers import save_pictures
 
 
