@@ -22,7 +22,7 @@ from typing import Any
 
 import asvp_export
 from asvp_export.audit.auditing import run_audit
-from asvp_export.audit.verdict import Row
+from asvp_export.audit.results import Row
 from asvp_export.graph.protect import Protected
 from asvp_export.plan.record import Plan, apply
 from asvp_export.progress import for_terminal

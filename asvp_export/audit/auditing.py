@@ -9,10 +9,10 @@ from typing import Any
 
 from asvp_export.audit.arms import FULL, Arm, quick, screen, with_baselines
 from asvp_export.audit.data import Data, fitting, from_folder, own
+from asvp_export.audit.results import AuditResult, check_requirements, hold, judge
 from asvp_export.audit.runner import Workers, run
-from asvp_export.audit.student import student_for
+from asvp_export.audit.students import student_for
 from asvp_export.audit.training import Budget
-from asvp_export.audit.verdict import AuditResult, check_requirements, hold, judge
 from asvp_export.audit.victim import Victim
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected

@@ -24,8 +24,8 @@ from asvp_export.audit.arms import OUTPUTS, Arm, with_baselines
 from asvp_export.audit.attacks import attacks
 from asvp_export.audit.attacks.base import UnavailableError
 from asvp_export.audit.data import Data, Patches, cut_patches, whole
-from asvp_export.audit.lessons import as_unit, taught, truth
-from asvp_export.audit.student import Student, check_student, source_hash
+from asvp_export.audit.students import Student, check_student, source_hash
+from asvp_export.audit.targets import as_unit, taught, truth
 from asvp_export.audit.training import Budget, Course, Exam, Question, shown, train
 from asvp_export.audit.victim import Victim
 from asvp_export.errors import InputError

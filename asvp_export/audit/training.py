@@ -15,7 +15,7 @@ from torch.nn import functional
 from asvp_export.audit.arms import OUTPUTS, Arm
 from asvp_export.audit.attacks import attacks
 from asvp_export.audit.losses import ADAPTED, LOSSES
-from asvp_export.audit.student import Student
+from asvp_export.audit.students import Student
 from asvp_export.parity.metrics import psnr, ssim
 from asvp_export.teacher.model import named_outputs
 

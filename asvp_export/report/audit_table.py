@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from asvp_export.audit.arms import Arm
-from asvp_export.audit.verdict import AuditResult, Row
+from asvp_export.audit.results import AuditResult, Row
 from asvp_export.report.render import Column
 from asvp_export.report.tables import bare_table, terminal
 

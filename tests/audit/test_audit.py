@@ -21,11 +21,11 @@ from asvp_export.audit.arms import Arm, with_baselines
 from asvp_export.audit.attacks import attacks
 from asvp_export.audit.attacks.base import UnavailableError
 from asvp_export.audit.auditing import PROFILES, run_audit
-from asvp_export.audit.lessons import taught
 from asvp_export.audit.losses import LOSSES
+from asvp_export.audit.results import NO_EFFECT, ONE_SEED, Row, check_requirements, hold, judge
 from asvp_export.audit.runner import Workers, _particulars
-from asvp_export.audit.student import student_for
-from asvp_export.audit.verdict import NO_EFFECT, ONE_SEED, Row, check_requirements, hold, judge
+from asvp_export.audit.students import student_for
+from asvp_export.audit.targets import taught
 from asvp_export.audit.victim import TAPS, Seen, Victim, _next_tensor
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import insert

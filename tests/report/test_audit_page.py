@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from asvp_export.audit.arms import Arm
+from asvp_export.audit.results import NO_EFFECT, ONE_SEED, AuditResult, Bar, Row, title
 from asvp_export.audit.runner import Own
 from asvp_export.audit.training import Budget
-from asvp_export.audit.verdict import NO_EFFECT, ONE_SEED, AuditResult, Bar, Row, title
 from asvp_export.operator import Perturbation
 from asvp_export.report.audit_page import write_audit_page
 from asvp_export.report.audit_table import audit_table
