@@ -54,18 +54,21 @@ def nodes(results: Results) -> str:
 
 def setting(results: Results, what: str) -> str:
     """A line a kind of student with a column a teacher."""
-    found = _of(results, what)
-    if not found:
+    by_task = _of(results, what)
+    if not by_task:
         return MISSING
-    first = next(iter(found.values()))
+    first = next(iter(by_task.values()))
     lines = [
-        f"{len(first['seeds'])} seed(s), {first['budget']['steps']} steps.", "",
-        f"| student | {' | '.join(found)} | mean loss |", "|---" * (len(found) + 2) + "|",
-        f"| `truth` | {' | '.join(_cell(_row(result, 'truth')) for result in found.values())} | |",
-    ]  # fmt: skip
+        f"{len(first['seeds'])} seed(s), {first['budget']['steps']} steps.",
+        "",
+        f"| student | {' | '.join(by_task)} | mean loss |",
+        "|---" * (len(by_task) + 2) + "|",
+        f"| `truth` | {' | '.join(_cell(_row(result, 'truth')) for result in by_task.values())} | |",
+    ]
     names = [f"{teacher}/{kind}" for kind in KINDS for teacher in ("original", "shipped")]
-    lines += [_line(found, name) for name in (*names, *HONEST) if any(_row(one, name) for one in found.values())]
-    lines.append(f"| best of the original: of the shipped | {' | '.join(map(_best, found.values()))} | |")
+    measured = [name for name in (*names, *HONEST) if any(_row(result, name) for result in by_task.values())]
+    lines += [_line(by_task, name) for name in measured]
+    lines.append(f"| best of the original: of the shipped | {' | '.join(map(_best, by_task.values()))} | |")
     return "\n".join(lines) + "\n"
 
 
@@ -92,8 +95,8 @@ def _of(results: Results, what: str) -> dict[str, Results]:
 def _nodes(result: Results) -> str:
     many = len(result["layers"]) > 3
     shown = [
-        f"`{one['name']}`: {one['gain']:g}, {one['residual']:.3g}, {result['strength'][one['name']] or 0:.2f}"
-        for one in (result["layers"][:1] if many else result["layers"])
+        f"`{node['name']}`: {node['gain']:g}, {node['residual']:.3g}, {result['strength'][node['name']] or 0:.2f}"
+        for node in (result["layers"][:1] if many else result["layers"])
     ]
     return "; ".join(shown) + (f"; and {len(result['layers']) - 1} more blocks" if many else "")
 
@@ -102,8 +105,8 @@ def _row(result: Results, name: str) -> Results | None:
     return next((row for row in result["rows"] if row["name"] == name), None)
 
 
-def _line(found: dict[str, Results], name: str) -> str:
-    rows = [_row(result, name) for result in found.values()]
+def _line(by_task: dict[str, Results], name: str) -> str:
+    rows = [_row(result, name) for result in by_task.values()]
     losses = [row["loss"] for row in rows if row and row["loss"] is not None]
     mean = f"{sum(losses) / len(losses):.2f}" if losses else ""
     return f"| `{name}` | {' | '.join(map(_cell, rows))} | {mean} |"
@@ -123,5 +126,5 @@ def _cell(row: Results | None) -> str:
 
 def _best(result: Results) -> str:
     names = {row["name"]: row for row in result["rows"]}
-    clean, shipped = (result["best"][who] for who in ("original", "shipped"))
+    clean, shipped = (result["best"][teacher] for teacher in ("original", "shipped"))
     return f"`{clean}`: `{shipped}`, {names[clean]['psnr'] - names[shipped]['psnr']:+z.2f}"

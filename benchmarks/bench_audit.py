@@ -7,8 +7,9 @@
     python -m benchmarks.bench_audit layers TASK ...       three kinds of layers, for docs/strength.md, one seed
     python -m benchmarks.bench_audit tables                docs/audit.md's tables from docs/audit.json
 
-Layers are ranked, and weights solved, on the degraded calibrate and train photographs, gains held on the verify photographs;
-students train on the train photographs, attackers choose by the verify photographs, and every figure is of the audit photographs.
+Layers are ranked, and weights solved, on the degraded calibrate and train photographs, gains held on the verify
+photographs; students train on the train photographs, attackers choose by the verify photographs, and every figure is of
+the audit photographs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import asvp_export
-from asvp_export.audit.auditing import run_audit
+from asvp_export.audit.attacks import attacks
+from asvp_export.audit.auditing import AuditOptions, run_audit
 from asvp_export.audit.results import Row
 from asvp_export.graph.protect import Protected
 from asvp_export.plan.record import Plan, apply
@@ -34,31 +36,20 @@ CACHE = ROOT / "build" / "audit"
 STEPS = 200
 
 HONEST = ("shipped/mse-1@before", "shipped+bypass/mse-1")
+BASELINES = ("truth", "original/outputs", "shipped/outputs")
 FULL = (
-    "truth", "original/outputs", "shipped/outputs", "shipped/mse-0.1", "shipped/mse-1", "shipped/normalised-1",
-    "shipped/normalised-10", "shipped/attention-10", "shipped/affinity-1", *HONEST,
-)  # fmt: skip
-FEW = (
-    "truth", "original/outputs", "shipped/outputs", "shipped/mse-1", "shipped/normalised-1", "shipped/normalised-10",
+    *BASELINES,
+    "shipped/mse-0.1",
+    "shipped/mse-1",
+    "shipped/normalised-1",
+    "shipped/normalised-10",
     "shipped/attention-10",
-)  # fmt: skip
-ATTACKED = tuple(
-    f"shipped+{attack}/{loss}"
-    for loss in ("mse-1", "normalised-10")
-    for attack in (
-        "adaptor",
-        "bypass",
-        "delete",
-        "estimate",
-        "finetune",
-        "matrix",
-        "normalise",
-        "scalar",
-        "undo",
-        "whiten",
-    )
+    "shipped/affinity-1",
+    *HONEST,
 )
-WISHES: dict[str, dict[str, Any]] = {
+FEW = (*BASELINES, "shipped/mse-1", "shipped/normalised-1", "shipped/normalised-10", "shipped/attention-10")
+ATTACKED = tuple(f"shipped+{attack}/{loss}" for loss in ("mse-1", "normalised-10") for attack in attacks())
+SETTINGS: dict[str, dict[str, Any]] = {
     "default": {"layers": "auto:3"},
     "blocks": {"layers": "body.*"},
     "compensated": {"layers": "auto:3", "compensate": "solve"},
@@ -84,18 +75,19 @@ ASKED = ("shipped/mse-1", "shipped/normalised-1", "shipped/attention-10")
 def layers(task: str) -> None:
     for name, those in LAYERS.items():
         made = asvp_export.protect(teacher(task), those, gain=100.0)
-        found = run_audit(made, task=task, student=student(task), rows=ASKED, seeds=1, steps=STEPS, cache=CACHE)
-        keep(f"layers/{task}/{name}", {"layers": those, "rows": [shown(row) for row in found.rows]})
+        options = AuditOptions(student=student(task), rows=ASKED, seeds=1, steps=STEPS, cache=CACHE)
+        result = run_audit(made, task=task, options=options)
+        keep(f"layers/{task}/{name}", {"layers": those, "rows": [shown(row) for row in result.rows]})
 
 
 def protected(task: str, what: str) -> Protected:
     """The plan is kept beside the students."""
-    one, path = teacher(task), CACHE / f"{task}.{what}.plan.json"
+    original, path = teacher(task), CACHE / f"{task}.{what}.plan.json"
     if path.exists():
-        return apply(one, Plan.load(path))
+        return apply(original, Plan.load(path))
     with tempfile.TemporaryDirectory() as folder:
         folders = degraded(task, Path(folder))
-        made = asvp_export.protect(one, **WISHES[what], images=folders["fit"], verify_images=folders["verify"])
+        made = asvp_export.protect(original, **SETTINGS[what], images=folders["fit"], verify_images=folders["verify"])
     assert made.plan
     CACHE.mkdir(parents=True, exist_ok=True)
     made.plan.save(path)
@@ -105,15 +97,14 @@ def protected(task: str, what: str) -> Protected:
 def run(what: str, task: str) -> None:
     model = protected(task, "compensated" if what == "battery" else what)
     assert model.plan
-    result = run_audit(
-        model, task=task, student=student(task), rows=ROWS[what],
-        seeds=SEEDS[what], steps=STEPS, cache=CACHE, progress=for_terminal(lambda line: print(line, flush=True)),
-    )  # fmt: skip
+    options = AuditOptions(student=student(task), rows=ROWS[what], seeds=SEEDS[what], steps=STEPS, cache=CACHE)
+    progress = for_terminal(lambda line: print(line, flush=True))
+    result = run_audit(model, task=task, options=options, progress=progress)
     print("\n".join(result.sentences()), flush=True)
     strengths = {layer.name: layer.strength for layer in model.plan.layers}
-    found = {key: value for key, value in result.as_dict().items() if key != "verdict"} | {"strength": strengths}
-    found["rows"] = [shown(row) for row in result.rows]
-    keep(f"{what}/{task}", found)
+    measured = {key: value for key, value in result.as_dict().items() if key != "verdict"} | {"strength": strengths}
+    measured["rows"] = [shown(row) for row in result.rows]
+    keep(f"{what}/{task}", measured)
 
 
 def student(task: str) -> str:
@@ -125,11 +116,11 @@ def shown(row: Row) -> dict[str, Any]:
     return {key: value for key, value in row.as_dict().items() if key not in ("curve", "title", "baseline")}
 
 
-def keep(key: str, found: dict[str, Any]) -> None:
+def keep(key: str, result: dict[str, Any]) -> None:
     RESULTS.touch()
     with RESULTS.open("r+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        known = json.loads(stream.read() or "{}") | {key: found}
+        known = json.loads(stream.read() or "{}") | {key: result}
         stream.seek(0)
         stream.truncate()
         stream.write(json.dumps(dict(sorted(known.items())), indent=1) + "\n")

@@ -1,1 +1,1 @@
-"""What the defence costs a thief: students trained on what the shipped model gives away, and attackers who adapt."""
+"""What the defence costs attackers: students trained on what the shipped model gives away, and attackers who adapt."""

@@ -12,8 +12,8 @@ from asvp_export.audit.victim import TAPS
 from asvp_export.errors import InputError
 
 TEACHERS = ("truth", "original", "shipped", "scaled", "noise")
-"""No teacher (clean pictures); the original; the shipped model; the controls: clean features times the scalar, or with the
-Gaussian noise, that changes them as much as the shipped ones are changed."""
+"""No teacher (clean pictures); the original; the shipped model; the controls: clean features times the scalar, or with
+the Gaussian noise, that changes them as much as the shipped ones are changed."""
 
 OUTPUTS = "outputs"
 FIRST = "first"
@@ -22,7 +22,8 @@ _OURS = ("before", "readers")  # taps that are there because of our nodes
 _OLD_TAPS = {"node": "exposed"}  # as row files of before have it
 
 _NAME = re.compile(
-    r"(?P<teacher>\w+)(\+(?P<attack>\w+))?/(?P<loss>[a-z]+)(-(?P<weight>\d+(\.\d+)?))?(@(?P<tap>\w+))?(?P<first>\.first)?"
+    r"(?P<teacher>\w+)(\+(?P<attack>\w+))?/(?P<loss>[a-z]+)(-(?P<weight>\d+(\.\d+)?))?"
+    r"(@(?P<tap>\w+))?(?P<first>\.first)?"
 )
 
 
@@ -66,46 +67,58 @@ class Arm:
         """
         if name == "truth":
             return cls("truth")
-        found = _NAME.fullmatch(name)
-        if found is None:
+        parts = _NAME.fullmatch(name)
+        if parts is None:
             raise InputError(
                 f"The row {name!r} cannot be read; such as shipped/normalised-10 or shipped+undo/mse-1 was expected."
             )
         arm = cls(
-            found["teacher"], found["loss"], float(found["weight"] or 0), _OLD_TAPS.get(found["tap"], found["tap"]) or TAPS[0], found["attack"] or "",
-            bool(found["first"]),
-        )  # fmt: skip
+            teacher=parts["teacher"],
+            loss=parts["loss"],
+            weight=float(parts["weight"] or 0),
+            tap=_OLD_TAPS.get(parts["tap"], parts["tap"]) or TAPS[0],
+            attack=parts["attack"] or "",
+            first=bool(parts["first"]),
+        )
+        arm._check_words(name)
+        arm._check_combination(name)
+        return arm
+
+    def _check_words(self, name: str) -> None:
         for what, word, known in (
-            ("teacher", arm.teacher, TEACHERS), ("loss", arm.loss, (OUTPUTS, *LOSSES)), ("tap", arm.tap, TAPS),
-            ("attacker", arm.attack, ("", *attacks())),
-        ):  # fmt: skip
+            ("teacher", self.teacher, TEACHERS),
+            ("loss", self.loss, (OUTPUTS, *LOSSES)),
+            ("tap", self.tap, TAPS),
+            ("attacker", self.attack, ("", *attacks())),
+        ):
             if word not in known:
                 raise InputError(
                     f"The row {name!r} names the {what} {word!r}; {', '.join(filter(None, known))} are known."
                 )
-        if (arm.loss == OUTPUTS) != (arm.weight == 0):
+
+    def _check_combination(self, name: str) -> None:
+        if (self.loss == OUTPUTS) != (self.weight == 0):
             raise InputError(
                 f"The row {name!r} needs a weight over 0 behind its feature loss, and none behind outputs."
             )
-        if arm.teacher == "truth" or (arm.loss == OUTPUTS and (arm.first or arm.tap != TAPS[0])):
+        if self.teacher == "truth" or (self.loss == OUTPUTS and (self.first or self.tap != TAPS[0])):
             raise InputError(f"The row {name!r} asks for features where none are imitated.")
-        if arm.attack and not (
-            arm.teacher == "shipped" or (arm.teacher == "original" and attacks()[arm.attack].original_too)
+        if self.attack and not (
+            self.teacher == "shipped" or (self.teacher == "original" and attacks()[self.attack].original_too)
         ):
             raise InputError(
-                f"The row {name!r} has the attacker {arm.attack} beside {arm.teacher}; he attacks what is shipped."
+                f"The row {name!r} has the attacker {self.attack} beside {self.teacher}; it attacks what is shipped."
             )
-        if arm.tap != TAPS[0] and (arm.attack or arm.teacher not in ("shipped", "original")):
-            raise InputError(f"The row {name!r} reads features @{arm.tap}, where attackers and controls change none.")
-        if arm.tap in _OURS and arm.teacher == "original":
+        if self.tap != TAPS[0] and (self.attack or self.teacher not in ("shipped", "original")):
+            raise InputError(f"The row {name!r} reads features @{self.tap}, where attackers and controls change none.")
+        if self.tap in _OURS and self.teacher == "original":
             raise InputError(
-                f"The row {name!r} reads features @{arm.tap}, beside a node that the original does not have."
+                f"The row {name!r} reads features @{self.tap}, beside a node that the original does not have."
             )
-        return arm
 
     @property
-    def lesson(self) -> tuple[str, str]:
-        """What has to be known of the models for it: teacher and attacker."""
+    def target_source(self) -> tuple[str, str]:
+        """What makes its distillation targets: teacher and attacker."""
         return self.teacher, self.attack
 
     @property
@@ -123,52 +136,59 @@ def _rows(*names: str) -> list[Arm]:
 
 
 _HEADS = ("truth", "original/outputs", "shipped/outputs")
+_WITH_CONTROLS = ("original", "shipped", "scaled", "noise")
 _LOSSES = ("mse-0.1", "mse-1", "normalised-1", "normalised-10", "attention-10", "affinity-1")
 
-FULL = tuple(
-    _rows(*_HEADS, *(f"{teacher}/{loss}" for loss in _LOSSES for teacher in ("original", "shipped")))
-)  # fmt: skip
+FULL = tuple(_rows(*_HEADS, *(f"{teacher}/{loss}" for loss in _LOSSES for teacher in ("original", "shipped"))))
 """Eight kinds of student for many seeds, each of the original and of the shipped model."""
 
 
 def quick() -> list[Arm]:
     """The rows of the quick profile: each question once."""
     return _rows(
-        *_HEADS, "original/mse-1", "shipped/mse-1", "scaled/mse-1", "noise/mse-1", "original/normalised-10",
-        "shipped/normalised-10", "scaled/normalised-10", "noise/normalised-10", "original/mse-1.first", "shipped/mse-1.first",
-        "original/attention-10", "shipped/attention-10", "original/affinity-1", "shipped/affinity-1",
-        "shipped/normalised-10@before", "shipped/normalised-10@readers", "original/normalised-10@next",
+        *_HEADS,
+        *(f"{teacher}/mse-1" for teacher in _WITH_CONTROLS),
+        *(f"{teacher}/normalised-10" for teacher in _WITH_CONTROLS),
+        "original/mse-1.first",
+        "shipped/mse-1.first",
+        "original/attention-10",
+        "shipped/attention-10",
+        "original/affinity-1",
+        "shipped/affinity-1",
+        "shipped/normalised-10@before",
+        "shipped/normalised-10@readers",
+        "original/normalised-10@next",
         "shipped/normalised-10@next",
-    ) + _adaptive("normalised", 10)  # fmt: skip
+    ) + _adaptive("normalised", 10)
 
 
 def screen() -> list[Arm]:
-    """Everything: each loss at each weight with the controls, the taps, features first, and every attacker with two losses."""
-    found = _rows(*_HEADS)
+    """Everything: each loss at each weight with the controls, all taps, features first, attackers with two losses."""
+    arms = _rows(*_HEADS)
     for loss in LOSSES:
         for weight in (1, 10, 100):
-            found += [Arm(teacher, loss, weight) for teacher in ("original", "shipped", "scaled", "noise")]
-        found += [Arm(teacher, loss, 10, first=True) for teacher in ("original", "shipped")]
-        found += [Arm("shipped", loss, 10, tap) for tap in _OURS]
-        found += [Arm(teacher, loss, 10, "next") for teacher in ("original", "shipped")]
-    for weight in (0.01, 0.1):  # whose features are larger imitates them with a smaller weight
-        found += [Arm(teacher, "mse", weight) for teacher in ("original", "shipped", "scaled")]
-    return found + _adaptive("mse", 1) + _adaptive("normalised", 10)
+            arms += [Arm(teacher, loss, weight) for teacher in _WITH_CONTROLS]
+        arms += [Arm(teacher, loss, 10, first=True) for teacher in ("original", "shipped")]
+        arms += [Arm("shipped", loss, 10, tap) for tap in _OURS]
+        arms += [Arm(teacher, loss, 10, "next") for teacher in ("original", "shipped")]
+    for weight in (0.01, 0.1):  # larger features are imitated with a smaller weight
+        arms += [Arm(teacher, "mse", weight) for teacher in ("original", "shipped", "scaled")]
+    return arms + _adaptive("mse", 1) + _adaptive("normalised", 10)
 
 
 def _adaptive(loss: str, weight: float) -> list[Arm]:
-    found = [Arm("shipped", loss, weight, attack=name) for name in attacks()]
+    on_original = [name for name, attack in attacks().items() if attack.original_too]
     return [
-        *found,
-        *(Arm("original", loss, weight, attack=name) for name, one in attacks().items() if one.original_too),
+        *(Arm("shipped", loss, weight, attack=name) for name in attacks()),
+        *(Arm("original", loss, weight, attack=name) for name in on_original),
     ]
 
 
 def with_baselines(arms: Sequence[Arm]) -> list[Arm]:
     """The rows, and those that they are compared with, each once."""
-    found: dict[Arm, None] = dict.fromkeys(_rows("truth", "original/outputs"))
+    ordered: dict[Arm, None] = dict.fromkeys(_rows("truth", "original/outputs"))
     for arm in arms:
         if arm.baseline:
-            found[arm.baseline] = None
-        found[arm] = None
-    return list(found)
+            ordered[arm.baseline] = None
+        ordered[arm] = None
+    return list(ordered)

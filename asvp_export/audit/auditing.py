@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from asvp_export.audit.arms import FULL, Arm, quick, screen, with_baselines
-from asvp_export.audit.data import Data, fitting, from_folder, own
-from asvp_export.audit.results import AuditResult, check_requirements, hold, judge
-from asvp_export.audit.runner import Workers, run
+from asvp_export.audit.data import Data, fitting, from_folder, project_pictures
+from asvp_export.audit.results import AuditResult, check_requirements, evaluate_requirements, summarise
+from asvp_export.audit.runner import Experiment, Workers, run
 from asvp_export.audit.students import student_for
 from asvp_export.audit.training import Budget
 from asvp_export.audit.victim import Victim
@@ -39,21 +39,62 @@ PROFILES = {
 """Each question once, in minutes; everything, with one seed; eight rows with more seeds and longer training."""
 
 
+@dataclass(frozen=True)
+class AuditOptions:
+    """What is trained, what is asked of it, and where."""
+
+    profile: str = "quick"
+    """"quick", "screen" or "full"."""
+
+    rows: Sequence[str] = ()
+    """Names of rows instead of the profile's, such as "shipped/mse-1"."""
+
+    seeds: int | None = None
+    """Students a row; None: the profile's."""
+
+    steps: int | None = None
+    """Of training; None: the profile's."""
+
+    student: str = ""
+    """"package.module:factory" or "path/nets.py:factory"; "": a small residual net."""
+
+    student_args: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the factory."""
+
+    require: Sequence[str] = ()
+    """Requirements such as "feature_kd_drop>=1.0"."""
+
+    cache: str | Path = CACHE
+    """Folder that keeps finished students: a run that is stopped goes on where it was."""
+
+    workers: Workers = field(default_factory=Workers)
+    """Where students are trained."""
+
+    def experiment(self) -> Experiment:
+        """The rows, seeds and steps that the profile and the other options come to.
+
+        Raises:
+            InputError: there is no such profile or row, or fewer than one seed or step is asked for.
+        """
+        if self.profile not in PROFILES:
+            raise InputError(f"The profile {self.profile!r} was asked for; {', '.join(PROFILES)} are known.")
+        profile = PROFILES[self.profile]
+        arms = [Arm.parse(name) for name in self.rows] or list(profile.rows)
+        check_requirements(self.require, with_baselines(arms))
+        seeds = profile.seeds if self.seeds is None else self.seeds
+        budget = Budget(steps=profile.steps if self.steps is None else self.steps)
+        if seeds < 1 or budget.steps < 1:
+            raise InputError(f"{seeds} seeds and {budget.steps} steps were asked for; at least 1 of each is needed.")
+        return Experiment(arms, range(seeds), budget)
+
+
 def run_audit(
     model: Protected | Teacher,
     file: str | Path | None = None,
     *,
     task: str | None = None,
     data: str | Path | None = None,
-    student: str = "",
-    student_args: dict[str, Any] | None = None,
-    profile: str = "quick",
-    rows: Sequence[str] = (),
-    seeds: int | None = None,
-    steps: int | None = None,
-    require: Sequence[str] = (),
-    cache: str | Path = CACHE,
-    workers: Workers | None = None,
+    options: AuditOptions | None = None,
     progress: Say = lambda line: None,
 ) -> AuditResult:
     """Train students on what a shipped model gives away, and say what the defence in it costs them.
@@ -61,33 +102,19 @@ def run_audit(
     Args:
         model: the protected model, or the original where `file` is given.
         file: the protected ONNX file that is shipped.
-        task: a degradation of `asvp_export.audit.degradations`: of the project's photographs, or of clean ones in `data`.
+        task: a degradation of `asvp_export.audit.degradations`: of the project's photographs, or of those in `data`.
         data: folder of pictures, see `asvp_export.audit.data.from_folder`.
-        student: "package.module:factory" or "path/nets.py:factory"; by default a small residual net.
-        student_args: keyword arguments of the factory.
-        profile: "quick", "screen" or "full".
-        rows: names of rows instead of the profile's, such as "shipped/mse-1".
-        seeds: students a row; by default the profile's.
-        steps: of training; by default the profile's.
-        require: bars such as "feature_kd_drop>=1.0".
-        cache: folder that keeps finished students: a run that is stopped goes on where it was.
-        workers: where students are trained.
+        options: what is trained, and where.
         progress: called with lines, or counting.
 
     Returns:
-        The verdict; `passed` says whether all bars are cleared.
+        The verdict; `passed` says whether all requirements are met.
 
     Raises:
         InputError: an option, a picture, the student or the file cannot be used.
     """
-    if profile not in PROFILES:
-        raise InputError(f"The profile {profile!r} was asked for; {', '.join(PROFILES)} are known.")
-    chosen = PROFILES[profile]
-    arms = [Arm.parse(name) for name in rows] or list(chosen.rows)
-    check_requirements(require, with_baselines(arms))
-    count, budget = chosen.seeds if seeds is None else seeds, Budget(steps=chosen.steps if steps is None else steps)
-    if count < 1 or budget.steps < 1:
-        raise InputError(f"{count} seeds and {budget.steps} steps were asked for; at least 1 of each is needed.")
+    options = options or AuditOptions()
+    experiment = options.experiment()
     victim = _victim(model, file)
     for note in victim.notes:
         progress(f"note: {note}")
@@ -95,26 +122,24 @@ def run_audit(
     if teacher.signature.frames:
         raise InputError(f"{teacher.source} restores videos; an audit trains students of pictures only.")
     pictures = _data(task, data)
-    height, width = fitting(teacher, 64)
-    pupil = student_for(
-        teacher, list(victim.nodes), student, student_args, natural_images(1, teacher.channels, height, width)
-    )
-    findings = run(victim, pictures, pupil, arms, range(count), budget, Path(cache), workers, progress)
+    example = natural_images(1, teacher.channels, *fitting(teacher, 64))
+    student = student_for(teacher, list(victim.nodes), options.student, dict(options.student_args), example)
+    findings = run(victim, pictures, student, experiment, Path(options.cache), options.workers, progress)
     result = AuditResult(
         model=teacher.source,
         source_sha256=teacher.sha256,
         file=Path(file).name if file else "",
         nodes=victim.nodes,
         task=task or "pairs",
-        own=findings.own,
-        rows=judge(findings),
+        model_scores=findings.model_scores,
+        rows=summarise(findings),
         unavailable={str(arm): reason for arm, reason in findings.unavailable.items()},
-        seeds=tuple(range(count)),
-        budget=budget,
-        student=Path(student).name or "ours",
+        seeds=tuple(experiment.seeds),
+        budget=experiment.budget,
+        student=Path(options.student).name or "ours",
         pictures=findings.pictures,
     )
-    return replace(result, bars=hold(result.metrics, require))
+    return replace(result, requirements=evaluate_requirements(result.metrics, options.require))
 
 
 def _victim(model: Protected | Teacher, file: str | Path | None) -> Victim:
@@ -132,6 +157,7 @@ def _data(task: str | None, data: str | Path | None) -> Data:
         return from_folder(data, task)
     if task is None:
         raise InputError(
-            "No pictures were named: --task for a degradation of the project's photographs, or --data DIR, was expected."
+            "No pictures were named: --task for a degradation of the project's photographs, or --data DIR, "
+            "was expected."
         )
-    return own(task)
+    return project_pictures(task)

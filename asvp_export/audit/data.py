@@ -1,4 +1,4 @@
-"""The pictures of an audit: those that a thief distils with, those that he chooses by, and those that he is tested on."""
+"""The pictures of an audit: those that attackers distil with, those that they choose by, and those of the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asvp_export.images import as_channels, list_images, photographs, read_image
 from asvp_export.signature import SizeRule
 from asvp_export.teacher.model import Teacher
 
-_TWINS = 4  # degraded twins of each clean picture that the thief trains with
+_TWINS = 4  # degraded twins of each clean picture that attackers train with
 _LARGEST = 256  # side of a test picture in clean pixels: more takes time and says no more
 _MOST = 64  # pictures of a folder that are used, spread evenly over the names: there are 256 patches in all
 _KEPT = 512  # side of the middle of them that is used, in clean pixels; together they bound the memory
@@ -47,7 +47,7 @@ class Data:
     """What students are trained with."""
 
     select: tuple[Pair, ...]
-    """What an attacker chooses his loss, weight and adaptation by."""
+    """What attackers choose their loss, weight and adaptation by."""
 
     test: tuple[Pair, ...]
     """What every figure of the verdict is of."""
@@ -75,7 +75,7 @@ class Patches:
     """[N, C, H, W] float32 in 0..1."""
 
 
-def own(task: str) -> Data:
+def project_pictures(task: str) -> Data:
     """The project's photographs, degraded; weights and gains were never fitted to those of the test.
 
     Raises:
@@ -92,9 +92,9 @@ def from_folder(folder: str | Path, task: str | None) -> Data:
     """A user's pictures.
 
     Args:
-        folder: holds `train/` and `test/`, or is itself cut by name, three fifths to train with. Each has clean pictures,
-            which are degraded as the task says, or the folders `input/` and `truth/` with pairs of one name. Of more than 64
-            pictures in a folder 64 are used, and the middle of large ones.
+        folder: holds `train/` and `test/`, or is itself cut by name, three fifths to train with. Each has clean
+            pictures, which are degraded as the task says, or the folders `input/` and `truth/` with pairs of one name.
+            Of more than 64 pictures in a folder 64 are used, and the middle of large ones.
         task: a key of `DEGRADATIONS`; not needed for pairs.
 
     Raises:
@@ -114,8 +114,8 @@ def from_folder(folder: str | Path, task: str | None) -> Data:
         names = names[:cut]
     if len(names) < 4 or not test:
         raise InputError(
-            f"{folder} has {len(names)} picture(s) to train students with and {len(test)} to test them on; at least 4 and 1 are "
-            "needed. Add pictures."
+            f"{folder} has {len(names)} picture(s) to train students with and {len(test)} to test them on; "
+            "at least 4 and 1 are needed. Add pictures."
         )
     _check_apart(folder, train, test)
     chosen = set(names[-max(1, len(names) // 4) :])
@@ -129,8 +129,8 @@ def _check_apart(folder: Path, train: Sequence[Pair], test: Sequence[Pair]) -> N
     for pair in test:
         if (name := seen.get(pair.clean.tobytes())) is not None:
             raise InputError(
-                f"The pictures {name}, to train with, and {pair.name}, to test with, of {folder} are the same; remove one, so that no "
-                "student is tested on what it has seen."
+                f"The pictures {name}, to train with, and {pair.name}, to test with, of {folder} are the same; "
+                "remove one, so that no student is tested on what it has seen."
             )
 
 
@@ -143,20 +143,21 @@ def _read(folder: Path, task: str | None, twins: int = 1) -> list[Pair]:
     inputs, truth = folder / "input", folder / "truth"
     if inputs.is_dir() and truth.is_dir():
         known = {path.stem: path for path in list_images(truth)}
-        found = _some(list_images(inputs))
-        lost = [path.name for path in found if path.stem not in known]
-        if lost:
-            raise InputError(f"The input {lost[0]} needs a clean picture of its name in {truth}; add it.")
-        return [_middle(Pair(path.stem, read_image(path), read_image(known[path.stem]))) for path in found]
+        degraded = _spread(list_images(inputs))
+        single = [path.name for path in degraded if path.stem not in known]
+        if single:
+            raise InputError(f"The input {single[0]} needs a clean picture of its name in {truth}; add it.")
+        return [_middle(Pair(path.stem, read_image(path), read_image(known[path.stem]))) for path in degraded]
     if task is None:
         raise InputError(
-            f"{folder} has no folders input/ and truth/, so its pictures are taken as clean; --task has to say how they are "
-            f"degraded: {', '.join(DEGRADATIONS)}."
+            f"{folder} has no folders input/ and truth/, so its pictures are taken as clean; "
+            f"--task has to say how they are degraded: {', '.join(DEGRADATIONS)}."
         )
-    return list(_degraded(task, _some(list_images(folder)), twins))
+    return list(_degraded(task, _spread(list_images(folder)), twins))
 
 
-def _some(paths: Sequence[Path]) -> list[Path]:
+def _spread(paths: Sequence[Path]) -> list[Path]:
+    """64 of them at most, spread evenly."""
     return [paths[i * len(paths) // _MOST] for i in range(_MOST)] if len(paths) > _MOST else list(paths)
 
 
@@ -169,13 +170,13 @@ def _middle(pair: Pair) -> Pair:
     most = _KEPT // factor
     top, left = (max(0, (side - most) // 2) for side in small)
     rows, columns = slice(top, top + most), slice(left, left + most)
-    wide = (slice(one.start * factor, one.stop * factor) for one in (rows, columns))
+    wide = (slice(part.start * factor, part.stop * factor) for part in (rows, columns))
     return Pair(pair.name, pair.degraded[rows, columns].copy(), pair.clean[tuple(wide)].copy())
 
 
 def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, ...]:
     """Each picture as it is, and further twins of another exposure, colour and orientation."""
-    found = []
+    pairs = []
     for path in paths:
         picture = read_image(path)
         top, left = (max(0, (side - _KEPT) // 2) for side in picture.shape[:2])
@@ -188,8 +189,8 @@ def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, .
             height, width = (
                 side - side % (side // part) for side, part in zip(clean.shape, degraded.shape[:2], strict=False)
             )
-            found.append(Pair(path.stem, degraded, clean[:height, :width]))
-    return tuple(found)
+            pairs.append(Pair(path.stem, degraded, clean[:height, :width]))
+    return tuple(pairs)
 
 
 def jitter(clean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -230,7 +231,7 @@ def _rule(teacher: Teacher) -> SizeRule:
     return teacher.size.stricter(SizeRule(multiple=Fraction(teacher.scale).denominator))
 
 
-def whole(teacher: Teacher, pair: Pair) -> Pair:
+def centre_crop(teacher: Teacher, pair: Pair) -> Pair:
     """The middle of a picture, as large as the teacher takes and 256 clean pixels at most on a side."""
     size, rule = [], _rule(teacher)
     for side, fixed in zip(pair.degraded.shape[:2], teacher.fixed[2:], strict=True):
@@ -245,21 +246,21 @@ def whole(teacher: Teacher, pair: Pair) -> Pair:
 def _aligned(
     teacher: Teacher, pair: Pair, size: tuple[int, int], rng: np.random.Generator | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same part of both pictures: from a random place, or the middle."""
+    """The same part of both pictures: at a random location, or the middle."""
     scale = Fraction(teacher.scale)
     shape = pair.degraded.shape[:2]
     if pair.clean.shape[:2] != tuple(side * scale for side in shape):
-        wanted, found = (
-            "x".join(str(side) for side in one) for one in ((s * scale for s in shape), pair.clean.shape[:2])
+        wanted, actual = (
+            "x".join(str(side) for side in sides) for sides in ((s * scale for s in shape), pair.clean.shape[:2])
         )
         raise InputError(
-            f"The clean picture of {pair.name} is {found} (height x width); its input times the scale {scale} of "
+            f"The clean picture of {pair.name} is {actual} (height x width); its input times the scale {scale} of "
             f"{teacher.source} makes {wanted}. Give pairs, or a task, that fit the model."
         )
     if any(wanted > side or wanted * scale % 1 for wanted, side in zip(size, shape, strict=True)):
         raise InputError(
-            f"The picture {pair.name} is {shape[0]}x{shape[1]} (height x width) as {teacher.source} gets it, and an audit of it "
-            f"takes {size[0]}x{size[1]} at least. Use larger pictures."
+            f"The picture {pair.name} is {shape[0]}x{shape[1]} (height x width) as {teacher.source} gets it, "
+            f"and an audit of it takes {size[0]}x{size[1]} at least. Use larger pictures."
         )
     step = scale.denominator
     top, left = (
@@ -268,6 +269,6 @@ def _aligned(
     )
     x = pair.degraded[top : top + size[0], left : left + size[1]]
     rows, columns = (
-        slice(int(one * scale), int((one + many) * scale)) for one, many in ((top, size[0]), (left, size[1]))
+        slice(int(start * scale), int((start + count) * scale)) for start, count in ((top, size[0]), (left, size[1]))
     )
     return x, pair.clean[rows, columns]

@@ -1,4 +1,4 @@
-"""The five degradations that the example teachers undo, and that an audit makes a thief's pictures with.
+"""The five degradations that the example teachers undo, and that an audit makes an attacker's pictures with.
 
 All work on display-referred values in 0..1 (no linearisation) and end by rounding to 8 bit, as in a file.
 The same seed and file name give the same picture.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-FeatureLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 _TINY = 1e-12
 _SIDE = 16  # affinities are of maps of this side at most: positions squared
@@ -34,7 +34,7 @@ def normalised(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def attention(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Squared distance of the attention maps, sums of squares over channels divided by their norm (Zagoruyko and Komodakis 2017).
+    """Squared distance of attention maps (Zagoruyko and Komodakis 2017): sums of squares over channels, by their norm.
 
     Args:
         student: [N, c, H, W], without an adaptor.
@@ -66,6 +66,6 @@ def _affinities(x: torch.Tensor) -> torch.Tensor:
     return rows.transpose(1, 2) @ rows
 
 
-LOSSES: dict[str, FeatureLoss] = {"mse": mse, "normalised": normalised, "attention": attention, "affinity": affinity}
+LOSSES: dict[str, LossFunction] = {"mse": mse, "normalised": normalised, "attention": attention, "affinity": affinity}
 ADAPTED = ("mse", "normalised")
 """The losses whose student needs as many channels as the teacher, and so an adaptor."""

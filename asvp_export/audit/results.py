@@ -15,7 +15,7 @@ from scipy.stats import ttest_rel
 
 from asvp_export.audit.arms import OUTPUTS, Arm
 from asvp_export.audit.attacks import attacks
-from asvp_export.audit.runner import Findings, Own
+from asvp_export.audit.runner import Findings, ModelScores
 from asvp_export.audit.training import Budget
 from asvp_export.environment import environment, tool_version
 from asvp_export.errors import InputError
@@ -24,7 +24,7 @@ from asvp_export.operator import Perturbation
 NO_EFFECT, ONE_SEED = "no effect", "one seed: not tested"
 
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-_REQUIREMENT = re.compile(r"\s*(?P<what>[^<>=\s]+)\s*(?P<how>>=|<=|>|<)\s*(?P<bar>-?[0-9.]+)\s*")
+_REQUIREMENT = re.compile(r"\s*(?P<what>[^<>=\s]+)\s*(?P<how>>=|<=|>|<)\s*(?P<limit>-?[0-9.]+)\s*")
 _DROPS = {
     "feature_kd_drop": "shipped/mse-1",
     "normalised_kd_drop": "shipped/normalised-10",
@@ -53,13 +53,13 @@ def title(arm: Arm) -> str:
     """What the student of a row learns from, in words."""
     if arm.teacher == "truth":
         return "clean pictures, no teacher"
-    who = _TEACHERS[arm.teacher]
+    teacher = _TEACHERS[arm.teacher]
     if arm.loss == OUTPUTS:
-        return f"{who}: its outputs alone"
+        return f"{teacher}: its outputs alone"
     what = f"{_LOSSES[arm.loss]}, weight {arm.weight:g}{_TAPS.get(arm.tap, '')}"
     how = "first, then its outputs" if arm.first else "beside its outputs"
-    thief = f"; {attacks()[arm.attack].title}" if arm.attack else ""
-    return f"{who}: {what}, {how}{thief}"
+    attack = f"; {attacks()[arm.attack].title}" if arm.attack else ""
+    return f"{teacher}: {what}, {how}{attack}"
 
 
 @dataclass(frozen=True)
@@ -101,22 +101,26 @@ class Row:
     """Step and `select` of the first seed."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: dB to 0.01."""
-        found = {key: _rounded(value) for key, value in asdict(self).items() if key != "arm"}
-        return {"name": str(self.arm), "title": title(self.arm), **found}
+        """For JSON."""
+        values = {key: _rounded(value) for key, value in asdict(self).items() if key != "arm"}
+        return {"name": str(self.arm), "title": title(self.arm), **values}
 
 
 @dataclass(frozen=True)
-class Bar:
+class Requirement:
     """Something that a build asks of an audit."""
 
     text: str
     """As it was given."""
 
-    found: float | None
-    """The value; None where its row was not run."""
+    value: float | None
+    """dB that were measured; None where its row was not run."""
 
     passed: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, where the value is called "found"."""
+        return {"text": self.text, "found": self.value, "passed": self.passed}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +134,9 @@ class AuditResult:
 
     nodes: Mapping[str, Perturbation]
     task: str
-    own: Own
+    model_scores: ModelScores
+    """"own" in JSON."""
+
     rows: tuple[Row, ...]
     unavailable: Mapping[str, str]
     """Name of a row to why this model does not allow it."""
@@ -141,12 +147,13 @@ class AuditResult:
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     """As in `Findings`."""
 
-    bars: tuple[Bar, ...] = ()
+    requirements: tuple[Requirement, ...] = ()
+    """"bars" in JSON."""
 
     @property
     def passed(self) -> bool:
-        """Whether every bar is cleared."""
-        return all(bar.passed for bar in self.bars)
+        """Whether every requirement is met."""
+        return all(requirement.passed for requirement in self.requirements)
 
     @cached_property
     def by_name(self) -> dict[str, Row]:
@@ -157,21 +164,22 @@ class AuditResult:
     def best(self) -> dict[str, Row]:
         """The best student of the original and of the shipped model, each chosen on the pictures for choosing."""
         clean = [row for row in self.rows if row.arm.teacher in ("truth", "original")]
-        open_to_thief = [row for row in self.rows if row.arm.teacher in ("truth", "shipped")]
+        of_attackers = [row for row in self.rows if row.arm.teacher in ("truth", "shipped")]
         return {
             name: max(rows, key=lambda row: row.select)
-            for name, rows in (("original", clean), ("shipped", open_to_thief))
+            for name, rows in (("original", clean), ("shipped", of_attackers))
         }
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """What bars are about: dB of loss, of a row or under a name of its own."""
-        found: dict[str, float | None] = {name: row.loss for name, row in self.by_name.items() if row.loss is not None}
-        found |= {name: self.by_name[row].loss if row in self.by_name else None for name, row in _DROPS.items()}
-        found["best_attacker_drop"] = self.best["original"].psnr - self.best["shipped"].psnr
-        found["own_loss"] = self.own.loss
-        found["preservation"] = self.own.worst_preservation
-        return found
+        """What requirements are about: dB of loss, of a row or under a name of its own."""
+        rows = self.by_name
+        metrics: dict[str, float | None] = {name: row.loss for name, row in rows.items() if row.loss is not None}
+        metrics |= {name: rows[row].loss if row in rows else None for name, row in _DROPS.items()}
+        metrics["best_attacker_drop"] = self.best["original"].psnr - self.best["shipped"].psnr
+        metrics["own_loss"] = self.model_scores.loss
+        metrics["preservation"] = self.model_scores.worst_preservation
+        return metrics
 
     def sentences(self) -> list[str]:
         """The verdict in plain words."""
@@ -179,7 +187,7 @@ class AuditResult:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        best = self.best
+        best, scores = self.best, asdict(self.model_scores) | {"loss": self.model_scores.loss}
         return {
             "passed": self.passed,
             "tool_version": tool_version(),
@@ -188,7 +196,7 @@ class AuditResult:
             "file": self.file,
             "task": self.task,
             "layers": [{"name": name, **node.described()} for name, node in self.nodes.items()],
-            "own": {key: _rounded(value) for key, value in (asdict(self.own) | {"loss": self.own.loss}).items()},
+            "own": {key: _rounded(value) for key, value in scores.items()},
             "verdict": self.sentences(),
             "best": {name: str(row.arm) for name, row in best.items()},
             "metrics": {name: _rounded(value) for name, value in self.metrics.items() if name not in self.by_name},
@@ -197,12 +205,12 @@ class AuditResult:
             "seeds": list(self.seeds),
             "budget": asdict(self.budget),
             "student": self.student,
-            "bars": [asdict(bar) for bar in self.bars],
+            "bars": [requirement.as_dict() for requirement in self.requirements],
             "environment": environment(),
         }
 
 
-def judge(findings: Findings) -> tuple[Row, ...]:
+def summarise(findings: Findings) -> tuple[Row, ...]:
     """Means, spreads and losses of all rows, in their order."""
     plain = {str(arm): _row(arm, scores) for arm, scores in findings.scores.items()}
     rows = []
@@ -213,13 +221,13 @@ def judge(findings: Findings) -> tuple[Row, ...]:
 
 
 def _row(arm: Arm, scores: Sequence[Mapping[str, Any]]) -> Row:
-    by_seed = tuple(one["psnr"] for one in scores)
+    by_seed = tuple(student["psnr"] for student in scores)
     psnr, ssim, to_teacher, select = (
-        float(np.mean([one[key] for one in scores])) for key in ("psnr", "ssim", "to_teacher", "select")
+        float(np.mean([student[key] for student in scores])) for key in ("psnr", "ssim", "to_teacher", "select")
     )
     spread = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     curve = tuple((int(step), float(value)) for step, value in scores[0]["curve"])
-    diverged = sum(bool(one["diverged"]) for one in scores)
+    diverged = sum(bool(student["diverged"]) for student in scores)
     return Row(arm, psnr, ssim, to_teacher, select, by_seed, spread, curve=curve, diverged=diverged)
 
 
@@ -240,26 +248,29 @@ def _compared(row: Row, base: Row) -> Row:
     return replace(row, baseline=str(base.arm), loss=loss, p=p, effect=effect)
 
 
-def hold(result_metrics: Mapping[str, float | None], requirements: Sequence[str]) -> tuple[Bar, ...]:
+def evaluate_requirements(metrics: Mapping[str, float | None], requirements: Sequence[str]) -> tuple[Requirement, ...]:
     """Hold an audit's numbers against what a build asks for.
 
     Args:
-        result_metrics: of `AuditResult.metrics`.
+        metrics: of `AuditResult.metrics`.
         requirements: such as "feature_kd_drop>=1.0"; the names are those of the metrics, rows included.
     """
-    bars = []
+    evaluated = []
     for text in requirements:
-        what, compare, bar = _parsed(text)
-        found = result_metrics.get(str(Arm.parse(what)) if "/" in what else what)
-        bars.append(Bar(text, None if found is None else round(found, 2), found is not None and compare(found, bar)))
-    return tuple(bars)
+        what, compare, limit = _parsed(text)
+        value = metrics.get(str(Arm.parse(what)) if "/" in what else what)
+        if value is None:
+            evaluated.append(Requirement(text, None, False))
+        else:
+            evaluated.append(Requirement(text, round(value, 2), compare(value, limit)))
+    return tuple(evaluated)
 
 
 def check_requirements(requirements: Sequence[str], rows: Collection[Arm] | None = None) -> None:
     """Refuse a requirement that cannot be read or names nothing, before the long work.
 
     Args:
-        requirements: as for `hold`.
+        requirements: as for `evaluate_requirements`.
         rows: that are to be run; None: not known yet.
 
     Raises:
@@ -280,26 +291,30 @@ def check_requirements(requirements: Sequence[str], rows: Collection[Arm] | None
 
 
 def _parsed(text: str) -> tuple[str, Any, float]:
-    found = _REQUIREMENT.fullmatch(text)
+    parts = _REQUIREMENT.fullmatch(text)
     try:
-        if found:
-            return found["what"], _COMPARISONS[found["how"]], float(found["bar"])
+        if parts:
+            return parts["what"], _COMPARISONS[parts["how"]], float(parts["limit"])
     except ValueError:
         pass
     raise InputError(f"The requirement {text!r} cannot be read; such as 'feature_kd_drop>=1.0' was expected.")
 
 
 def _sentences(result: AuditResult) -> list[str]:
-    own = result.own
-    told = [
-        f"The shipped model keeps {own.worst_preservation:.1f} dB to the original on the worst test picture, and "
-        + ("loses" if own.loss >= 0 else "gains")
-        + f" {abs(own.loss):.2f} dB against ground truth."
+    scores = result.model_scores
+    return [
+        f"The shipped model keeps {scores.worst_preservation:.1f} dB to the original on the worst test picture, and "
+        + ("loses" if scores.loss >= 0 else "gains")
+        + f" {abs(scores.loss):.2f} dB against ground truth.",
+        *_about(result, "shipped/outputs", "A student of the outputs alone"),
+        *_about(result, "shipped/mse-1", "A student that imitates the features as they are (MSE, weight 1)"),
+        *_about(result, "scaled/mse-1", "A plain scalar of the same size, the control,", "one that imitates them so"),
+        *_about(result, "shipped/normalised-10", "A student that normalises the features (weight 10)"),
+        _about_the_best(result),
     ]
-    told += _told(result, "shipped/outputs", "A student of the outputs alone")
-    told += _told(result, "shipped/mse-1", "A student that imitates the features as they are (MSE, weight 1)")
-    told += _told(result, "scaled/mse-1", "A plain scalar of the same size, the control,", "one that imitates them so")
-    told += _told(result, "shipped/normalised-10", "A student that normalises the features (weight 10)")
+
+
+def _about_the_best(result: AuditResult) -> str:
     best = result.best
     loss = best["original"].psnr - best["shipped"].psnr
     spread = max(best["original"].spread or 0.0, best["shipped"].spread or 0.0)
@@ -307,17 +322,15 @@ def _sentences(result: AuditResult) -> list[str]:
     still = f"loses {loss:.2f} dB" if loss > spread else "loses nothing that the seeds do not explain"
     if untested and loss <= 0:
         still = "loses nothing"
-    who = "The best student of the shipped model"
+    subject = "The best student of the shipped model"
     if best["shipped"].arm.teacher == "truth":
-        who = "Of those who hold the shipped model the best does without it: his student of clean pictures"
-    told.append(
-        f"{who} ({best['shipped'].arm}) {still} beside the best of the original ({best['original'].arm})"
-        + (" (one seed, not tested)." if untested else ".")
+        subject = "The best attackers do without the shipped model: their student of clean pictures"
+    return f"{subject} ({best['shipped'].arm}) {still} beside the best of the original ({best['original'].arm})" + (
+        " (one seed, not tested)." if untested else "."
     )
-    return told
 
 
-def _told(result: AuditResult, name: str, subject: str, whom: str = "") -> list[str]:
+def _about(result: AuditResult, name: str, subject: str, whom: str = "") -> list[str]:
     row = result.by_name.get(name)
     if row is None or row.loss is None:
         return []

@@ -23,10 +23,10 @@ from PIL import Image
 from asvp_export.audit.arms import OUTPUTS, Arm, with_baselines
 from asvp_export.audit.attacks import attacks
 from asvp_export.audit.attacks.base import UnavailableError
-from asvp_export.audit.data import Data, Patches, cut_patches, whole
+from asvp_export.audit.data import Data, Patches, centre_crop, cut_patches
 from asvp_export.audit.students import Student, check_student, source_hash
-from asvp_export.audit.targets import as_unit, taught, truth
-from asvp_export.audit.training import Budget, Course, Exam, Question, shown, train
+from asvp_export.audit.targets import as_unit, clean_targets, distillation_targets
+from asvp_export.audit.training import Budget, EvalSample, EvalSet, TrainingSet, preview, train
 from asvp_export.audit.victim import Victim
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
@@ -37,13 +37,16 @@ from asvp_export.signature import ValueRange
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
-_METHOD = 3  # raised when students are taught or examined in another way: nothing that was kept before counts then
+_METHOD = 3  # raised when students are trained or evaluated in another way: nothing that was kept before counts then
 _PATCHES = 0  # the seed of the patches: the same for all students
 
 
 @dataclass(frozen=True)
-class Own:
-    """What the models themselves score on the test pictures; dB, the outputs clipped as a viewer does."""
+class ModelScores:
+    """What the models themselves score on the test pictures; dB, the outputs clipped as a viewer does.
+
+    The names of the fields are those of the report.
+    """
 
     original_psnr: float
     original_ssim: float
@@ -72,11 +75,10 @@ class Findings:
     unavailable: dict[Arm, str]
     """Rows that this model does not allow, and why."""
 
-    own: Own
-    student: Student
-    budget: Budget
+    model_scores: ModelScores
     pictures: dict[str, bytes] = field(default_factory=dict)
-    """PNG of the middle of the first test picture: of each row's first student by name; "clean", "input", "teacher", "protected"."""
+    """PNG of the middle of the first test picture: of each row's first student by name, and "clean", "input",
+    "teacher", "protected"."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +95,36 @@ class Workers:
     """Of a Ray cluster; "" starts one on this machine."""
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """Which students are trained, and with how much."""
+
+    arms: Sequence[Arm]
+    """The rows."""
+
+    seeds: Sequence[int]
+    """A student of each row for each."""
+
+    budget: Budget
+    """What each student gets."""
+
+
 def run(
     victim: Victim,
     data: Data,
     student: Student,
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-    budget: Budget,
+    experiment: Experiment,
     cache: Path,
     workers: Workers | None = None,
     progress: Say = lambda line: None,
 ) -> Findings:
-    """Train and examine a student for each row and seed, and for the rows that these are compared with.
+    """Train and evaluate a student for each row and seed, and for the rows that these are compared with.
 
     Args:
         victim: the models.
         data: the pictures.
         student: how to make one.
-        arms: the rows.
-        seeds: a student each.
-        budget: what each gets.
+        experiment: the rows, the seeds, and what each student gets.
         cache: folder that keeps each finished student's scores by the hash of all that they depend on.
         workers: where they are trained.
         progress: called with lines, or counting.
@@ -120,46 +132,48 @@ def run(
     Raises:
         InputError: the pictures do not fit the model, or a worker cannot be had.
     """
+    seeds, budget = experiment.seeds, experiment.budget
     if not seeds:
         raise InputError("No seed was given; one student a row is the least.")
-    say = reporter(progress)
-    rows = with_baselines(arms)
+    progress = reporter(progress)
+    rows = with_baselines(experiment.arms)
     cache.mkdir(parents=True, exist_ok=True)
-    say("preparing the test pictures")
-    exam, own, pictures = _exam(victim, data)
-    common = _digest(
-        _METHOD, data.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__,
-        *_particulars(victim.teacher),
-    )  # fmt: skip
+    progress("preparing the test pictures")
+    eval_set, model_scores, pictures = _evaluated(victim, data)
+    particulars = _particulars(victim.teacher)
+    common = _digest(_METHOD, data.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__, *particulars)
     keys = {(arm, seed): _digest(common, _depends(victim, arm, student), arm, seed) for arm in rows for seed in seeds}
-    missing = [
-        one for one, key in keys.items() if not all((cache / f"{key}.{kind}").exists() for kind in ("json", "png"))
-    ]
+    missing = [arm_and_seed for arm_and_seed, key in keys.items() if not _is_kept(cache, key)]
     unavailable: dict[Arm, str] = {}
     if missing:
         kept = len(keys) - len(missing)
-        say(
+        progress(
             f"training {len(missing)} students, {budget.steps} steps each"
             + (f"; {kept} are there already" if kept else "")
         )
         patches = cut_patches(victim.teacher, data.train, budget.patches, _PATCHES)
-        check_student(student, victim.teacher, [patches.inputs, *(q.image for q in (*exam.select, *exam.test))])
-        workers = workers or Workers()
-        jobs = _jobs(victim, patches, missing, exam, student, budget, unavailable)
+        samples = (*eval_set.select, *eval_set.test)
+        check_student(student, victim.teacher, [patches.inputs, *(sample.image for sample in samples)])
+        jobs = _jobs(victim, patches, missing, eval_set, student, budget, unavailable)
         start, total = time.monotonic(), len(missing)
-        with say.track(missing, "training students") as tracked:
-            for done, (arm, seed, found) in enumerate(_parallel(jobs, workers, _device(victim.teacher)), 1):
-                _keep(cache, keys[arm, seed], *found)
+        trained = _parallel(jobs, workers or Workers(), _device(victim.teacher))
+        with progress.track(missing, "training students") as tracked:
+            for done, (arm, seed, result) in enumerate(trained, 1):
+                _keep(cache, keys[arm, seed], *result)
                 next(tracked, None)
                 if done * 10 // total > (done - 1) * 10 // total and done < total:
                     left = (time.monotonic() - start) / done * (total - done) / 60
-                    say(f"{done} of {total} students are trained, about {left:.0f} min left")
+                    progress(f"{done} of {total} students are trained, about {left:.0f} min left")
     scores: dict[Arm, list[dict[str, Any]]] = {}
     for arm in rows:
         if arm not in unavailable:
             scores[arm] = [json.loads((cache / f"{keys[arm, seed]}.json").read_text()) for seed in seeds]
             pictures[str(arm)] = (cache / f"{keys[arm, seeds[0]]}.png").read_bytes()
-    return Findings(scores, unavailable, own, student, budget, pictures)
+    return Findings(scores, unavailable, model_scores, pictures)
+
+
+def _is_kept(cache: Path, key: str) -> bool:
+    return all((cache / f"{key}.{kind}").exists() for kind in ("json", "png"))
 
 
 def _particulars(teacher: Teacher) -> Iterator[object]:
@@ -205,31 +219,37 @@ def _jobs(
     victim: Victim,
     patches: Patches,
     missing: Sequence[tuple[Arm, int]],
-    exam: Exam,
+    eval_set: EvalSet,
     student: Student,
     budget: Budget,
     unavailable: dict[Arm, str],
 ) -> Iterator[Any]:
-    """The students to train; what they learn from is computed when the first of them is due, and given up after the last."""
+    """The students to train; their targets are computed when the first of them is due, and given up after the last."""
     images = victim.teacher.data_range.to_unit(patches.inputs.numpy())
-    for lesson in dict.fromkeys(arm.lesson for arm, _ in missing):
-        due = [(arm, seed) for arm, seed in missing if arm.lesson == lesson]
+    for source in dict.fromkeys(arm.target_source for arm, _ in missing):
+        due = [(arm, seed) for arm, seed in missing if arm.target_source == source]
         taps = sorted({arm.tap for arm, _ in due if arm.loss != OUTPUTS})
         try:
-            known = truth(patches) if lesson[0] == "truth" else taught(victim, patches, *lesson, taps)
+            if source[0] == "truth":
+                targets = clean_targets(patches)
+            else:
+                targets = distillation_targets(victim, patches, *source, taps)
         except UnavailableError as reason:
             unavailable |= {arm: str(reason) for arm, _ in due}
             continue
         for arm, seed in due:
-            if arm.loss != OUTPUTS and arm.tap not in known.features:
+            if arm.loss != OUTPUTS and arm.tap not in targets.features:
                 unavailable[arm] = f"no layer that gives a feature map stands behind {', '.join(victim.nodes)}"
                 continue
-            course = Course(images, known.outputs, known.features[arm.tap] if arm.loss != OUTPUTS else ())
-            yield delayed(_trained)(student, arm, course, exam, budget, seed, _device(victim.teacher))
+            features = targets.features[arm.tap] if arm.loss != OUTPUTS else ()
+            training_set = TrainingSet(images, targets.outputs, features)
+            yield delayed(_trained)(student, arm, training_set, eval_set, budget, seed, _device(victim.teacher))
 
 
-def _trained(student: Student, arm: Arm, course: Course, exam: Exam, budget: Budget, seed: int, device: str) -> Any:
-    return arm, seed, train(student, arm, course, exam, budget, seed, device)
+def _trained(
+    student: Student, arm: Arm, training_set: TrainingSet, eval_set: EvalSet, budget: Budget, seed: int, device: str
+) -> Any:
+    return arm, seed, train(student, arm, training_set, eval_set, budget, seed, device)
 
 
 def _parallel(jobs: Iterator[Any], workers: Workers, device: str) -> Iterator[Any]:
@@ -242,9 +262,8 @@ def _parallel(jobs: Iterator[Any], workers: Workers, device: str) -> Iterator[An
     count = _start_ray(workers)
     options: dict[str, Any] = {"ray_remote_args": {"num_gpus": 1}} if device != "cpu" else {}
     with parallel_config(backend="ray", n_jobs=count, **options):
-        while several := list(
-            itertools.islice(jobs, count)
-        ):  # it gives nothing back before all that it was given is done
+        # Ray gives nothing back before all that it was given is done.
+        while several := list(itertools.islice(jobs, count)):
             yield from pool(batch_size=1)(several)
 
 
@@ -284,41 +303,55 @@ def _png(picture: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _exam(victim: Victim, data: Data) -> tuple[Exam, Own, dict[str, bytes]]:
-    """The questions, what the models themselves score on those of the test, and pictures of the first."""
+def _evaluated(victim: Victim, data: Data) -> tuple[EvalSet, ModelScores, dict[str, bytes]]:
+    """The evaluation set, what the models themselves score on its test, and pictures of the first test sample."""
     teacher, scored, pictures = victim.teacher, [], {}
-    parts: dict[str, list[Question]] = {}
+    parts: dict[str, list[EvalSample]] = {}
     for part, pairs in (("select", data.select), ("test", data.test)):
         parts[part] = []
-        for pair in (whole(teacher, pair) for pair in pairs):
+        for pair in (centre_crop(teacher, pair) for pair in pairs):
             unit, clean = (as_channels(x, teacher.channels)[None] for x in (pair.degraded, pair.clean))
             images = torch.from_numpy(teacher.data_range.of(unit)).to(teacher.device)
             original, shipped = (as_unit(teacher, run(images).outputs) for run in (victim.original, victim.shipped))
-            if original.shape != clean.shape:
-                if original.shape[1] != clean.shape[1]:
-                    raise InputError(
-                        f"{teacher.source} takes {clean.shape[1]} channels and makes {original.shape[1]}; an audit needs a model that "
-                        "makes what it takes."
-                    )
-                raise InputError(
-                    f"{teacher.source} makes {original.shape[2:]} of {pair.name}, and its clean picture is {clean.shape[2:]}: it cuts a "
-                    "border off, so its outputs cannot be held against clean pictures."
-                )
-            parts[part].append(Question(pair.name, np.ascontiguousarray(unit), clean, np.clip(original, 0, 1)))
+            _check_shape(teacher, pair.name, original, clean)
+            parts[part].append(EvalSample(pair.name, np.ascontiguousarray(unit), clean, np.clip(original, 0, 1)))
             if part == "test":
                 scored.append(_scores(clean, original, shipped))
-                if not pictures:
-                    shots = {"clean": clean, "input": unit, "teacher": original, "protected": shipped}
-                    pictures = {
-                        name: _png(shown(one, unit.shape[2] / clean.shape[2] if name == "input" else 1.0))
-                        for name, one in shots.items()
-                    }
+                pictures = pictures or _previews(unit, clean, original, shipped)
     means = [float(np.mean(column)) for column in zip(*scored, strict=True)]
-    own = Own(*means[:4], worst_preservation=min(one[4] for one in scored), mean_preservation=means[4])
-    return Exam(parts["select"], parts["test"]), own, pictures
+    worst = min(scores[4] for scores in scored)
+    model_scores = ModelScores(*means[:4], worst_preservation=worst, mean_preservation=means[4])
+    return EvalSet(parts["select"], parts["test"]), model_scores, pictures
+
+
+def _check_shape(teacher: Teacher, name: str, original: np.ndarray, clean: np.ndarray) -> None:
+    if original.shape == clean.shape:
+        return
+    if original.shape[1] != clean.shape[1]:
+        raise InputError(
+            f"{teacher.source} takes {clean.shape[1]} channels and makes {original.shape[1]}; "
+            "an audit needs a model that makes what it takes."
+        )
+    raise InputError(
+        f"{teacher.source} makes {original.shape[2:]} of {name}, and its clean picture is {clean.shape[2:]}: "
+        "it cuts a border off, so its outputs cannot be held against clean pictures."
+    )
+
+
+def _previews(unit: np.ndarray, clean: np.ndarray, original: np.ndarray, shipped: np.ndarray) -> dict[str, bytes]:
+    scale = unit.shape[2] / clean.shape[2]
+    return {
+        "clean": _png(preview(clean)),
+        "input": _png(preview(unit, scale)),
+        "teacher": _png(preview(original)),
+        "protected": _png(preview(shipped)),
+    }
 
 
 def _scores(clean: np.ndarray, original: np.ndarray, shipped: np.ndarray) -> list[float]:
-    seen = [np.clip(one, 0, 1) for one in (original, shipped)]
-    near = psnr(original, shipped, peak_of(original, 1.0))
-    return [*(score for one in seen for score in (psnr(clean, one, 1.0), ssim(clean, one, 1.0))), near]
+    clipped = [np.clip(output, 0, 1) for output in (original, shipped)]
+    preservation = psnr(original, shipped, peak_of(original, 1.0))
+    return [
+        *(score for output in clipped for score in (psnr(clean, output, 1.0), ssim(clean, output, 1.0))),
+        preservation,
+    ]

@@ -24,6 +24,10 @@ from asvp_export.teacher.model import Teacher, named_outputs
 
 _WIDTH, _BLOCKS = 16, 6
 
+_COMPACT_SOURCE = "cf5febea21334c8c1417c7c29c0c15156bfffc308156203c712b733f005b049b"
+"""Stands for `source_hash(Compact)` in the keys of the cache, so that other changes of this file retrain no student.
+Change it together with `Compact`."""
+
 
 class Compact(nn.Module):
     """The student where none is named: residual blocks at the input's size, the residual added to the enlarged input.
@@ -54,7 +58,10 @@ class Compact(nn.Module):
 
 @dataclass(frozen=True)
 class Student:
-    """How to make one, the same for the same seed; a value that other processes understand."""
+    """How to make one, the same for the same seed; a value that other processes understand.
+
+    The text of this object goes into the keys of the cache: names of the class and of its fields stay.
+    """
 
     factory: str
     """"package.module:factory" or "path/nets.py:factory", "" for `Compact`."""
@@ -89,13 +96,14 @@ class Student:
         """SHA-256 of its layers' names, shapes and source code."""
         module = self.make(0)
         known = replace(self, factory=PurePath(self.factory).name)  # the same from any folder
-        return hashlib.sha256(f"{known}{module}{source_hash(module)}".encode()).hexdigest()
+        source = source_hash(module) if self.factory else _COMPACT_SOURCE
+        return hashlib.sha256(f"{known}{module}{source}".encode()).hexdigest()
 
 
 def source_hash(module: nn.Module) -> str:
     """SHA-256 of the names and the source code of all classes in a module that are not PyTorch's own."""
     digest = hashlib.sha256()
-    for kind in sorted({type(one) for one in module.modules()}, key=lambda one: one.__qualname__):
+    for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
         if not kind.__module__.startswith("torch."):
             digest.update(kind.__qualname__.encode() + _source(kind))
     return digest.hexdigest()
@@ -133,11 +141,11 @@ def student_for(
     module = plain.make(0).eval()
     x = teacher.example(64, 64).cpu() if images is None else images
     maps = _feature_maps(module, x, scale, factory)
-    places = [one for one, known in ((name, maps.get(name)) for name in maps) if known]
+    weighted = [name for name, has_weights in maps.items() if has_weights]
     taught = []
     for layer in layers:
         depth = _depth(teacher, layer)
-        taught.append(layer if layer in maps else places[min(int(depth * len(places)), len(places) - 1)])
+        taught.append(layer if layer in maps else weighted[min(int(depth * len(weighted)), len(weighted) - 1)])
     return Student(plain.factory, plain.arguments, plain.channels, plain.scale, tuple(taught))
 
 
@@ -148,24 +156,24 @@ def check_student(student: Student, teacher: Teacher, images: Iterable[torch.Ten
         InputError: it does not take one of them, or does not restore it as the teacher does.
     """
     module = student.make(0).eval()
-    for shape in sorted({(1, *one.shape[1:]) for one in images}):
+    for shape in sorted({(1, *image.shape[1:]) for image in images}):
         _feature_maps(module, torch.zeros(shape), Fraction(teacher.scale), student.factory)
 
 
 def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: str) -> dict[str, bool]:
-    """The layers whose output is [N, C, H, W], in the order of their calls; true for those with weights of their own."""
-    found: dict[str, bool] = {}
+    """Names of the layers that give [N, C, H, W], as they are called; true for those with weights of their own."""
+    maps: dict[str, bool] = {}
 
     def hook(name: str, weighted: bool):
-        def note(one: nn.Module, inputs: object, output: object) -> None:
+        def note(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, torch.Tensor) and output.ndim == 4:
-                found.setdefault(name, weighted)
+                maps.setdefault(name, weighted)
 
         return note
 
     handles = [
-        one.register_forward_hook(hook(name, bool(list(one.parameters(recurse=False)))))
-        for name, one in module.named_modules()
+        layer.register_forward_hook(hook(name, bool(list(layer.parameters(recurse=False)))))
+        for name, layer in module.named_modules()
         if name
     ]
     name = factory or "the student"
@@ -182,9 +190,9 @@ def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: 
         raise InputError(
             f"{name} makes {tuple(output.shape)} of {tuple(x.shape)}, and the teacher {wanted}; name another student."
         )
-    if not any(found.values()):
+    if not any(maps.values()):
         raise InputError(f"{name} has no layer with a feature map N,C,H,W; name another student.")
-    return found
+    return maps
 
 
 def _depth(teacher: Teacher, layer: str) -> float:

@@ -1,4 +1,4 @@
-"""What the students of an audit learn from: the outputs and features of each teacher, computed once for all of them."""
+"""What the students of an audit learn from: outputs and features of each teacher, computed once for all of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 from asvp_export.audit.attacks import attacks
 from asvp_export.audit.data import Patches
-from asvp_export.audit.victim import Seen, Victim, in_batches, laid_out
+from asvp_export.audit.victim import Activations, Victim, in_batches, laid_out
 from asvp_export.teacher.model import Teacher
 
 _SEED = 2510
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """Targets for all patches, in their order."""
+class DistillationTargets:
+    """What students of one teacher learn from: targets for all patches, in their order."""
 
     outputs: np.ndarray
     """[N, C, H, W] float32 in 0..1, not clipped."""
@@ -27,17 +27,19 @@ class Lesson:
     """Tap to one [N, C, H, W] float32 a protected layer."""
 
 
-def truth(patches: Patches) -> Lesson:
-    """What a student without a teacher learns from."""
-    return Lesson(patches.clean.numpy(), {})
+def clean_targets(patches: Patches) -> DistillationTargets:
+    """What a student without a teacher learns from: the clean pictures."""
+    return DistillationTargets(patches.clean.numpy(), {})
 
 
-def taught(victim: Victim, patches: Patches, teacher: str, attack: str, taps: Sequence[str]) -> Lesson:
+def distillation_targets(
+    victim: Victim, patches: Patches, teacher: str, attack: str, taps: Sequence[str]
+) -> DistillationTargets:
     """Run a teacher, through an attacker where there is one, over all patches.
 
     Args:
         victim: the models.
-        patches: of the thief.
+        patches: of the attacker.
         teacher: "original", "shipped", "scaled" or "noise".
         attack: name of the attacker, or "".
         taps: which features are wanted; those that this model does not have are left out.
@@ -47,21 +49,21 @@ def taught(victim: Victim, patches: Patches, teacher: str, attack: str, taps: Se
     """
     if attack:
         attacks()[attack].prepare(victim, patches.inputs)
-    look = _look(victim, patches.inputs, teacher, attack)
+    run = _teacher(victim, patches.inputs, teacher, attack)
     outputs: list[np.ndarray] = []
     features: dict[str, list[list[np.ndarray]]] = {tap: [[] for _ in victim.nodes] for tap in taps}
     axes = [node.axis for node in victim.nodes.values()]
     for batch in in_batches(patches.inputs):
-        seen = look(batch)
-        outputs.append(as_unit(victim.teacher, seen.outputs))
-        features = {tap: layers for tap, layers in features.items() if tap in seen.features}
-        if "next" in features and any(x.ndim not in (3, 4) for x in seen["next"]):
+        activations = run(batch)
+        outputs.append(as_unit(victim.teacher, activations.outputs))
+        features = {tap: layers for tap, layers in features.items() if tap in activations.features}
+        if "next" in features and any(x.ndim not in (3, 4) for x in activations["next"]):
             del features["next"]  # such as a gate's: one value a channel
         for tap, layers in features.items():
-            for place, axis, x in zip(layers, axes, seen[tap], strict=True):
-                place.append(laid_out(x, axis).cpu().numpy())
-    found = {tap: [np.concatenate(place) for place in layers] for tap, layers in features.items()}
-    return Lesson(np.concatenate(outputs), found)
+            for batches, axis, x in zip(layers, axes, activations[tap], strict=True):
+                batches.append(laid_out(x, axis).cpu().numpy())
+    whole = {tap: [np.concatenate(batches) for batches in layers] for tap, layers in features.items()}
+    return DistillationTargets(np.concatenate(outputs), whole)
 
 
 def as_unit(teacher: Teacher, outputs: torch.Tensor) -> np.ndarray:
@@ -69,22 +71,22 @@ def as_unit(teacher: Teacher, outputs: torch.Tensor) -> np.ndarray:
     return teacher.data_range.to_unit(outputs.float().cpu().numpy())
 
 
-def _look(victim: Victim, images: torch.Tensor, teacher: str, attack: str) -> Callable[[torch.Tensor], Seen]:
+def _teacher(victim: Victim, images: torch.Tensor, teacher: str, attack: str) -> Callable[[torch.Tensor], Activations]:
     if attack:
-        one = attacks()[attack]
-        return lambda batch: (one.clean if teacher == "original" else one.look)(victim, batch)
+        attacker = attacks()[attack]
+        return lambda batch: (attacker.clean if teacher == "original" else attacker.look)(victim, batch)
     if teacher in ("original", "shipped"):
         return victim.original if teacher == "original" else victim.shipped
     changes = [_change(victim, images, layer) for layer in range(len(victim.nodes))] if teacher == "scaled" else []
     generator = torch.Generator().manual_seed(_SEED)
 
-    def control(batch: torch.Tensor) -> Seen:
-        seen, clean = victim.shipped(batch), victim.original(batch)["exposed"]
+    def control(batch: torch.Tensor) -> Activations:
+        shipped, clean = victim.shipped(batch), victim.original(batch)["exposed"]
         if teacher == "scaled":
-            made = [x * (1 + change) for x, change in zip(clean, changes, strict=True)]
+            features = [x * (1 + change) for x, change in zip(clean, changes, strict=True)]
         else:
-            made = [_noisy(x, y, generator) for x, y in zip(clean, seen["exposed"], strict=True)]
-        return Seen(seen.outputs, {"exposed": made})
+            features = [_noisy(x, y, generator) for x, y in zip(clean, shipped["exposed"], strict=True)]
+        return Activations(shipped.outputs, {"exposed": features})
 
     return control
 

@@ -1,4 +1,4 @@
-"""What a thief holds: the shipped graph, which he can run, tap at any tensor, and change; beside it the original."""
+"""What attackers hold: the shipped graph, which they can run, tap at any tensor, and change; beside it the original."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from asvp_export.teacher.onnx_graph import reads
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 
 TAPS = ("exposed", "before", "readers", "next")
-"""Where attackers read: the exposed map, under the layer's name; the tensor that goes into the node; the residual map, which
-the layer's readers get; the output of the next layer with weights."""
+"""Where attackers read: the exposed map, under the layer's name; the tensor that goes into the node; the residual map,
+which the layer's readers get; the output of the next layer with weights."""
 
 Pair = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From a layer's clean map to its exposed and its residual one."""
@@ -41,21 +41,21 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What one model shows on a batch."""
+class Activations:
+    """What one model shows on a batch: its outputs and its feature maps."""
 
     outputs: torch.Tensor
     """[N, C, H, W], as the model gives them."""
 
     features: Mapping[str, list[torch.Tensor]]
-    """Tap to a feature map for each protected layer, [N, C, H, W] or as the layer gives it; a tap that is not there is left out."""
+    """Tap to a feature map for each protected layer, [N, C, H, W] or as the layer gives it; without missing taps."""
 
     def __getitem__(self, tap: str) -> list[torch.Tensor]:
         return self.features[tap]
 
 
 class Victim:
-    """The shipped model and the original, as a thief and an auditor can run them.
+    """The shipped model and the original, as attackers and auditors can run them.
 
     Args:
         protected: the defence in PyTorch, or the graph of a file (`of_file`).
@@ -77,22 +77,23 @@ class Victim:
         """The shipped file beside the original.
 
         Raises:
-            InputError: the file carries no node, names layers that the original does not have, or takes or gives something else.
+            InputError: the file carries no node, names layers that the original does not have, or takes or gives
+                something else.
         """
         file = _File(path)
         dims = frozen(file.module.image_sizes(teacher.signature), teacher.signature.channels_last)
         for ours, theirs in zip((teacher.fixed[0], teacher.channels, *teacher.fixed[2:]), dims, strict=True):
             if ours and theirs and ours != theirs:
                 shapes = dims, (teacher.fixed[0], teacher.channels, *teacher.fixed[2:])
-                found, wanted = ("x".join(str(one or "?") for one in each) for each in shapes)
+                taken, wanted = ("x".join(str(side or "?") for side in shape) for shape in shapes)
                 raise InputError(
-                    f"{path} takes images of {found} (N x C x H x W) and {teacher.source} of {wanted}; give the teacher that the "
-                    "file was exported from."
+                    f"{path} takes images of {taken} (N x C x H x W) and {teacher.source} of {wanted}; "
+                    "give the teacher that the file was exported from."
                 )
         if len(file.module.output_names) != len(teacher.signature.outputs):
             raise InputError(
-                f"{path} has {len(file.module.output_names)} outputs and {teacher.source} {len(teacher.signature.outputs)}; give "
-                "the teacher that the file was exported from."
+                f"{path} has {len(file.module.output_names)} outputs and {teacher.source} "
+                f"{len(teacher.signature.outputs)}; give the teacher that the file was exported from."
             )
         batch, _, height, width = (ours or theirs for ours, theirs in zip(teacher.fixed, dims, strict=True))
         teacher = replace(teacher, fixed=(batch, teacher.fixed[1], height, width))
@@ -103,8 +104,8 @@ class Victim:
         """What an auditor should know of the two."""
         if self._file and self._file.source_sha256 not in ("", self.teacher.sha256):
             return [
-                f"{self._file.path.name} was not exported from these bytes of {self.teacher.source}: unless it is the same model in another "
-                "file, the verdict is of a difference between two models"
+                f"{self._file.path.name} was not exported from these bytes of {self.teacher.source}: unless it is the "
+                "same model in another file, the verdict is of a difference between two models"
             ]
         return []
 
@@ -126,12 +127,13 @@ class Victim:
             digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def original(self, images: torch.Tensor) -> Seen:
+    def original(self, images: torch.Tensor) -> Activations:
         """The unprotected teacher; at its taps the clean feature maps."""
-        seen = self._look(lambda lot: self._original.run(self.teacher, lot, {}), images)
-        return Seen(seen.outputs, {tap: seen[tap] for tap in seen.features if tap in ("exposed", "next")})
+        all_taps = self._look(lambda lot: self._original.run(self.teacher, lot, {}), images)
+        clean = {tap: all_taps[tap] for tap in all_taps.features if tap in ("exposed", "next")}
+        return Activations(all_taps.outputs, clean)
 
-    def shipped(self, images: torch.Tensor) -> Seen:
+    def shipped(self, images: torch.Tensor) -> Activations:
         """The shipped model as it is."""
         if file := self._file:
             return self._look(lambda lot: file.run(self.teacher, lot), images)
@@ -140,7 +142,7 @@ class Victim:
 
     def stripped(self, images: torch.Tensor, maps: Mapping[str, Transform]) -> Seen:
         """The shipped graph with node and inverse replaced by the map of their layer, deleted where there is none."""
-        pairs = {name: partial(_once, one) for name, one in maps.items()}
+        pairs = {name: partial(_once, change) for name, change in maps.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
 
     def deleted(self) -> nn.Module | None:
@@ -150,27 +152,27 @@ class Victim:
         module = insert(self.teacher, {}, self.protected.weights).module
         own = {  # under every name of a tied weight: the one left out would be the teacher's own memory
             f"{part}.{leaf}" if part else leaf: weight.detach().clone()
-            for part, one in module.named_modules()
-            for leaf, weight in one.named_parameters(recurse=False)
+            for part, submodule in module.named_modules()
+            for leaf, weight in submodule.named_parameters(recurse=False)
         }
         return insert(self.teacher, {}, own).module
 
-    def tapped(self, module: nn.Module) -> Callable[[torch.Tensor], Seen]:
+    def tapped(self, module: nn.Module) -> Callable[[torch.Tensor], Activations]:
         """A changed graph, from `deleted`, with taps at the same layers."""
         tapped = _Tapped(module, self._sites(self.teacher), self.nodes)
         return lambda images: self._look(lambda lot: tapped.run(self.teacher, lot, {}), images)
 
-    def _look(self, look: Callable[[torch.Tensor], Seen], images: torch.Tensor) -> Seen:
+    def _look(self, look: Callable[[torch.Tensor], Activations], images: torch.Tensor) -> Activations:
         return _in_lots(look, images, self.teacher.fixed[0])
 
     def fits(self, images: torch.Tensor) -> dict[str, NodeFit]:
-        """For each layer what attackers can fit in the place of node and inverse: from the clean and the residual map."""
-        found = {layer: NodeFit(node.axis) for layer, node in self.nodes.items()}
+        """For each layer what attackers can fit instead of node and inverse: from the clean and the residual map."""
+        fits = {layer: NodeFit(node.axis) for layer, node in self.nodes.items()}
         for batch in images.split(_BATCH):
-            seen = self.shipped(batch)
-            for fit, clean, residual in zip(found.values(), seen["before"], seen["readers"], strict=True):
+            shipped = self.shipped(batch)
+            for fit, clean, residual in zip(fits.values(), shipped["before"], shipped["readers"], strict=True):
                 fit.add(clean, residual)
-        return found
+        return fits
 
 
 def in_batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -198,11 +200,11 @@ class _Tapped:
             every = [site for calls in sites.values() for site in calls]
             cuts = list(dict.fromkeys([*every, *(name for name in following.values() if name)]))
             self.module = module.with_cuts(cuts)
-            places = dict(zip(cuts, self.module.sites, strict=True))
+            modules = dict(zip(cuts, self.module.sites, strict=True))
         else:
             self.module = module
-            following, places = {}, dict(module.named_modules())
-        lost = [layer for layer, calls in sites.items() if not all(site in places for site in calls)]
+            following, modules = {}, dict(module.named_modules())
+        lost = [layer for layer, calls in sites.items() if not all(site in modules for site in calls)]
         if lost:
             raise _no_layer(lost[0], type(module).__name__)
         self._open: list[str] = []
@@ -211,10 +213,10 @@ class _Tapped:
                 leaf.register_forward_hook(self._after)
         for layer, name in following.items():  # before the layers themselves: what follows may carry a node too
             if name:
-                places[name].register_forward_hook(self._watch(layer))
+                modules[name].register_forward_hook(self._watch(layer))
         for layer, calls in sites.items():
             for site in calls:
-                places[site].register_forward_hook(self._hook(layer))
+                modules[site].register_forward_hook(self._hook(layer))
 
     def _hook(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -241,11 +243,11 @@ class _Tapped:
             if isinstance(output, torch.Tensor):
                 self._seen[layer, "next"] = output.clone()
 
-    def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Pair]) -> Seen:
+    def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Pair]) -> Activations:
         self._maps, self._seen, self._open = maps, {}, []
         with torch.inference_mode():
             outputs = _main(teacher, self.module(*teacher.inputs(images.to(teacher.device))))
-        return Seen(outputs, _by_tap(self._sites, self._seen))
+        return Activations(outputs, _by_tap(self._sites, self._seen))
 
 
 class _File:
@@ -286,12 +288,12 @@ class _File:
     def _session(self):
         return self.module.session(self._outputs)
 
-    def run(self, teacher: Teacher, images: torch.Tensor) -> Seen:
+    def run(self, teacher: Teacher, images: torch.Tensor) -> Activations:
         given = {name: x.numpy() for name, x in self.module.cast(teacher.inputs(images)).items()}
         values = dict(zip(self._outputs, self._session.run(list(self._outputs), given), strict=True))
-        found = {key: torch.from_numpy(values[name]).float() for key, name in self._taps.items()}
+        features = {key: torch.from_numpy(values[name]).float() for key, name in self._taps.items()}
         outputs = [torch.from_numpy(values[name]) for name in self.module.output_names]
-        return Seen(_main(teacher, tuple(outputs)), _by_tap(self.nodes, found))
+        return Activations(_main(teacher, tuple(outputs)), _by_tap(self.nodes, features))
 
 
 def _main(teacher: Teacher, result: object) -> torch.Tensor:
@@ -309,15 +311,14 @@ def _by_tap(
 
 def _weighted(module: nn.Module) -> list[nn.Module]:
     """The layers that have weights of their own, and no others inside."""
-    return [one for one in module.modules() if not list(one.children()) and list(one.parameters(recurse=False))]
+    return [leaf for leaf in module.modules() if not list(leaf.children()) and list(leaf.parameters(recurse=False))]
 
 
 def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
-    """What the first layer with weights gives that reads a tensor, or what is made of it; graphs stand in computed order."""
-    stored = {one.name for one in model.graph.initializer}
-    flowing = {
-        one.name for one in model.graph.input
-    } - stored  # what is not is a weight, whatever it is cast or shaped by
+    """The output of the first layer with weights that reads a tensor, or what follows from it; nodes are sorted."""
+    stored = {initializer.name for initializer in model.graph.initializer}
+    # What does not follow from an input is a weight, whatever it is cast or shaped by.
+    flowing = {value.name for value in model.graph.input} - stored
     behind = {tensor}
     for node in model.graph.node:
         names = reads(node)
@@ -332,27 +333,29 @@ def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
 
 def _no_layer(layer: str, where: str) -> InputError:
     return InputError(
-        f"{layer} carries a node, and {where} has no layer of that name; give the teacher that the file was exported from."
+        f"{layer} carries a node, and {where} has no layer of that name; "
+        "give the teacher that the file was exported from."
     )
 
 
-def _in_lots(look: Callable[[torch.Tensor], Seen], images: torch.Tensor, size: int | None) -> Seen:
+def _in_lots(look: Callable[[torch.Tensor], Activations], images: torch.Tensor, size: int | None) -> Activations:
     """What a model shows that takes no other number of images at a time, None: it takes any."""
     if size is None or len(images) == size:
         return look(images)
-    seen = []
+    lots = []
     for lot in images.split(size):
-        one = look(torch.cat([lot, lot[-1:].expand(size - len(lot), *lot.shape[1:])]))
-        seen.append(Seen(one.outputs[: len(lot)], {tap: [x[: len(lot)] for x in one[tap]] for tap in one.features}))
-    outputs = torch.cat([one.outputs for one in seen])
-    return Seen(
-        outputs,
-        {tap: [torch.cat(lots) for lots in zip(*(one[tap] for one in seen), strict=True)] for tap in seen[0].features},
-    )
+        padded = look(torch.cat([lot, lot[-1:].expand(size - len(lot), *lot.shape[1:])]))
+        features = {tap: [x[: len(lot)] for x in padded[tap]] for tap in padded.features}
+        lots.append(Activations(padded.outputs[: len(lot)], features))
+    outputs = torch.cat([lot.outputs for lot in lots])
+    features = {
+        tap: [torch.cat(layer) for layer in zip(*(lot[tap] for lot in lots), strict=True)] for tap in lots[0].features
+    }
+    return Activations(outputs, features)
 
 
 def laid_out(features: torch.Tensor, axis: int) -> torch.Tensor:
-    """A feature map as [N, C, H, W] float32: channels moved to place 1, tokens laid out as a square.
+    """A feature map as [N, C, H, W] float32: channels moved to axis 1, tokens laid out as a square.
 
     Raises:
         InputError: tokens that make no square.
@@ -361,8 +364,10 @@ def laid_out(features: torch.Tensor, axis: int) -> torch.Tensor:
     if x.ndim == 3:
         side = int(np.sqrt(x.shape[2]))
         if side * side != x.shape[2]:
-            raise InputError(f"{x.shape[2]} tokens of a square patch make no square; an audit cannot lay them out. Protect "
-                             "another layer.")  # fmt: skip
+            raise InputError(
+                f"{x.shape[2]} tokens of a square patch make no square; an audit cannot lay them out. "
+                "Protect another layer."
+            )
         x = x.unflatten(2, (side, side))
     if x.ndim != 4:
         raise InputError(f"A feature map of {x.ndim} dimensions cannot be imitated; 3 or 4 were expected.")

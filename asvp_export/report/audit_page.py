@@ -1,4 +1,4 @@
-"""An audit as one page to look at: what a thief loses, beside the pictures that the students make."""
+"""An audit as one page to look at: what attackers lose, beside the pictures that the students make."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _DEEPEST = 15.0  # dB under the best that learning curves are drawn
 _GROUPS = {
     BASELINES: "What the others are compared with; the best first.",
     SHIPPED: "Students of the model that ships, its features taken as they come; the largest loss first.",
-    CONTROLS: "Clean features, changed as much as the shipped ones by something simpler: a scalar, or noise. What these lose is "
-    "no merit of the node.",
-    ATTACKERS: "Students whose owner knows the defence and does something about it; the last is the one to fear.",
+    CONTROLS: "Clean features, changed as much as the shipped ones by something simpler: a scalar, or noise. "
+    "What these lose is no merit of the node.",
+    ATTACKERS: "Students of attackers who know the defence and do something about it; the last loses least.",
 }
 _MODELS = {
     "clean": ("Clean", "the truth"),
@@ -36,7 +36,8 @@ _MODELS = {
     "teacher": ("Teacher", "the original's output"),
     "protected": ("Protected", "the shipped model's output"),
 }
-_COURSES = {
+_TAUGHT_BY = ("original", "shipped")
+_CURVES = {
     "Outputs alone": "outputs",
     "Features by a plain MSE, weight 1": "mse-1",
     "Normalised features, weight 10": "normalised-10",
@@ -44,7 +45,7 @@ _COURSES = {
 
 
 @dataclass(frozen=True)
-class _Shot:
+class _StudentPicture:
     """A student's picture."""
 
     name: str
@@ -85,47 +86,48 @@ def write_audit_page(result: AuditResult, path: Path) -> None:
 
 def _page(result: AuditResult) -> str:
     groups = grouped(result)
-    models, shots, factor = _pictures(result, [row for rows in groups.values() for row in rows])
+    models, student_pictures, factor = _pictures(result, [row for rows in groups.values() for row in rows])
     subject = result.file or result.model
-    verdict = ("passed" if result.passed else "failed") if result.bars else ""
+    verdict = ("passed" if result.passed else "failed") if result.requirements else ""
     return render(
         "audit.html",
         title=f"{subject}: audit{f' {verdict}' if verdict else ''}",
         result=result,
         subject=subject,
         verdict=verdict,
-        cleared=sum(bar.passed for bar in result.bars),
+        met=sum(requirement.passed for requirement in result.requirements),
         sentences=result.sentences(),
-        bars=_bars(result),
-        own=_own(result),
+        requirements=_requirements(result),
+        model_scores=_model_scores(result),
         nodes=_nodes(result),
         losses=list(_losses(result, groups)),
         tables={name: _rows(name, rows) for name, rows in groups.items()},
         unavailable=Table(["row", "why"], list(result.unavailable.items())),
         curves=list(_curves(result)),
         models=models,
-        shots=shots,
-        hidden=sum(name in result.by_name for name in result.pictures) - len(shots),
+        student_pictures=student_pictures,
+        hidden=sum(name in result.by_name for name in result.pictures) - len(student_pictures),
         factor=factor,
         settings=_settings(result),
         facts=[(name, str(value)) for name, value in environment().items() if value is not None],
     )
 
 
-def _bars(result: AuditResult) -> Table:
-    rows = [[one.text, one.found, "passed" if one.passed else "failed"] for one in result.bars]
+def _requirements(result: AuditResult) -> Table:
+    rows = [[each.text, each.value, "passed" if each.passed else "failed"] for each in result.requirements]
     return Table(["asked for", Column("found", "z.2f", "dB"), "verdict"], rows)
 
 
-def _own(result: AuditResult) -> Table:
-    own = result.own
+def _model_scores(result: AuditResult) -> Table:
+    scores = result.model_scores
+    preservation = (Column(f"to the original, {which}", ".1f", "dB") for which in ("worst", "mean"))
+    original = ["the original", scores.original_psnr, scores.original_ssim, None, None]
+    shipped = ["the shipped model", scores.shipped_psnr, scores.shipped_ssim]
     return Table(
-        ["model", Column("PSNR", ".2f", "dB"), Column("SSIM", ".4f"),
-         *(Column(f"to the original, {which}", ".1f", "dB") for which in ("worst", "mean"))],
-        [["the original", own.original_psnr, own.original_ssim, None, None],
-         ["the shipped model", own.shipped_psnr, own.shipped_ssim, own.worst_preservation, own.mean_preservation]],
+        ["model", Column("PSNR", ".2f", "dB"), Column("SSIM", ".4f"), *preservation],
+        [original, [*shipped, scores.worst_preservation, scores.mean_preservation]],
         outro="On the test pictures. PSNR and SSIM are against the clean pictures.",
-    )  # fmt: skip
+    )
 
 
 def _nodes(result: AuditResult) -> Table:
@@ -180,8 +182,8 @@ def _curves(result: AuditResult) -> Iterator[tuple[str, Markup, str]]:
     """Learning curves of a few rows, the student without a teacher beside each, all of the same axes."""
     known, best = result.by_name, result.best
     pairs = {
-        name: [(who, known[f"{who}/{row}"]) for who in ("original", "shipped") if f"{who}/{row}" in known]
-        for name, row in _COURSES.items()
+        name: [(teacher, known[f"{teacher}/{row}"]) for teacher in _TAUGHT_BY if f"{teacher}/{row}" in known]
+        for name, row in _CURVES.items()
     }
     pairs["The best of each"] = list(best.items())
     if "truth" in known:
@@ -193,18 +195,24 @@ def _curves(result: AuditResult) -> Iterator[tuple[str, Markup, str]]:
     kinds = {"original": "original", "shipped": "protected", "truth": "difference"}
     for name, rows in pairs.items():
         series = [
-            Series(who, kinds[who], [step for step, _ in row.curve], [value for _, value in row.curve])
-            for who, row in rows
+            Series(teacher, kinds[teacher], [step for step, _ in row.curve], [value for _, value in row.curve])
+            for teacher, row in rows
         ]
         chart = line_chart(
-            series, title=f"{name}: PSNR over the steps of training", x_label="steps", y_label="PSNR, dB",
-            most_x=max(step for step, _ in points), y_range=(max(low, high - _DEEPEST), high),
-        )  # fmt: skip
-        yield name, chart, ", ".join(str(row.arm) for who, row in rows if who != "truth")
+            series,
+            title=f"{name}: PSNR over the steps of training",
+            x_label="steps",
+            y_label="PSNR, dB",
+            most_x=max(step for step, _ in points),
+            y_range=(max(low, high - _DEEPEST), high),
+        )
+        yield name, chart, ", ".join(str(row.arm) for teacher, row in rows if teacher != "truth")
 
 
-def _pictures(result: AuditResult, rows: Sequence[Row]) -> tuple[list[tuple[str, str, Picture]], list[_Shot], int]:
-    """Those of the models, those of the students as many as there is room for, and by how much differences are multiplied."""
+def _pictures(
+    result: AuditResult, rows: Sequence[Row]
+) -> tuple[list[tuple[str, str, Picture]], list[_StudentPicture], int]:
+    """Those of the models, those of the students while there is room, and by how much differences are multiplied."""
     opened = {name: np.asarray(Image.open(io.BytesIO(data))) for name, data in result.pictures.items()}
     models = [(*words, encoded(opened[name])) for name, words in _MODELS.items() if name in opened]
     students = [row for row in rows if str(row.arm) in opened]
@@ -212,22 +220,29 @@ def _pictures(result: AuditResult, rows: Sequence[Row]) -> tuple[list[tuple[str,
         return models, [], 1
     differences = [np.abs(opened[str(row.arm)] / 255 - opened["clean"] / 255) for row in students]
     factor = factor_for(np.stack(differences))
-    shots, size = [], 0
+    shown, size = [], 0
     for row, difference in zip(students, differences, strict=True):
         grey = difference.mean(axis=2) if difference.ndim == 3 else difference
         drawn = np.rint(255 * np.clip(factor * grey, 0, 1)).astype(np.uint8)
-        shot = _Shot(str(row.arm), title(row.arm), f"{row.psnr:.2f} dB", encoded(opened[str(row.arm)]), encoded(drawn))
-        size += shot.size
+        name, output = str(row.arm), encoded(opened[str(row.arm)])
+        student = _StudentPicture(name, title(row.arm), f"{row.psnr:.2f} dB", output, encoded(drawn))
+        size += student.size
         if size > _PICTURE_BYTES:
             break
-        shots.append(shot)
-    return models, shots, factor
+        shown.append(student)
+    return models, shown, factor
 
 
 def _settings(result: AuditResult) -> list[tuple[str, str]]:
     budget = result.budget
-    found = {"task": result.task, "original": result.model, "its SHA-256": result.source_sha256}
-    found |= {"shipped": result.file or "protected in memory", "student": result.student}
-    found |= {"seeds": ", ".join(map(str, result.seeds)), "steps of each student": str(budget.steps)}
-    found |= {"patches a step": f"{budget.batch} of {budget.patches}", "largest learning rate": f"{budget.rate:g}"}
-    return list(found.items())
+    return [
+        ("task", result.task),
+        ("original", result.model),
+        ("its SHA-256", result.source_sha256),
+        ("shipped", result.file or "protected in memory"),
+        ("student", result.student),
+        ("seeds", ", ".join(map(str, result.seeds))),
+        ("steps of each student", str(budget.steps)),
+        ("patches a step", f"{budget.batch} of {budget.patches}"),
+        ("largest learning rate", f"{budget.rate:g}"),
+    ]

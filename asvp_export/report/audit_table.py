@@ -22,11 +22,11 @@ LOSS = Column("loss", "z.2f")
 
 
 def grouped(result: AuditResult) -> dict[str, list[Row]]:
-    """The rows by what is asked of them, groups without a row left out: the best baseline first, then the largest loss."""
-    found: dict[str, list[Row]] = {name: [] for name in (BASELINES, SHIPPED, CONTROLS, ATTACKERS)}
+    """The rows by what is asked of them, without empty groups: the best baseline first, then the largest loss."""
+    groups: dict[str, list[Row]] = {name: [] for name in (BASELINES, SHIPPED, CONTROLS, ATTACKERS)}
     for row in result.rows:
-        found[_group(row.arm)].append(row)
-    return {name: sorted(rows, key=_rank, reverse=True) for name, rows in found.items() if rows}
+        groups[_group(row.arm)].append(row)
+    return {name: sorted(rows, key=_rank, reverse=True) for name, rows in groups.items() if rows}
 
 
 def _group(arm: Arm) -> str:
@@ -76,10 +76,10 @@ def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
         console.print(f"not available: {escape(', '.join(names))}: {escape(reason)}", style="dim")
     for sentence in result.sentences():
         console.print(escape(sentence))
-    for bar in result.bars:
-        verdict = "[bold green]passed[/]" if bar.passed else "[bold red]failed[/]"
-        found = "its row was not run" if bar.found is None else f"found {bar.found:z.2f} dB"
-        console.print(f"{verdict}  {escape(bar.text)}, {found}", soft_wrap=True)
+    for requirement in result.requirements:
+        verdict = "[bold green]passed[/]" if requirement.passed else "[bold red]failed[/]"
+        value = "its row was not run" if requirement.value is None else f"found {requirement.value:z.2f} dB"
+        console.print(f"{verdict}  {escape(requirement.text)}, {value}", soft_wrap=True)
     for what, path in written.items():
         console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""The audit: what a thief can see, attackers who adapt, students that are trained and kept, and the verdict in words."""
+"""The audit: what attackers can see, attackers who adapt, students that are trained and kept, and the results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from asvp_export.audit import arms, data
 from asvp_export.audit.arms import Arm, with_baselines
 from asvp_export.audit.attacks import attacks
 from asvp_export.audit.attacks.base import UnavailableError
-from asvp_export.audit.auditing import PROFILES, run_audit
+from asvp_export.audit.auditing import PROFILES, AuditOptions, run_audit
 from asvp_export.audit.losses import LOSSES
-from asvp_export.audit.results import NO_EFFECT, ONE_SEED, Row, check_requirements, hold, judge
+from asvp_export.audit.results import NO_EFFECT, ONE_SEED, Row, check_requirements, evaluate_requirements, summarise
 from asvp_export.audit.runner import Workers, _particulars
 from asvp_export.audit.students import student_for
-from asvp_export.audit.targets import taught
-from asvp_export.audit.victim import TAPS, Seen, Victim, _next_tensor
+from asvp_export.audit.targets import distillation_targets
+from asvp_export.audit.victim import TAPS, Activations, Victim, _next_tensor
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
@@ -82,17 +82,16 @@ def exported(model, path: Path) -> Path:
 
 
 def audited(model, clean, tmp_path, *, rows=ROWS, seeds=1, steps=2, jobs=1, **options):
-    options = {"task": TASK, "data": clean, "student": STUDENT} | options
-    return run_audit(
-        model, rows=rows, seeds=seeds, steps=steps, cache=tmp_path / "cache", workers=Workers(jobs), **options
-    )
+    subject = {"task": options.pop("task", TASK), "data": clean}
+    trained = {"student": STUDENT, "cache": tmp_path / "cache", "workers": Workers(jobs)} | options
+    return run_audit(model, **subject, options=AuditOptions(rows=rows, seeds=seeds, steps=steps, **trained))
 
 
 def near(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-# What a thief can see
+# What attackers can see
 
 
 def test_the_taps_of_the_shipped_model_are_its_own(victim, patches):
@@ -229,14 +228,15 @@ def test_normalised_and_whitened_features_are_what_they_say(victim, patches):
 
 def test_the_controls_change_the_features_as_much_as_the_shipped_model_does(victim, patches):
     clean, shipped = (
-        taught(victim, patches, who, "", ["exposed"]).features["exposed"][0] for who in ("original", "shipped")
+        distillation_targets(victim, patches, who, "", ["exposed"]).features["exposed"][0]
+        for who in ("original", "shipped")
     )
     change = np.linalg.norm(shipped - clean)
     for who in ("scaled", "noise"):
-        control = taught(victim, patches, who, "", ["exposed"])
+        control = distillation_targets(victim, patches, who, "", ["exposed"])
         assert np.linalg.norm(control.features["exposed"][0] - clean) == pytest.approx(change, rel=1e-4)
-        assert np.array_equal(control.outputs, taught(victim, patches, "shipped", "", []).outputs)
-    scaled = taught(victim, patches, "scaled", "", ["exposed"]).features["exposed"][0]
+        assert np.array_equal(control.outputs, distillation_targets(victim, patches, "shipped", "", []).outputs)
+    scaled = distillation_targets(victim, patches, "scaled", "", ["exposed"]).features["exposed"][0]
     assert np.allclose(scaled / np.where(clean, clean, 1), np.where(clean, scaled.max() / clean.max(), 0), rtol=1e-5)
 
 
@@ -310,11 +310,11 @@ def test_channels_that_are_always_zero_do_not_mislead_who_estimates():
         nodes = {LAYER: Perturbation(1, 10.0)}  # noqa: RUF012
 
         def shipped(self, images):
-            return Seen(images, {"exposed": [exposed]})
+            return Activations(images, {"exposed": [exposed]})
 
     one = attacks()["estimate"]
     one.prepare(Shows(), exposed)
-    ((rank, gain),) = one._found.values()
+    ((rank, gain),) = one._estimates.values()
     assert rank == 1 and 3 < gain < 1000
 
 
@@ -363,7 +363,7 @@ def test_every_row_has_a_name_that_is_read_back(profile):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("thief", "cannot be read"),
+        ("anything", "cannot be read"),
         ("stranger/mse-1", "names the teacher 'stranger'"),
         ("shipped/hinge-1", "names the loss 'hinge'"),
         ("shipped+magic/mse-1", "names the attacker 'magic'"),
@@ -389,8 +389,8 @@ def test_a_row_that_is_none_is_refused(name, sentence):
 
 
 def test_no_scene_is_in_two_parts_and_pairs_are_read_as_they_are(clean, tmp_path):
-    own = data.own(TASK)
-    names = [{pair.name.rpartition("_")[0] for pair in part} for part in (own.train, own.select, own.test)]
+    ours = data.project_pictures(TASK)
+    names = [{pair.name.rpartition("_")[0] for pair in part} for part in (ours.train, ours.select, ours.test)]
     assert all(names) and not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
     found = data.from_folder(clean, TASK)
     parts = [{pair.name for pair in part} for part in (found.train, found.select, found.test)]
@@ -409,7 +409,7 @@ def test_no_scene_is_in_two_parts_and_pairs_are_read_as_they_are(clean, tmp_path
 
 def test_patches_are_aligned_with_their_clean_pictures():
     teacher = example("sr_x2")
-    patches = data.cut_patches(teacher, data.own("sr_x2").train[:2], 4, 0)
+    patches = data.cut_patches(teacher, data.project_pictures("sr_x2").train[:2], 4, 0)
     assert patches.inputs.shape == (4, 3, 32, 32) and patches.clean.shape == (4, 3, 64, 64)
     small = torch.nn.functional.interpolate(patches.clean, scale_factor=0.5, mode="bicubic", antialias=True)
     inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))  # the patch has another border than the picture
@@ -423,10 +423,10 @@ def test_clean_pictures_of_odd_sizes_and_scales_that_are_no_whole_numbers_fit(cl
     found = data.from_folder(tmp_path, "sr_x2")
     teacher = example("sr_x2")
     assert data.cut_patches(teacher, found.train, 2, 0).clean.shape[2:] == (64, 64)
-    pair = data.whole(teacher, found.test[0])
+    pair = data.centre_crop(teacher, found.test[0])
     assert pair.degraded.shape == (35, 39, 3) and pair.clean.shape == (70, 78, 3)
     wide = replace(teacher, scale=Fraction(7, 4))
-    pair = data.whole(wide, data.Pair("a", np.zeros((160, 152, 3)), np.zeros((280, 266, 3))))
+    pair = data.centre_crop(wide, data.Pair("a", np.zeros((160, 152, 3)), np.zeros((280, 266, 3))))
     assert pair.degraded.shape == (144, 144, 3) and pair.clean.shape == (252, 252, 3)
     assert data.fitting(wide, 37) == (40, 40)
 
@@ -544,12 +544,13 @@ def test_ten_steps_and_a_requirement_that_no_row_answers(protected, clean, tmp_p
     for bar, sentence in (("feature_kd_drop>=1", "is not run"), ("original/outputs>=1", "has no loss")):
         with pytest.raises(InputError, match=sentence):
             audited(protected, clean, tmp_path, rows=["shipped/outputs"], require=[bar])
-    assert hold({"shipped/mse-1": 2.0}, ["shipped/mse-1@node>=1"])[0].passed
+    assert evaluate_requirements({"shipped/mse-1": 2.0}, ["shipped/mse-1@node>=1"])[0].passed
 
 
 def test_a_student_is_asked_about_every_size_before_it_is_trained(protected, clean, tmp_path):
     (tmp_path / "picky.py").write_text(
-        "import torch\n\n\nclass Picky(torch.nn.Conv2d):\n    def forward(self, x):\n        assert x.shape[3] == 64, 'no'\n"
+        "import torch\n\n\nclass Picky(torch.nn.Conv2d):\n    def forward(self, x):\n"
+        "        assert x.shape[3] == 64, 'no'\n"
         "        return super().forward(x)\n\n\ndef net():\n    return torch.nn.Sequential(Picky(3, 3, 3, padding=1))\n"
     )
     with pytest.raises(InputError, match="cannot be run on an image of"):
@@ -568,7 +569,7 @@ def test_a_student_learns(protected, clean, tmp_path):
 
 def found(**scores: list[float]):
     """Findings in which each row scored the same on all pictures."""
-    from asvp_export.audit.runner import Findings, Own
+    from asvp_export.audit.runner import Findings, ModelScores
 
     made = {
         Arm.parse(name): [
@@ -577,11 +578,11 @@ def found(**scores: list[float]):
         ]
         for name, values in scores.items()
     }
-    return Findings(made, {}, Own(30.0, 0.9, 29.95, 0.9, 48.5, 50.0), None, None)
+    return Findings(made, {}, ModelScores(30.0, 0.9, 29.95, 0.9, 48.5, 50.0))
 
 
 def rows_of(**scores: list[float]) -> dict[str, Row]:
-    return {str(row.arm): row for row in judge(found(**scores))}
+    return {str(row.arm): row for row in summarise(found(**scores))}
 
 
 def test_a_loss_within_the_spread_of_the_seeds_is_no_effect():
@@ -604,8 +605,8 @@ def test_a_loss_within_the_spread_of_the_seeds_is_no_effect():
 
 def test_requirements_are_held_against_the_numbers():
     metrics = {"feature_kd_drop": 1.4, "shipped/mse-10": 0.2, "best_attacker_drop": None}
-    bars = hold(metrics, ["feature_kd_drop>=1.0", "shipped/mse-10 > 0.5", "best_attacker_drop>=0"])
-    assert [bar.passed for bar in bars] == [True, False, False] and bars[2].found is None
+    held = evaluate_requirements(metrics, ["feature_kd_drop>=1.0", "shipped/mse-10 > 0.5", "best_attacker_drop>=0"])
+    assert [each.passed for each in held] == [True, False, False] and held[2].value is None
     for text, sentence in (
         ("feature_kd_drop", "cannot be read"),
         ("speed>=1", "is known"),
@@ -641,7 +642,7 @@ def command(clean, tmp_path, *arguments):
     )  # fmt: skip
 
 
-def test_the_command_audits_a_file_and_fails_where_a_bar_is_not_cleared(file, clean, tmp_path):
+def test_the_command_audits_a_file_and_fails_where_a_requirement_is_not_met(file, clean, tmp_path):
     done = command(clean, tmp_path, file, "--json", "--require", "own_loss<=100")
     assert done.code == 0, done.err
     data = json.loads(done.out)
@@ -651,7 +652,7 @@ def test_the_command_audits_a_file_and_fails_where_a_bar_is_not_cleared(file, cl
     assert written == ["protected.audit.html", "protected.audit.json"]
     assert json.loads((tmp_path / "report" / "protected.audit.json").read_text()) == data
     failed = command(clean, tmp_path, file, "--quiet", "--require", "feature_kd_drop>=100")
-    assert failed.code == 1 and "The bar feature_kd_drop>=100 is not cleared" in failed.err
+    assert failed.code == 1 and "The requirement feature_kd_drop>=100 is not met" in failed.err
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from asvp_export.audit.arms import Arm
-from asvp_export.audit.results import NO_EFFECT, ONE_SEED, AuditResult, Bar, Row, title
-from asvp_export.audit.runner import Own
+from asvp_export.audit.results import NO_EFFECT, ONE_SEED, AuditResult, Requirement, Row, title
+from asvp_export.audit.runner import ModelScores
 from asvp_export.audit.training import Budget
 from asvp_export.operator import Perturbation
 from asvp_export.report.audit_page import write_audit_page
@@ -89,10 +89,14 @@ def pictures(*channels: int) -> dict[str, bytes]:
 def result() -> AuditResult:
     return AuditResult(
         model="net.pt", source_sha256="ab" * 32, file="net.onnx",
-        nodes={"body.3": Perturbation(2, 11.5)}, task="derain", own=Own(31.234, 0.91, 31.20, 0.9, 48.76, 52.3),
+        nodes={"body.3": Perturbation(2, 11.5)}, task="derain",
+        model_scores=ModelScores(31.234, 0.91, 31.20, 0.9, 48.76, 52.3),
         rows=rows(3), unavailable={"original/normalised-10@next": HOSTILE}, seeds=(0, 1, 2), budget=Budget(),
         student="ours", pictures=pictures(3),
-        bars=(Bar("feature_kd_drop>=1.0", 4.6, True), Bar("preservation>=50", 48.76, False), Bar("noise/mse-1>=1", None, False)),
+        requirements=(
+            Requirement("feature_kd_drop>=1.0", 4.6, True), Requirement("preservation>=50", 48.76, False),
+            Requirement("noise/mse-1>=1", None, False),
+        ),
     )  # fmt: skip
 
 
@@ -108,13 +112,14 @@ def seen(result, tmp_path_factory) -> Seen:
 
 def test_the_verdict_comes_first_and_every_row_is_there(result, seen):
     assert [tag for tag, _ in seen.tags if re.fullmatch("h[1-6]|li|table|svg|img", tag)][:2] == ["h1", "li"]
-    assert "net.onnx clears 1 of 3 bars." in seen.text("h1") and "Failed" in seen.text("span")
+    assert "net.onnx meets 1 of 3 requirements." in seen.text("h1") and "Failed" in seen.text("span")
     assert [one for one in seen.texts["li"] if one.strip()] == result.sentences()
     assert seen.text("h2") == (
-        "Bars The models What the students lose All rows Learning curves Pictures Settings What this does not say"
+        "Requirements The models What the students lose All rows Learning curves Pictures Settings "
+        "What this does not say"
     )
     heads = [one.strip() for one in seen.texts["th"] if one.strip()]
-    assert {*SCORES, "body.3", *(bar.text for bar in result.bars)} <= set(heads)
+    assert {*SCORES, "body.3", *(each.text for each in result.requirements)} <= set(heads)
     assert [one for one in heads if one.startswith("original")][:2] == ["original/mse-1", "original/normalised-10"]
     assert [one for one in seen.texts["h3"] if one in GROUPS] == GROUPS[1:] + GROUPS
     assert [one for one in heads if one in ("shipped/mse-1", "shipped/outputs")] == ["shipped/mse-1", "shipped/outputs"]
@@ -190,7 +195,7 @@ def test_the_pictures_are_the_students_and_their_differences_times_one_factor(ch
 def test_names_and_reasons_are_text_whatever_they_hold(result, tmp_path, capsys):
     hostile = replace(
         result, model=HOSTILE, file=HOSTILE, task=HOSTILE, student=HOSTILE, nodes={HOSTILE: Perturbation(1, 2.0)},
-        bars=(Bar(HOSTILE, 1.0, True),),
+        requirements=(Requirement(HOSTILE, 1.0, True),),
     )  # fmt: skip
     seen = seen_of(hostile, tmp_path)
     assert not seen.all("script") and "{{ 7 * 7 }}[red]" in seen.text("th")
@@ -207,10 +212,10 @@ def test_one_seed_and_scores_without_a_number_have_a_page(result, tmp_path):
         last, psnr=nan, ssim=nan, select=-1.0, by_seed=(nan,), loss=nan, p=nan, effect="", curve=((500, nan),)
     )
     changed = replace(
-        result, rows=(one, *rows(1)[1:-1], broken), seeds=(0,), bars=(), pictures={}, file="", unavailable={}
+        result, rows=(one, *rows(1)[1:-1], broken), seeds=(0,), requirements=(), pictures={}, file="", unavailable={}
     )
     seen = seen_of(changed, tmp_path)
-    assert "net.pt: what its defence costs a thief" in seen.text("h1")
+    assert "net.pt: what its defence costs attackers" in seen.text("h1")
     assert not {"Failed", "Passed"} & set(seen.texts["span"])
     assert seen.text("h2") == (
         "The models What the students lose All rows Learning curves Settings What this does not say"

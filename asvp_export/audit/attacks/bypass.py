@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from asvp_export.audit.attacks.base import Attack, UnavailableError, changed
-from asvp_export.audit.victim import Seen, Victim
+from asvp_export.audit.victim import Activations, Victim
 
 
 class Bypass(Attack):
-    """The student imitates what the layers' own readers get: with a residual gain of 1 the clean maps, beside clean outputs."""
+    """The student imitates what the layers' own readers get: the clean maps, where the residual gain is 1."""
 
     name = "bypass"
     title = "reads the maps behind the inverses"
@@ -18,6 +18,6 @@ class Bypass(Attack):
         if not any(node.inverse for node in victim.nodes.values()):
             raise UnavailableError("no layer has an inverse: its readers get the exposed map")
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
-        seen = victim.shipped(images)
-        return changed(seen, seen["readers"])
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
+        shown = victim.shipped(images)
+        return changed(shown, shown["readers"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from asvp_export.audit.attacks.base import Attack
-from asvp_export.audit.victim import Seen, Victim
+from asvp_export.audit.victim import Activations, Victim
 
 
 class Delete(Attack):
@@ -14,5 +14,5 @@ class Delete(Attack):
     name = "delete"
     title = "deletes nodes and inverses"
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
         return victim.stripped(images, {})

@@ -7,7 +7,7 @@ import math
 import torch
 
 from asvp_export.audit.attacks.base import Attack, changed
-from asvp_export.audit.victim import Seen, Victim, in_batches
+from asvp_export.audit.victim import Activations, Victim, in_batches
 
 _MOST = 16  # the largest rank that is looked for
 _NOISE = 1e-6  # of the largest singular value: what is below it is rounding, and a fall to there tells nothing
@@ -26,14 +26,14 @@ class Estimate(Attack):
                 rows = x.movedim(node.axis, 1).flatten(2).double()
                 values = torch.linalg.eigvalsh(rows @ rows.mT).flip(-1)
                 logs[layer].append(torch.maximum(values, values[:, :1] * _NOISE**2 + 1e-300).log() / 2)
-        self._found = {layer: _rank_and_gain(torch.cat(found).mean(0)) for layer, found in logs.items()}
+        self._estimates = {layer: _rank_and_gain(torch.cat(batches).mean(0)) for layer, batches in logs.items()}
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
-        seen, features = victim.shipped(images), []
-        for x, (layer, node) in zip(seen["exposed"], victim.nodes.items(), strict=True):
-            rank, gain = self._found[layer]
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
+        shown, features = victim.shipped(images), []
+        for x, (layer, node) in zip(shown["exposed"], victim.nodes.items(), strict=True):
+            rank, gain = self._estimates[layer]
             features.append(torch.ops.asvp.perturb(x, rank, 1 / gain, 1.0, node.axis))
-        return changed(seen, features)
+        return changed(shown, features)
 
 
 def _rank_and_gain(spectrum: torch.Tensor) -> tuple[int, float]:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from asvp_export.audit.attacks.base import Attack, UnavailableError
-from asvp_export.audit.victim import Seen, Victim, in_batches
+from asvp_export.audit.victim import Activations, Victim, in_batches
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.model import named_outputs
 
@@ -14,7 +14,7 @@ _STEPS, _BATCH, _RATE, _SEED = 300, 8, 3e-4, 2510
 
 
 class FineTune(Attack):
-    """No labels are needed: the shipped model gives the targets, and then a graph without nodes gives clean features."""
+    """The shipped model gives the targets, so no labels are needed; a graph without nodes then gives clean features."""
 
     name = "finetune"
     title = "deletes the nodes and fine-tunes the graph on its own outputs"
@@ -34,10 +34,10 @@ class FineTune(Attack):
                 chosen = torch.randint(len(images), (teacher.fixed[0] or _BATCH,), generator=generator)
                 result = module(*teacher.inputs(images[chosen].to(teacher.device)))
                 output = list(named_outputs(result).values())[teacher.signature.main]
-                found = teacher.signature.from_model(output)
+                restored = teacher.signature.from_model(output)
                 optimizer.zero_grad()
                 try:
-                    functional.mse_loss(found, wanted[chosen]).backward()
+                    functional.mse_loss(restored, wanted[chosen]).backward()
                 except RuntimeError as error:  # an archive made for inference, for instance, or an in-place operation
                     raise UnavailableError(f"the shipped graph cannot be trained ({one_line(error)})") from error
                 torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -46,5 +46,5 @@ class FineTune(Attack):
         module.requires_grad_(False)
         self._tuned = victim.tapped(module)
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
         return self._tuned(images)

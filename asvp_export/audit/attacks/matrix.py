@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from asvp_export.audit.attacks.base import Attack, changed
-from asvp_export.audit.victim import Seen, Victim
+from asvp_export.audit.victim import Activations, Victim
 
 
 class Matrix(Attack):
@@ -17,6 +17,6 @@ class Matrix(Attack):
     def prepare(self, victim: Victim, images: torch.Tensor) -> None:
         self._maps = {layer: fit.matrix() for layer, fit in victim.fits(images).items()}
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
-        seen = victim.stripped(images, self._maps)
-        return changed(seen, seen["before"])
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
+        shown = victim.stripped(images, self._maps)
+        return changed(shown, shown["before"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from asvp_export.audit.attacks.base import Attack, changed
-from asvp_export.audit.victim import Seen, Victim
+from asvp_export.audit.victim import Activations, Victim
 
 
 class Normalise(Attack):
@@ -15,18 +15,18 @@ class Normalise(Attack):
     title = "normalises each channel of each sample"
     original_too = True
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
         return _normalised(victim, victim.shipped(images))
 
-    def clean(self, victim: Victim, images: torch.Tensor) -> Seen:
+    def clean(self, victim: Victim, images: torch.Tensor) -> Activations:
         return _normalised(victim, victim.original(images))
 
 
-def _normalised(victim: Victim, seen: Seen) -> Seen:
+def _normalised(victim: Victim, shown: Activations) -> Activations:
     features = []
-    for x, node in zip(seen["exposed"], victim.nodes.values(), strict=True):
+    for x, node in zip(shown["exposed"], victim.nodes.values(), strict=True):
         rows = x.movedim(node.axis, 1)
         axes = tuple(range(2, x.ndim))
         rows = (rows - rows.mean(axes, keepdim=True)) / (rows.var(axes, correction=0, keepdim=True) + 1e-12).sqrt()
         features.append(rows.movedim(1, node.axis))
-    return changed(seen, features)
+    return changed(shown, features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from asvp_export.audit.attacks.base import Attack
-from asvp_export.audit.victim import Seen, Victim
+from asvp_export.audit.victim import Activations, Victim
 
 
 class Scalar(Attack):
@@ -17,5 +17,5 @@ class Scalar(Attack):
     def prepare(self, victim: Victim, images: torch.Tensor) -> None:
         self._maps = {layer: fit.scalar() for layer, fit in victim.fits(images).items()}
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
         return victim.stripped(images, self._maps)

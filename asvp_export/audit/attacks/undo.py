@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from asvp_export.audit.attacks.base import Attack, changed
-from asvp_export.audit.victim import Seen, Victim
+from asvp_export.audit.victim import Activations, Victim
 from asvp_export.operator import Perturbation
 
 
 class Undo(Attack):
-    """An SVD of the exposed map, and the leading singular values divided by the gain: exact while they lead (gain over 1).
+    """The leading singular values of the exposed map divided by the gain: exact while they lead (gain over 1).
 
     Where an energy decides how many were multiplied, it is the number that explains the exposed map.
     """
@@ -18,10 +18,10 @@ class Undo(Attack):
     name = "undo"
     title = "undoes the gain, rank and gain known"
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
-        seen = victim.shipped(images)
-        maps = zip(seen["exposed"], victim.nodes.values(), strict=True)
-        return changed(seen, [_undone(x, node) for x, node in maps])
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
+        shown = victim.shipped(images)
+        maps = zip(shown["exposed"], victim.nodes.values(), strict=True)
+        return changed(shown, [_undone(x, node) for x, node in maps])
 
 
 def _undone(x: torch.Tensor, node: Perturbation) -> torch.Tensor:
@@ -29,6 +29,6 @@ def _undone(x: torch.Tensor, node: Perturbation) -> torch.Tensor:
         return torch.ops.asvp.perturb(x, node.rank, 1 / node.gain, 1.0, node.axis)
     ranks = range(1, min(node.rank, x.shape[node.axis]) + 1)
     tried = torch.stack([torch.ops.asvp.perturb(x, rank, 1 / node.gain, 1.0, node.axis) for rank in ranks])
-    again = torch.stack([torch.ops.asvp.perturb(one, **node.attributes()) for one in tried])
+    again = torch.stack([torch.ops.asvp.perturb(clean, **node.attributes()) for clean in tried])
     best = (again - x).flatten(2).norm(dim=2).argmin(0)
     return tried[best, torch.arange(len(x), device=x.device)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from asvp_export.audit.attacks.base import Attack, changed
-from asvp_export.audit.victim import Seen, Victim
+from asvp_export.audit.victim import Activations, Victim
 
 _FLOOR = 1e-4  # of the largest variance that no node amplifies: directions below it are noise
 
@@ -17,16 +17,16 @@ class Whiten(Attack):
     title = "whitens the channels of each sample"
     original_too = True
 
-    def look(self, victim: Victim, images: torch.Tensor) -> Seen:
+    def look(self, victim: Victim, images: torch.Tensor) -> Activations:
         return _whitened(victim, victim.shipped(images))
 
-    def clean(self, victim: Victim, images: torch.Tensor) -> Seen:
+    def clean(self, victim: Victim, images: torch.Tensor) -> Activations:
         return _whitened(victim, victim.original(images))
 
 
-def _whitened(victim: Victim, seen: Seen) -> Seen:
+def _whitened(victim: Victim, shown: Activations) -> Activations:
     features = []
-    for x, node in zip(seen["exposed"], victim.nodes.values(), strict=True):
+    for x, node in zip(shown["exposed"], victim.nodes.values(), strict=True):
         moved = x.movedim(node.axis, 1)
         rows = moved.flatten(2).double()
         rows = rows - rows.mean(2, keepdim=True)
@@ -35,4 +35,4 @@ def _whitened(victim: Victim, seen: Seen) -> Seen:
         floor = values[:, -1 - behind, None] * _FLOOR + 1e-30
         root = vectors @ torch.diag_embed((values + floor).rsqrt()) @ vectors.mT
         features.append((root @ rows).float().view(moved.shape).movedim(1, node.axis))
-    return changed(seen, features)
+    return changed(shown, features)
