@@ -1,4 +1,4 @@
-"""What the scores of an audit say, in words that follow the numbers."""
+"""The results of an audit: rows, requirements, and a verdict in words that follow the numbers."""
 
 from __future__ import annotations
 

@@ -259,8 +259,8 @@ class _File:
         model = onnx.ModelProto()
         model.CopyFrom(self.module.model)
         fold(model)
-        provenance = read_provenance({one.key: one.value for one in model.metadata_props})
-        calls = [one for one in pairs(model, provenance.layers if provenance else ()) if not one.name.inverse]
+        provenance = read_provenance({entry.key: entry.value for entry in model.metadata_props})
+        calls = [call for call in pairs(model, provenance.layers if provenance else ()) if not call.name.inverse]
         if not calls:
             raise InputError(
                 f"{path} carries no ASVP node; give the protected file, or --layers to protect the model here."

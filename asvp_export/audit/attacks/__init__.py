@@ -13,10 +13,10 @@ from asvp_export.audit.attacks.base import Attack
 @cache
 def attacks() -> dict[str, Attack]:
     """Name to attacker, in the order of the names."""
-    found: dict[str, Attack] = {}
+    by_name: dict[str, Attack] = {}
     for module in pkgutil.iter_modules(__path__):
         content = vars(importlib.import_module(f"{__name__}.{module.name}"))
         for kind in content.values():
             if isinstance(kind, type) and issubclass(kind, Attack) and not inspect.isabstract(kind):
-                found[kind.name] = kind()
-    return dict(sorted(found.items()))
+                by_name[kind.name] = kind()
+    return dict(sorted(by_name.items()))
