@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import re
 import shutil
@@ -24,7 +26,7 @@ from asvp_export.audit.auditing import PROFILES, AuditOptions, run_audit
 from asvp_export.audit.losses import LOSSES
 from asvp_export.audit.results import NO_EFFECT, ONE_SEED, Row, check_requirements, evaluate_requirements, summarise
 from asvp_export.audit.runner import Workers, _particulars
-from asvp_export.audit.students import student_for
+from asvp_export.audit.students import Compact, student_for
 from asvp_export.audit.targets import distillation_targets
 from asvp_export.audit.victim import TAPS, Activations, Victim, _next_tensor
 from asvp_export.errors import InputError
@@ -456,6 +458,13 @@ def test_a_student_is_taught_at_the_same_name_or_the_same_depth():
     assert early in ("head", "body.0.0") and late in ("body.5.2", "tail")
     with pytest.raises(InputError, match="name another student"):
         student_for(teacher, [LAYER], STUDENT.replace(TASK, "sr_x2"))
+
+
+def test_a_change_of_our_own_student_retrains_it():
+    """The keys of the cache hold `_COMPACT_SOURCE` for it: change that, then this, when `Compact` changes."""
+    assert hashlib.sha256(inspect.getsource(Compact).encode()).hexdigest() == (
+        "e1c12321e8b054e9bb34fe55790bfffb8697307948c9493de37ca354b2f2167c"
+    )
 
 
 def test_pictures_that_do_not_fit_are_refused(protected, clean, tmp_path):
