@@ -320,7 +320,7 @@ class AuditOptions(Options):
     seeds: int | None = option(None, "Students a row. Default: the profile's.")
     steps: int | None = option(None, "Of each student's training. Default: the profile's.")
     require: tuple[str, ...] = option(
-        (), "Fail unless it holds, such as 'feature_kd_drop>=1.0'; may repeat.", metavar="BAR"
+        (), "Fail unless it holds, such as 'feature_kd_drop>=1.0'; may repeat.", metavar="LIMIT"
     )
     report: Path | None = option(None, "Folder for the report, made where it is missing. Default: here.", metavar="DIR")
     cache: Path = option(Path(".asvp-audit"), "Keeps finished students: a run that was stopped goes on.")

@@ -23,9 +23,10 @@ from typing import Any
 
 import asvp_export
 from asvp_export.audit.attacks import attacks
-from asvp_export.audit.auditing import AuditOptions, run_audit
+from asvp_export.audit.auditing import run_audit
 from asvp_export.audit.results import Row
 from asvp_export.graph.protect import Protected
+from asvp_export.options import AuditOptions
 from asvp_export.plan.record import Plan, apply
 from asvp_export.progress import for_terminal
 from benchmarks._teachers import ROOT, TASKS, teacher
@@ -75,8 +76,8 @@ ASKED = ("shipped/mse-1", "shipped/normalised-1", "shipped/attention-10")
 def layers(task: str) -> None:
     for name, those in LAYERS.items():
         made = asvp_export.protect(teacher(task), those, gain=100.0)
-        options = AuditOptions(student=student(task), rows=ASKED, seeds=1, steps=STEPS, cache=CACHE)
-        result = run_audit(made, task=task, options=options)
+        options = AuditOptions(task=task, student=student(task), rows=ASKED, seeds=1, steps=STEPS, cache=CACHE)
+        result = run_audit(made, options=options)
         keep(f"layers/{task}/{name}", {"layers": those, "rows": [shown(row) for row in result.rows]})
 
 
@@ -97,9 +98,11 @@ def protected(task: str, what: str) -> Protected:
 def run(what: str, task: str) -> None:
     model = protected(task, "compensated" if what == "battery" else what)
     assert model.plan
-    options = AuditOptions(student=student(task), rows=ROWS[what], seeds=SEEDS[what], steps=STEPS, cache=CACHE)
+    options = AuditOptions(
+        task=task, student=student(task), rows=ROWS[what], seeds=SEEDS[what], steps=STEPS, cache=CACHE
+    )
     progress = for_terminal(lambda line: print(line, flush=True))
-    result = run_audit(model, task=task, options=options, progress=progress)
+    result = run_audit(model, options=options, progress=progress)
     print("\n".join(result.sentences()), flush=True)
     strengths = {layer.name: layer.strength for layer in model.plan.layers}
     measured = {key: value for key, value in result.as_dict().items() if key != "verdict"} | {"strength": strengths}

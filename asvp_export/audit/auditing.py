@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from asvp_export.audit.arms import FULL, Arm, quick, screen, with_baselines
 from asvp_export.audit.data import Data, fitting, from_folder, project_pictures
@@ -16,10 +14,9 @@ from asvp_export.audit.training import Budget
 from asvp_export.audit.victim import Victim
 from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected
+from asvp_export.options import AuditOptions
 from asvp_export.progress import Say
 from asvp_export.teacher.model import Teacher, natural_images
-
-CACHE = Path(".asvp-audit")
 
 
 @dataclass(frozen=True)
@@ -39,62 +36,27 @@ PROFILES = {
 """Each question once, in minutes; everything, with one seed; eight rows with more seeds and longer training."""
 
 
-@dataclass(frozen=True)
-class AuditOptions:
-    """What is trained, what is asked of it, and where."""
+def experiment_of(options: AuditOptions) -> Experiment:
+    """The rows, seeds and steps that the profile and the other options come to.
 
-    profile: str = "quick"
-    """"quick", "screen" or "full"."""
-
-    rows: Sequence[str] = ()
-    """Names of rows instead of the profile's, such as "shipped/mse-1"."""
-
-    seeds: int | None = None
-    """Students a row; None: the profile's."""
-
-    steps: int | None = None
-    """Of training; None: the profile's."""
-
-    student: str = ""
-    """"package.module:factory" or "path/nets.py:factory"; "": a small residual net."""
-
-    student_args: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the factory."""
-
-    require: Sequence[str] = ()
-    """Requirements such as "feature_kd_drop>=1.0"."""
-
-    cache: str | Path = CACHE
-    """Folder that keeps finished students: a run that is stopped goes on where it was."""
-
-    workers: Workers = field(default_factory=Workers)
-    """Where students are trained."""
-
-    def experiment(self) -> Experiment:
-        """The rows, seeds and steps that the profile and the other options come to.
-
-        Raises:
-            InputError: there is no such profile or row, or fewer than one seed or step is asked for.
-        """
-        if self.profile not in PROFILES:
-            raise InputError(f"The profile {self.profile!r} was asked for; {', '.join(PROFILES)} are known.")
-        profile = PROFILES[self.profile]
-        arms = [Arm.parse(name) for name in self.rows] or list(profile.rows)
-        check_requirements(self.require, with_baselines(arms))
-        seeds = profile.seeds if self.seeds is None else self.seeds
-        budget = Budget(steps=profile.steps if self.steps is None else self.steps)
-        if seeds < 1 or budget.steps < 1:
-            raise InputError(f"{seeds} seeds and {budget.steps} steps were asked for; at least 1 of each is needed.")
-        return Experiment(arms, range(seeds), budget)
+    Raises:
+        InputError: there is no such row, or fewer than one seed or step is asked for.
+    """
+    profile = PROFILES[options.profile]
+    arms = [Arm.parse(name) for name in options.rows] or list(profile.rows)
+    check_requirements(options.require, with_baselines(arms))
+    seeds = profile.seeds if options.seeds is None else options.seeds
+    budget = Budget(steps=profile.steps if options.steps is None else options.steps)
+    if seeds < 1 or budget.steps < 1:
+        raise InputError(f"{seeds} seeds and {budget.steps} steps were asked for; at least 1 of each is needed.")
+    return Experiment(arms, range(seeds), budget)
 
 
 def run_audit(
     model: Protected | Teacher,
     file: str | Path | None = None,
     *,
-    task: str | None = None,
-    data: str | Path | None = None,
-    options: AuditOptions | None = None,
+    options: AuditOptions,
     progress: Say = lambda line: None,
 ) -> AuditResult:
     """Train students on what a shipped model gives away, and say what the defence in it costs them.
@@ -102,9 +64,8 @@ def run_audit(
     Args:
         model: the protected model, or the original where `file` is given.
         file: the protected ONNX file that is shipped.
-        task: a degradation of `asvp_export.audit.degradations`: of the project's photographs, or of those in `data`.
-        data: folder of pictures, see `asvp_export.audit.data.from_folder`.
-        options: what is trained, and where.
+        options: on which pictures (a degradation of `asvp_export.audit.degradations`, of the project's photographs or of those
+            in a folder, see `asvp_export.audit.data.from_folder`), what is trained, and where.
         progress: called with lines, or counting.
 
     Returns:
@@ -113,18 +74,18 @@ def run_audit(
     Raises:
         InputError: an option, a picture, the student or the file cannot be used.
     """
-    options = options or AuditOptions()
-    experiment = options.experiment()
+    experiment, task = experiment_of(options), options.task
     victim = _victim(model, file)
     for note in victim.notes:
         progress(f"note: {note}")
     teacher = victim.teacher
     if teacher.signature.frames:
         raise InputError(f"{teacher.source} restores videos; an audit trains students of pictures only.")
-    pictures = _data(task, data)
+    pictures = _data(task, options.data)
     example = natural_images(1, teacher.channels, *fitting(teacher, 64))
-    student = student_for(teacher, list(victim.nodes), options.student, dict(options.student_args), example)
-    findings = run(victim, pictures, student, experiment, Path(options.cache), options.workers, progress)
+    student = student_for(teacher, list(victim.nodes), options.student, dict(options.student_args or {}), example)
+    workers = Workers(options.jobs, options.backend, options.address)
+    findings = run(victim, pictures, student, experiment, options.cache, workers, progress)
     result = AuditResult(
         model=teacher.source,
         source_sha256=teacher.sha256,

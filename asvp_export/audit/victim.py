@@ -140,7 +140,7 @@ class Victim:
         pairs = {name: partial(exposed_and_residual, node=node) for name, node in self.nodes.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
 
-    def stripped(self, images: torch.Tensor, maps: Mapping[str, Transform]) -> Seen:
+    def stripped(self, images: torch.Tensor, maps: Mapping[str, Transform]) -> Activations:
         """The shipped graph with node and inverse replaced by the map of their layer, deleted where there is none."""
         pairs = {name: partial(_once, change) for name, change in maps.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)

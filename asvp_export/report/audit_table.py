@@ -85,10 +85,10 @@ def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
 
 
 def missed_lines(result: AuditResult) -> list[str]:
-    """The bars that were not cleared."""
+    """The requirements that are not met."""
     return [
-        f"The bar {bar.text} is not cleared: "
-        + ("its row was not run." if bar.found is None else f"it is {bar.found:.2f}.")
-        for bar in result.bars
-        if not bar.passed
+        f"The requirement {one.text} is not met: "
+        + ("its row was not run." if one.value is None else f"it is {one.value:.2f}.")
+        for one in result.requirements
+        if not one.passed
     ]

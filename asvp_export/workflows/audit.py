@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asvp_export.audit.auditing import run_audit
-from asvp_export.audit.runner import Workers
-from asvp_export.audit.verdict import AuditResult, check_requirements
+from asvp_export.audit.results import AuditResult, check_requirements
 from asvp_export.errors import InputError
 from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
 from asvp_export.plan.record import Plan, apply
@@ -83,11 +82,7 @@ def audit(model: Path, protected: Path | None, job: AuditJob, progress: Say, not
         subject = protect_teacher(
             teacher, job.layers, job.protect, job.gate, verify_images=job.verify_images, progress=progress
         )
-    result = run_audit(
-        subject, protected, task=asked.task, data=asked.data, student=asked.student, student_args=asked.student_args,
-        profile=asked.profile, rows=asked.rows, seeds=asked.seeds, steps=asked.steps, require=asked.require, cache=asked.cache,
-        workers=Workers(asked.jobs, asked.backend, asked.address), progress=progress,
-    )  # fmt: skip
+    result = run_audit(subject, protected, options=asked, progress=progress)
     make_folder(files["report"])
     write_json(files["report"], result.as_dict())
     write_audit_page(result, files["page"])

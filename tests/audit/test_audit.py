@@ -22,10 +22,10 @@ from asvp_export.audit import arms, data
 from asvp_export.audit.arms import Arm, with_baselines
 from asvp_export.audit.attacks import attacks
 from asvp_export.audit.attacks.base import UnavailableError
-from asvp_export.audit.auditing import PROFILES, AuditOptions, run_audit
+from asvp_export.audit.auditing import PROFILES, run_audit
 from asvp_export.audit.losses import LOSSES
 from asvp_export.audit.results import NO_EFFECT, ONE_SEED, Row, check_requirements, evaluate_requirements, summarise
-from asvp_export.audit.runner import Workers, _particulars
+from asvp_export.audit.runner import _particulars
 from asvp_export.audit.students import Compact, student_for
 from asvp_export.audit.targets import distillation_targets
 from asvp_export.audit.victim import TAPS, Activations, Victim, _next_tensor
@@ -33,6 +33,7 @@ from asvp_export.errors import InputError
 from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
+from asvp_export.options import AuditOptions
 from asvp_export.signature import ValueRange
 from tests.helpers.commands import call
 from tests.helpers.teachers import ROOT, arch, example, recurrent, save_pictures, weights
@@ -83,10 +84,10 @@ def exported(model, path: Path) -> Path:
     return path
 
 
-def audited(model, clean, tmp_path, *, rows=ROWS, seeds=1, steps=2, jobs=1, **options):
-    subject = {"task": options.pop("task", TASK), "data": clean}
-    trained = {"student": STUDENT, "cache": tmp_path / "cache", "workers": Workers(jobs)} | options
-    return run_audit(model, **subject, options=AuditOptions(rows=rows, seeds=seeds, steps=steps, **trained))
+def audited(model, clean, tmp_path, *, rows=ROWS, seeds=1, steps=2, jobs=1, file=None, progress=print, **options):
+    asked = {"task": TASK, "data": clean, "student": STUDENT, "cache": tmp_path / "cache"} | options
+    options = AuditOptions(rows=rows, seeds=seeds, steps=steps, jobs=jobs, **asked)
+    return run_audit(model, file, options=options, progress=progress)
 
 
 def near(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -520,10 +521,7 @@ def test_another_gain_is_another_audit(protected, clean, tmp_path):
 def test_ray_trains_the_same_students(protected, clean, tmp_path):
     pytest.importorskip("ray")
     here = audited(protected, clean, tmp_path / "here", rows=["shipped/mse-1"])
-    there = run_audit(
-        protected, task=TASK, data=clean, student=STUDENT, rows=["shipped/mse-1"], seeds=1, steps=2,
-        cache=tmp_path / "there", workers=Workers(1, "ray"),
-    )  # fmt: skip
+    there = audited(protected, clean, tmp_path / "there", rows=["shipped/mse-1"], backend="ray")
     import ray
 
     ray.shutdown()
