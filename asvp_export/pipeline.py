@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -137,8 +137,17 @@ def export_protected(
         if isinstance(protected.module, OnnxModule):
             protected.module.release()
         thresholds = Thresholds(FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
-        fidelity, preservation = _settled(
-            staging, model, protected, cases, expected, thresholds, provider, portable, progress
+        inputs = GateInputs(cases, expected, teacher.data_range)
+        near = least_psnr(cases, expected.original, expected.protected, teacher.data_range.peak)
+        fidelity, preservation = write_until_stable(
+            staging,
+            model,
+            {
+                "fidelity": _stamp(thresholds.fidelity, _ROUNDING_DB),
+                "preservation": _stamp(thresholds.preservation, near),
+            },
+            partial(_provenance, protected, portable),
+            lambda: judge(staging.path, inputs, thresholds, provider, portable, progress),
         )
         timed = file_latency(staging.path, None, cases[0].inputs, provider, affordable(comparison.first))
         seen = gather(staging.path, protected, cases, expected, preservation, provider) if evidence else None
@@ -183,32 +192,32 @@ def _expected(protected: Protected, cases: Sequence[Case], progress: Say) -> Exp
     return expected_of_teacher(protected, cases, progress)
 
 
-def _settled(
+def write_until_stable(
     staging: Staging,
     model: onnx.ModelProto,
-    protected: Protected,
-    cases: Sequence[Case],
-    expected: Expected,
-    thresholds: Thresholds,
-    provider: str,
-    portable: str,
-    progress: Say,
+    measured: Stamps,
+    provenance: Callable[[Stamps], Provenance],
+    judged: Callable[[], tuple[GateResult | None, GateResult]],
 ) -> tuple[GateResult, GateResult]:
     """Write and measure until what was measured stands in the metadata of the very bytes that were measured.
 
-    The first bytes have what PyTorch gave for the protected module, so that as a rule one measurement is enough.
+    Args:
+        staging: where the bytes go.
+        model: the metadata of it is replaced.
+        measured: what the first bytes say: what PyTorch gave, so that as a rule one measurement is enough.
+        provenance: the metadata with a measurement in it.
+        judged: measures the bytes that were written.
+
+    Returns:
+        Fidelity and preservation.
+
+    Raises:
+        AsvpError: the file scores differently from run to run.
     """
-    teacher = protected.teacher
-    inputs = GateInputs(cases, expected, teacher.data_range)
-    near = least_psnr(cases, expected.original, expected.protected, teacher.data_range.peak)
-    measured = {
-        "fidelity": _stamp(thresholds.fidelity, _ROUNDING_DB),
-        "preservation": _stamp(thresholds.preservation, near),
-    }
     for _ in range(5):
-        write_provenance(model, _provenance(protected, measured, portable))
+        write_provenance(model, provenance(measured))
         staging.write(model)
-        fidelity, preservation = judge(staging.path, inputs, thresholds, provider, portable, progress)
+        fidelity, preservation = judged()
         assert fidelity is not None
         stamps = {
             "fidelity": _stamp(fidelity.threshold, fidelity.min_psnr),
@@ -238,7 +247,7 @@ def _agree(stamps: Stamps, written: Stamps) -> bool:
     return bool(written) and all(a == b or (a is not None and b is not None and abs(a - b) < 0.15) for a, b in pairs)
 
 
-def _provenance(protected: Protected, gates: Stamps, portable: str) -> Provenance:
+def _provenance(protected: Protected, portable: str, gates: Stamps) -> Provenance:
     teacher = protected.teacher
     return Provenance(
         version=tool_version(),

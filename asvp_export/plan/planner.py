@@ -16,7 +16,7 @@ from asvp_export.parity.cases import Case
 from asvp_export.plan.benches import bench_for
 from asvp_export.plan.calibration import Calibration, draw
 from asvp_export.plan.record import Plan, PlannedLayer
-from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Search, Trial, scaled
+from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Goal, Search, Trial, scaled
 from asvp_export.plan.solve import Weights
 from asvp_export.progress import Say
 from asvp_export.teacher.backends import open_backend
@@ -122,10 +122,9 @@ def _search(
     more = [tuple(torch.from_numpy(x).to(teacher.device) for x in case.inputs) for case in cases]
     bench = bench_for(teacher, list(nodes), [*images.crops, *images.held_out, *more])
     count, fitted = len(images.crops), len(images.crops) + len(images.held_out)
-    return Search(
-        bench, nodes, range(count), range(count, fitted), teacher.data_range.peak, wishes.target, wishes.max_gain,
-        wishes.ranks or RANKS, dict(enumerate(cases, start=fitted)),
-    )  # fmt: skip
+    goal = Goal(teacher.data_range.peak, wishes.target, wishes.max_gain, wishes.ranks or RANKS)
+    known = dict(enumerate(cases, start=fitted))
+    return Search(bench, nodes, range(count), range(count, fitted), goal, known)
 
 
 def _backed(search: Search, trial: Trial, wishes: Wishes, unseen: range, progress: Say) -> tuple[Trial, bool]:

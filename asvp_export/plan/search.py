@@ -55,6 +55,23 @@ class Single:
     """and the dB with this layer alone and that gain."""
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What a search is for."""
+
+    peak: float
+    """Range of the model's values."""
+
+    target: float
+    """dB that the worst of the held-out inputs has to reach."""
+
+    max_gain: float
+    """No gain is larger."""
+
+    ranks: Sequence[int] = RANKS
+    """Those that are tried."""
+
+
 class Search:
     """Tries nodes and gains on inputs that a bench runs.
 
@@ -63,21 +80,22 @@ class Search:
         nodes: the layers with channel axis and energy of their nodes; rank and gain are to be found.
         crops: which inputs of the bench compensation is solved on; none: no compensation.
         held_out: on which the target has to hold.
-        peak: range of the model's values.
-        target: dB that the worst of these has to reach.
-        max_gain: no gain is larger.
-        ranks: those that are tried.
+        goal: the target, and what may be tried.
         cases: what is known of the inputs beyond these: their padding does not count.
     """
 
     def __init__(
-        self, bench: Bench, nodes: Mapping[str, Perturbation], crops: Sequence[int],
-        held_out: Sequence[int], peak: float, target: float, max_gain: float, ranks: Sequence[int] = RANKS,
+        self,
+        bench: Bench,
+        nodes: Mapping[str, Perturbation],
+        crops: Sequence[int],
+        held_out: Sequence[int],
+        goal: Goal,
         cases: Mapping[int, Case] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.bench, self.nodes = bench, dict(nodes)
-        self.crops, self.held_out, self.peak = crops, held_out, peak
-        self.target, self.max_gain, self.ranks = target, max_gain, ranks
+        self.crops, self.held_out, self.peak = crops, held_out, goal.peak
+        self.target, self.max_gain, self.ranks = goal.target, goal.max_gain, goal.ranks
         self._cases = cases or {}
         self._originals: dict[int, list[np.ndarray]] = {}
         self._targets: Targets = {}

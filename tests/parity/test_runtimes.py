@@ -238,5 +238,5 @@ def test_functions_of_others_are_inlined_too(files, photograph, tmp_path):
 
 
 def test_another_portable_form_is_refused(mixed, tmp_path):
-    with pytest.raises(asvp_export.InputError, match="'inline' is the one"):
+    with pytest.raises(asvp_export.InputError, match="'tensorrt' was asked for; inline was expected"):
         asvp_export.export(mixed, tmp_path / "p.onnx", portable="tensorrt")

@@ -18,7 +18,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.plan import calibration
 from asvp_export.plan.bench import TorchBench
 from asvp_export.plan.refine import refine
-from asvp_export.plan.search import PASSES, Search, energies, strength_of
+from asvp_export.plan.search import PASSES, Goal, Search, energies, strength_of
 from asvp_export.plan.trace import readers
 from tests.helpers import teachers
 from tests.helpers.commands import call
@@ -161,7 +161,7 @@ def test_the_gain_that_a_layer_bears_is_reckoned_from_one_or_two_trials(folders)
     count, held = 40, len(images.held_out)
     bench = TorchBench(teacher, [layer], [*images.crops[:count], *images.held_out])
     search = Search(
-        bench, {layer: Perturbation()}, range(count), range(count, count + held), 1.0, 49.0, 100.0, ranks=(1,)
+        bench, {layer: Perturbation()}, range(count), range(count, count + held), Goal(1.0, 49.0, 100.0, (1,))
     )
     for target in (44.0, 56.0):
         found = search.single(layer, target, share=1)
@@ -174,7 +174,7 @@ def test_refinement_starts_from_the_closed_form_and_never_ends_below_it(folders)
     images = calibration.draw(teacher, list_images(folders / "calibrate"))
     count, held = len(images.crops), len(images.held_out)
     bench = TorchBench(teacher, ["head"], [*images.crops, *images.held_out])
-    search = Search(bench, {"head": Perturbation()}, range(count), range(count, count + held), 1.0, 49.0, 10.0)
+    search = Search(bench, {"head": Perturbation()}, range(count), range(count, count + held), Goal(1.0, 49.0, 10.0))
     trial = search.trial({"head": Perturbation(1, 3.0)})
     before = {name: one.clone() for name, one in teacher.module.named_parameters()}
     found = refine(teacher, search, trial, images, lambda line: None, steps=25)
@@ -247,9 +247,9 @@ def test_an_export_is_planned_kept_and_repeated_from_the_plan(folders, tmp_path)
 def test_bad_wishes_are_told_in_one_sentence(folders, solved, tmp_path):
     derain = example("derain")
     for layers, wishes, told in (
-        (LAYER, {"compensate": "magic"}, "'magic' was asked for; none, solve, refine"),
+        (LAYER, {"compensate": "magic"}, "'magic' was asked for; none or solve or refine"),
         (LAYER, {"gain": "loud"}, "'loud' was asked for; a number or auto"),
-        (LAYER, {"max_gain": 1.0}, "largest gain 1 was asked for; a number over 1"),
+        (LAYER, {"max_gain": 1.0}, "max gain 1 was asked for; a number over 1"),
         ("auto:0", {}, "auto or auto:N"),
         (["auto", LAYER], {}, "auto stands alone"),
         ("tail.0", {"compensate": "solve"}, "no layer that is protected has linear readers.*reaches the output"),
