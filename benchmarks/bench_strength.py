@@ -154,7 +154,7 @@ def residuals(task: str, folders: dict[str, Path]) -> None:
     """The strongest setting, with the plan that bench_audit.py keeps: what its readers get, and what deleting costs."""
 
     def make() -> dict[str, Any]:
-        from bench_audit import protected as planned
+        from benchmarks.bench_audit import protected as planned
 
         made = planned(task, "compensated")
         assert made.plan
