@@ -28,8 +28,8 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_whole_road(file: FieldFile, tmp_path: Path, shown: dict[str, Path], note) -> None:
     path, shipped = tmp_path / file.name, tmp_path / "shipped.onnx"
     file.write(path)
-    row: dict[str, object] = {"file": file.name, "kind": file.kind, "assumed": [], "outcomes": {}}
-    outcomes: dict[str, str] = row["outcomes"]  # type: ignore[assignment]
+    outcomes: dict[str, str] = {}
+    row: dict[str, object] = {"file": file.name, "kind": file.kind, "assumed": [], "outcomes": outcomes}
     steps = {
         "layers": ("layers", str(path), *file.options, "--json"),
         "export": (str(path), *file.options, "--layers", "auto:1", "-o", str(shipped)),

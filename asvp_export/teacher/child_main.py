@@ -129,7 +129,7 @@ def _packed(result: object, tensors: list[Any]) -> object:
         return dict(zip(fields, values, strict=True)) if fields else values
     if not hasattr(result, "dtype"):
         return None
-    tensors.append(result.detach().cpu() if hasattr(result, "detach") else result)  # type: ignore[attr-defined]
+    tensors.append(result.detach().cpu() if hasattr(result, "detach") else result)  # type: ignore[attr-defined]  a tensor has it
     return len(tensors) - 1
 
 

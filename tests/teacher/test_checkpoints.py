@@ -309,7 +309,7 @@ def known(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     registry = SimpleNamespace(architectures=lambda _order: [entry])
     stand_in = SimpleNamespace(MAIN_REGISTRY=registry, MaskedImageModelDescriptor=MaskedImageModelDescriptor)
-    monkeypatch.setitem(sys.modules, "spandrel", stand_in)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "spandrel", stand_in)  # type: ignore[arg-type]  no module, but has what is read
 
 
 @pytest.mark.parametrize(
