@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asvp_export.operator.schema import Perturbation
     from asvp_export.parity.result import ParityResult
     from asvp_export.pipeline import export
-    from asvp_export.plan.record import Plan, apply
+    from asvp_export.plan.plan import Plan, apply
     from asvp_export.protection import protect
     from asvp_export.report.card import write_card
     from asvp_export.report.manifest import verify, write_manifest
@@ -35,14 +35,14 @@ _HOME = {
     "Layer": "layers.survey",
     "MachineError": "errors",
     "ParityResult": "parity.result",
-    "Plan": "plan.record",
+    "Plan": "plan.plan",
     "Perturbation": "operator.schema",
     "Protected": "graph.protect",
     "Signature": "signature",
     "SizeRule": "signature",
     "Teacher": "teacher.model",
     "ValueRange": "signature",
-    "apply": "plan.record",
+    "apply": "plan.plan",
     "candidates": "layers.survey",
     "check": "gate",
     "describe": "graph.describe",

@@ -31,11 +31,11 @@ from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.judge import GateInputs, judge, library_notes
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.overflow import first_overflow
+from asvp_export.parity.removal import Strip, smallest, strip_tests
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.traced import fitted
 from asvp_export.parity.truth import read_truth
 from asvp_export.parity.verify import GateResult, Thresholds, check_threshold, least_psnr
-from asvp_export.plan.strips import Strip, smallest, strip_tests
 from asvp_export.progress import Say
 from asvp_export.runtime.session import check_provider
 from asvp_export.signature import NCHW, NHWC
@@ -70,7 +70,7 @@ def export(
 
     Returns:
         The verdict. When a gate failed, `passed` is False and no file stands at `output`. Where the protected model was
-        planned, or ground truth is given, the removal tests are in it (`asvp_export.plan.strips`), with maps fitted on crops
+        planned, or ground truth is given, the removal tests are in it (`asvp_export.parity.removal`), with maps fitted on crops
         of the verification images themselves, which is in the attackers' favour; they never change the verdict.
 
     Raises:

@@ -16,7 +16,7 @@ from asvp_export.options import AUTO, GAIN, FileOptions, GateOptions, ProtectOpt
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.expected import least_of
 from asvp_export.picture import left_out
-from asvp_export.plan.record import Plan, PlannedLayer, RankedLayer
+from asvp_export.plan.plan import Plan, PlannedLayer, RankedLayer
 from asvp_export.progress import Say
 from asvp_export.teacher.model import Teacher
 

@@ -30,11 +30,11 @@ from asvp_export.images import list_images, photographs
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import build_cases
 from asvp_export.parity.metrics import peak_of, psnr
+from asvp_export.parity.removal import smallest, strip_tests
 from asvp_export.parity.truth import read_truth
 from asvp_export.plan import calibration
-from asvp_export.plan.bench import TorchBench
+from asvp_export.plan.runner_torch import TorchBench
 from asvp_export.plan.search import Search
-from asvp_export.plan.strips import smallest, strip_tests
 from benchmarks._teachers import ROOT, TASKS, teacher
 
 RESULTS = ROOT / "docs" / "strength.json"

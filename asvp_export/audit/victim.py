@@ -22,7 +22,7 @@ from asvp_export.graph.pairs import pairs
 from asvp_export.graph.passes import without_nodes
 from asvp_export.graph.protect import Protected, Transform, exposed_and_residual, insert
 from asvp_export.operator import Perturbation
-from asvp_export.plan.strips import NodeFit
+from asvp_export.parity.removal import NodeFit
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.layout import frozen
 from asvp_export.teacher.model import Teacher, named_outputs

@@ -19,7 +19,7 @@ from asvp_export.teacher.model import Teacher
 if TYPE_CHECKING:
     from asvp_export.parity.cases import Case
     from asvp_export.parity.expected import Expected
-    from asvp_export.plan.record import Plan
+    from asvp_export.plan.plan import Plan
 
 Observer = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
 Transform = Callable[[torch.Tensor], torch.Tensor]

@@ -16,8 +16,8 @@ from asvp_export.parity.verify import GateResult
 
 if TYPE_CHECKING:
     from asvp_export.parity.choice import Comparison
-    from asvp_export.plan.record import Plan
-    from asvp_export.plan.strips import Strip
+    from asvp_export.parity.removal import Strip
+    from asvp_export.plan.plan import Plan
 
 FIDELITY_DB = {"fp32": 80.0, "fp16": 50.0}  # the export is right, up to the type's rounding
 PRESERVATION_DB = 48.0  # an RMSE of one 8-bit step

@@ -10,9 +10,9 @@ import torch
 
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
-from asvp_export.plan.benches import bench_for
 from asvp_export.plan.calibration import draw
-from asvp_export.plan.record import RankedLayer
+from asvp_export.plan.plan import RankedLayer
+from asvp_export.plan.runners import bench_for
 from asvp_export.plan.search import energies, strength_of
 from asvp_export.progress import Say
 from asvp_export.teacher.backends import open_backend

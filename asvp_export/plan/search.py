@@ -14,7 +14,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case
 from asvp_export.parity.metrics import as_images, peak_of, psnr
 from asvp_export.parity.verify import compared
-from asvp_export.plan.bench import Bench
+from asvp_export.plan.runner_torch import Bench
 from asvp_export.plan.solve import Targets, Weights, solve
 
 MARGIN_DB = 1.0

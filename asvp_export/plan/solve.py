@@ -8,8 +8,8 @@ import torch
 
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
-from asvp_export.plan.bench import Bench
 from asvp_export.plan.linear import Consumer
+from asvp_export.plan.runner_torch import Bench
 
 Weights = dict[str, torch.Tensor]
 Targets = dict[int, dict[str, list[torch.Tensor]]]

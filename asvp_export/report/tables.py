@@ -21,8 +21,8 @@ from asvp_export.signature import NCHW
 from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:
-    from asvp_export.plan.record import Plan
-from asvp_export.plan.strips import Strip
+    from asvp_export.plan.plan import Plan
+from asvp_export.parity.removal import Strip
 
 _CANDIDATES = 8  # of the ranking, in the terminal
 

@@ -11,14 +11,14 @@ from asvp_export.errors import InputError
 from asvp_export.files import check_output, write_error
 from asvp_export.options import ReportOptions
 from asvp_export.parity.result import ParityResult
-from asvp_export.plan.record import plan_path
+from asvp_export.plan.plan import plan_path
 from asvp_export.report.card import card_path, write_card
 from asvp_export.report.junit import write_junit
 from asvp_export.report.manifest import manifest_path, write_manifest
 from asvp_export.report.page import write_page
 from asvp_export.report.plan import plan_tables
+from asvp_export.report.removal import strip_table
 from asvp_export.report.report import write_json
-from asvp_export.report.strips import strip_table
 
 Files = dict[str, Path]
 """What a file is to where it lies."""

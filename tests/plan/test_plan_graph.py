@@ -17,9 +17,9 @@ from asvp_export.graph.protect import insert
 from asvp_export.graph.surgery import with_weights
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
-from asvp_export.plan.bench import TorchBench
-from asvp_export.plan.graph_bench import GraphBench
-from asvp_export.plan.graph_trace import graph_readers
+from asvp_export.plan.consumers_onnx import graph_readers
+from asvp_export.plan.runner_onnx import GraphBench
+from asvp_export.plan.runner_torch import TorchBench
 from asvp_export.plan.solve import solve
 from asvp_export.teacher.onnx_graph import named_tensors, stored_weights
 from tests.helpers.linear import as_rows

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import onnx
 from onnx import helper
 
+from asvp_export.plan.consumers_torch import Readers
 from asvp_export.plan.linear import Consumer
-from asvp_export.plan.trace import Readers
 from asvp_export.teacher.onnx_graph import reads, stored_weights
 
 # Fixed linear maps without weights. Linear in all that they read,

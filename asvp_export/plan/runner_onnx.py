@@ -11,11 +11,11 @@ import torch
 from onnx import numpy_helper
 
 from asvp_export.operator import Perturbation
-from asvp_export.plan.bench import CACHE, Nodes, Values
 from asvp_export.plan.calibration import Inputs
-from asvp_export.plan.graph_trace import constants, graph_readers
+from asvp_export.plan.consumers_onnx import constants, graph_readers
+from asvp_export.plan.consumers_torch import Readers
 from asvp_export.plan.linear import Consumer
-from asvp_export.plan.trace import Readers
+from asvp_export.plan.runner_torch import CACHE, Nodes, Values
 from asvp_export.teacher.backends import OnnxBackend, open_backend
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import named_tensors, reads, stored_weights
@@ -25,7 +25,7 @@ _Targets = tuple[str, ...]
 
 
 class GraphBench:
-    """A teacher that is an ONNX graph, or became one; see `asvp_export.plan.bench.Bench`.
+    """A teacher that is an ONNX graph, or became one; see `asvp_export.plan.runner_torch.Bench`.
 
     The graph runs in stages, from one protected tensor to the next: what a stage makes and a later one reads is handed
     on, and what the first one makes, before any node, is kept.

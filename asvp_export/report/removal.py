@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from asvp_export.report.render import Column, Table
 
 if TYPE_CHECKING:
-    from asvp_export.plan.strips import Strip
+    from asvp_export.parity.removal import Strip
 
 _INTRO = (
     "What is left to a thief who takes the nodes out of the shipped graph, on the weights that are shipped: the nodes deleted, or in the "

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from asvp_export.operator import Perturbation
 from asvp_export.plan.calibration import Inputs
+from asvp_export.plan.consumers_torch import CONSUMING, Readers, operands, plain_name, readers
 from asvp_export.plan.linear import Consumer
-from asvp_export.plan.trace import CONSUMING, Readers, operands, plain_name, readers
 from asvp_export.teacher.backends.torch_backend import copied
 from asvp_export.teacher.model import Teacher, named_outputs
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asvp_export.plan.bench import Bench, TorchBench
 from asvp_export.plan.calibration import Inputs
-from asvp_export.plan.graph_bench import GraphBench
+from asvp_export.plan.runner_onnx import GraphBench
+from asvp_export.plan.runner_torch import Bench, TorchBench
 from asvp_export.teacher.backends import OnnxBackend, open_backend
 from asvp_export.teacher.model import Teacher
 

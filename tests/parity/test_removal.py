@@ -19,9 +19,9 @@ from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import build_cases
 from asvp_export.parity.metrics import peak_of, psnr
+from asvp_export.parity.removal import DELETED, MAP, SCALAR, SHIPPED, Strip, smallest, strip_tests
 from asvp_export.parity.truth import clean_of, read_truth
-from asvp_export.plan.strips import DELETED, MAP, SCALAR, SHIPPED, Strip, smallest, strip_tests
-from asvp_export.report.strips import strip_table
+from asvp_export.report.removal import strip_table
 from asvp_export.signature import Signature, SizeRule, ValueRange
 from tests.helpers.commands import call
 from tests.helpers.teachers import Video, arch, example, weights
