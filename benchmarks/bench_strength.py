@@ -34,7 +34,7 @@ from asvp_export.parity.removal import smallest, strip_tests
 from asvp_export.parity.truth import read_truth
 from asvp_export.plan import calibration
 from asvp_export.plan.runner_torch import TorchBench
-from asvp_export.plan.search import Search
+from asvp_export.plan.search import Goal, Search
 from benchmarks._teachers import ROOT, TASKS, teacher
 
 RESULTS = ROOT / "docs" / "strength.json"
@@ -180,7 +180,7 @@ def crops(task: str, folders: dict[str, Path]) -> None:
             inputs = [*some.crops, *some.held_out, *unseen]
             bench = TorchBench(one, [layer], inputs)
             seen, held = range(count), range(count, count + len(some.held_out))
-            search = Search(bench, {layer: Perturbation()}, seen, held, 1.0, 49.0, 10.0)
+            search = Search(bench, {layer: Perturbation()}, seen, held, Goal(1.0, 49.0, 10.0))
             trial = search.trial({layer: Perturbation(1, 10.0)})
             last = range(len(inputs) - len(unseen), len(inputs))
             found = {"crops": seen, "unseen": last}

@@ -13,9 +13,9 @@ from asvp_export.errors import InputError
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case
-from asvp_export.plan.runners import bench_for
 from asvp_export.plan.calibration import Calibration, draw
 from asvp_export.plan.plan import Plan, PlannedLayer
+from asvp_export.plan.runners import bench_for
 from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Goal, Search, Trial, scaled
 from asvp_export.plan.solve import Weights
 from asvp_export.progress import Say

@@ -16,10 +16,10 @@ from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
 from asvp_export.plan import calibration
-from asvp_export.plan.runner_torch import TorchBench
-from asvp_export.plan.refine import refine
-from asvp_export.plan.search import PASSES, Goal, Search, energies, strength_of
 from asvp_export.plan.consumers_torch import readers
+from asvp_export.plan.refine import refine
+from asvp_export.plan.runner_torch import TorchBench
+from asvp_export.plan.search import PASSES, Goal, Search, energies, strength_of
 from tests.helpers import teachers
 from tests.helpers.commands import call
 from tests.helpers.teachers import branches, example, two_blocks
