@@ -176,10 +176,10 @@ class _Fitting:
 def _calibrated(teacher: Teacher, nodes: dict[str, Perturbation], fitting: _Fitting, progress: Say) -> Protected:
     """Gains, and weights behind them, that keep the tolerance without any inverse."""
     from asvp_export.plan.calibration import split
-    from asvp_export.plan.planner import Wishes, plan
+    from asvp_export.plan.planner import PlanOptions, plan
 
     wanted, asked, images = fitting.wanted, fitting.asked, fitting.gate.images
-    wishes = Wishes(
+    wishes = PlanOptions(
         ranks=() if wanted.rank_free and wanted.fitted is None else (next(iter(nodes.values())).rank,),
         gain=wanted.fitted,
         min_psnr=fitting.gate.min_psnr,

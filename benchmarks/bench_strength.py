@@ -33,7 +33,7 @@ from asvp_export.parity.metrics import peak_of, psnr
 from asvp_export.parity.removal import smallest, strip_tests
 from asvp_export.parity.truth import read_truth
 from asvp_export.plan import calibration
-from asvp_export.plan.runner_torch import TorchBench
+from asvp_export.plan.runner_torch import TorchRunner
 from asvp_export.plan.search import Goal, Search
 from benchmarks._teachers import ROOT, TASKS, teacher
 
@@ -120,11 +120,11 @@ def mixed(task: str, layers: list[str], folders: dict[str, Path]) -> dict[str, A
     one = teacher(task)
     protected = insert(one, {layer: Perturbation(1, 10.0) for layer in layers})
     images = calibration.draw(one, list_images(folders["fit"]))
-    bench = TorchBench(one, layers, images.crops)
+    runner = TorchRunner(one, layers, images.crops)
     gram = dict.fromkeys(layers, 0.0)
     moments = dict(gram)
     for i in range(len(images.crops)):
-        for layer, (clean, *_) in bench.maps(i).items():
+        for layer, (clean, *_) in runner.maps(i).items():
             exposed = torch.ops.asvp.perturb(clean, 1, 10.0, 1.0, 1)
             rows, wanted = (x[0].flatten(1).double() for x in (exposed, clean))
             gram[layer] = gram[layer] + rows @ rows.T / rows.shape[1]
@@ -178,14 +178,14 @@ def crops(task: str, folders: dict[str, Path]) -> None:
             some = replace(images, crops=images.crops[:count])
             unseen = [tuple(torch.from_numpy(x) for x in case.inputs) for case in cases]
             inputs = [*some.crops, *some.held_out, *unseen]
-            bench = TorchBench(one, [layer], inputs)
+            runner = TorchRunner(one, [layer], inputs)
             seen, held = range(count), range(count, count + len(some.held_out))
-            search = Search(bench, {layer: Perturbation()}, seen, held, Goal(1.0, 49.0, 10.0))
+            search = Search(runner, {layer: Perturbation()}, seen, held, Goal(1.0, 49.0, 10.0))
             trial = search.trial({layer: Perturbation(1, 10.0)})
             last = range(len(inputs) - len(unseen), len(inputs))
             found = {"crops": seen, "unseen": last}
             row = {name: search.worst(those, trial.nodes, trial.weights) for name, those in found.items()}
-            bench.release()
+            runner.release()
             return row
 
         kept(f"crops/{task}/{count:03d}", make)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 from onnx import helper
 
-from asvp_export.plan.consumers_torch import Readers
-from asvp_export.plan.linear import Consumer
+from asvp_export.plan.linear import Consumer, Consumers
 from asvp_export.teacher.onnx_graph import reads, stored_weights
 
 # Fixed linear maps without weights. Linear in all that they read,
@@ -33,14 +32,14 @@ _OUTPUT = -1  # the graph's outputs as a reader
 
 
 @dataclass
-class GraphReaders(Readers):
+class OnnxConsumers(Consumers):
     """What reads the protected tensors of a graph; `behind` stays empty, for a graph is not trained."""
 
     data: dict[str, list[str]] = field(default_factory=dict)
     """By the name of a consumer's weight: the tensors that it reads, call by call."""
 
 
-def graph_readers(model: onnx.ModelProto, tensors: Mapping[str, str]) -> GraphReaders:
+def onnx_consumers(model: onnx.ModelProto, tensors: Mapping[str, str]) -> OnnxConsumers:
     """Follow protected tensors through the main graph.
 
     Args:
@@ -85,7 +84,7 @@ class _Walk:
             self.users.setdefault(self.turned.get(name, (name,))[0], set()).add(_OUTPUT)
         self.carried: dict[str, frozenset[str]] = {}  # linear in the tensors of these layers
         self.levels: dict[str, int] = {}
-        self.readers: dict[str, tuple[Consumer, frozenset[str]]] = {}
+        self.linear: dict[str, tuple[Consumer, frozenset[str]]] = {}
         self.reasons: dict[str, str] = {}
         self.data: dict[str, list[str]] = {}
         self.used: dict[str, set[frozenset[str]]] = {}  # by whom each weight is used
@@ -127,25 +126,27 @@ class _Walk:
                 self._refuse(passed, f"it passes the node behind {layer}")
                 self.carried[name] = frozenset({layer})
 
-    def found(self) -> GraphReaders:
+    def found(self) -> OnnxConsumers:
         """What was found, once all nodes are taken in."""
         for name in self.outputs:
             self._refuse(self.carried.get(name, frozenset()), "it reaches the output without a layer to re-solve")
-        for name, (consumer, whose) in self.readers.items():
+        for name, (consumer, whose) in self.linear.items():
             if self.users[name] != self.calls[name] or len(self.used[name]) > 1:
                 self._refuse(whose, f"{name} also reads what is not protected")
             bias = consumer.bias
             if bias is not None and (self.owners[bias] != {name} or self.users[bias] != self.calls[bias]):
                 # It stays as it is: whatever is added behind the product cancels out of the problem.
-                self.readers[name] = (replace(consumer, bias=None), whose)
+                self.linear[name] = (replace(consumer, bias=None), whose)
         consumers = {
-            layer: [consumer for consumer, whose in self.readers.values() if layer in whose]
+            layer: [consumer for consumer, whose in self.linear.values() if layer in whose]
             for layer in self.layers.values()
             if layer not in self.reasons
         }
         for layer in [layer for layer, those in consumers.items() if not those]:
             self.reasons[layer] = "nothing reads it"
-        return GraphReaders({layer: those for layer, those in consumers.items() if those}, self.reasons, data=self.data)
+        return OnnxConsumers(
+            {layer: those for layer, those in consumers.items() if those}, self.reasons, data=self.data
+        )
 
     def _refuse(self, layers: frozenset[str], reason: str) -> None:
         for layer in layers:
@@ -167,12 +168,12 @@ class _Walk:
             added = self._added(node)
             self.owners.setdefault(consumer.bias, set()).add(name)
             self.calls.setdefault(consumer.bias, set()).add(place if added is None else added)
-        if before := self.readers.get(name):  # called again
+        if before := self.linear.get(name):  # called again
             level = max(consumer.level, before[0].level)
             bias = consumer.bias if consumer.bias == before[0].bias else None
             consumer = replace(consumer, level=level, calls=before[0].calls + 1, bias=bias)
             carried |= before[1]
-        self.readers[name] = (consumer, carried)
+        self.linear[name] = (consumer, carried)
         return consumer.level
 
     def _passes(self, node: onnx.NodeProto) -> bool:

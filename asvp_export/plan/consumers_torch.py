@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from asvp_export.plan.linear import Consumer
+from asvp_export.plan.linear import Consumer, Consumers
 
 # Fixed linear maps without weights: what they give is linear in what they get, and the same for every image.
 _PASSES = frozenset(
@@ -120,26 +120,7 @@ _ARGUMENTS = {
 }
 
 
-@dataclass
-class Readers:
-    """What reads the protected tensors."""
-
-    consumers: dict[str, list[Consumer]] = field(default_factory=dict)
-    """Layer to its linear consumers, in the order of the forward; none where one of its readers is not linear."""
-
-    reasons: dict[str, str] = field(default_factory=dict)
-    """Layer to why it cannot be compensated."""
-
-    behind: tuple[str, ...] = ()
-    """Every parameter that is used behind a protected tensor."""
-
-    def of(self, layers: Sequence[str]) -> list[Consumer]:
-        """The consumers of these layers, each once, in the order of the forward."""
-        found = {consumer.weight: consumer for layer in layers for consumer in self.consumers.get(layer, ())}
-        return sorted(found.values(), key=lambda consumer: consumer.level)
-
-
-def readers(module: nn.Module, layers: Sequence[str], inputs: Sequence[torch.Tensor]) -> Readers:
+def torch_consumers(module: nn.Module, layers: Sequence[str], inputs: Sequence[torch.Tensor]) -> Consumers:
     """Run a module once and find who reads the outputs of its layers.
 
     Args:
@@ -173,7 +154,7 @@ class _Tracer(TorchFunctionMode):
         self.levels: dict[int, int] = {}
         self.later: set[int] = set()  # depends on a protected tensor, in whatever way
         self.behind: dict[str, None] = {}
-        self.readers: dict[str, tuple[Consumer, frozenset[str]]] = {}
+        self.linear: dict[str, tuple[Consumer, frozenset[str]]] = {}
         self.reasons: dict[str, str] = {}
         self.used: dict[str, set[frozenset[str]]] = {}  # by whom each weight is used
 
@@ -199,24 +180,26 @@ class _Tracer(TorchFunctionMode):
             self._follow(plain_name(func), given, made, args, kwargs)
         return result
 
-    def found(self, layers: Sequence[str], result: object) -> Readers:
+    def found(self, layers: Sequence[str], result: object) -> Consumers:
         """What was found, once the forward is through."""
         for leaf in tree_leaves(result):
             for layer in self.carried.get(id(leaf), ()):
                 self.reasons.setdefault(layer, "it reaches the output without a layer to re-solve")
-        for name, (_, whose) in self.readers.items():
+        for name, (_, whose) in self.linear.items():
             if len(self.used[name]) > 1:
                 for layer in whose:
                     self.reasons.setdefault(layer, f"{name} also reads what is not protected")
         consumers = {
-            layer: [consumer for consumer, whose in self.readers.values() if layer in whose]
+            layer: [consumer for consumer, whose in self.linear.values() if layer in whose]
             for layer in layers
             if layer not in self.reasons
         }
         for layer in [layer for layer, those in consumers.items() if not those]:
             self.reasons[layer] = "nothing reads it"
         # A consumer is solved with all its nodes in place, so one that cannot be compensated keeps the others from it.
-        return Readers({layer: those for layer, those in consumers.items() if those}, self.reasons, tuple(self.behind))
+        return Consumers(
+            {layer: those for layer, those in consumers.items() if those}, self.reasons, tuple(self.behind)
+        )
 
     def _follow(self, name: str, given: list, made: list, args: tuple, kwargs: Mapping[str, Any]) -> None:
         carried = frozenset().union(*(self.carried.get(id(one), frozenset()) for one in given))
@@ -229,11 +212,11 @@ class _Tracer(TorchFunctionMode):
             self.used.setdefault(consumer.weight, set()).add(carried)
         passed = frozenset()
         if carried and consumer is not None:
-            before = self.readers.get(consumer.weight)
+            before = self.linear.get(consumer.weight)
             if before:  # called again
                 consumer = replace(consumer, level=max(level, before[0].level), calls=before[0].calls + 1)
                 carried |= before[1]
-            self.readers[consumer.weight] = (consumer, carried)
+            self.linear[consumer.weight] = (consumer, carried)
             level = consumer.level + 1
         elif carried and self._passes(name, given, args, kwargs):
             passed = carried

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -129,3 +130,22 @@ class Consumer:
         inputs, kernel = self.shape[0] // self.groups, self.shape[2:]
         turned = packed.transpose(1, 2).unflatten(2, (inputs, *kernel)).transpose(1, 2)  # g, in/g, out/g, *kernel
         return turned.flatten(0, 1).flip(list(range(2, turned.ndim - 1))).contiguous(), bias
+
+
+@dataclass
+class Consumers:
+    """What reads the protected tensors."""
+
+    by_layer: dict[str, list[Consumer]] = field(default_factory=dict)
+    """Layer to its linear consumers, in the order of the forward; none where one of its readers is not linear."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Layer to why it cannot be compensated."""
+
+    behind: tuple[str, ...] = ()
+    """Every parameter that is used behind a protected tensor."""
+
+    def of(self, layers: Sequence[str]) -> list[Consumer]:
+        """The consumers of these layers, each once, in the order of the forward."""
+        by_weight = {consumer.weight: consumer for layer in layers for consumer in self.by_layer.get(layer, ())}
+        return sorted(by_weight.values(), key=lambda consumer: consumer.level)

@@ -15,8 +15,8 @@ from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case
 from asvp_export.plan.calibration import Calibration, draw
 from asvp_export.plan.plan import Plan, PlannedLayer
-from asvp_export.plan.runners import bench_for
-from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Goal, Search, Trial, scaled
+from asvp_export.plan.runners import open_runner
+from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Goal, Search, TrialResult, scaled
 from asvp_export.plan.solve import Weights
 from asvp_export.progress import Say
 from asvp_export.teacher.backends import open_backend
@@ -27,7 +27,7 @@ _NONE = -200.0  # dB: stands for outputs that are not finite
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlanOptions:
     """What the plan has to meet."""
 
     ranks: tuple[int, ...]
@@ -47,7 +47,7 @@ class Wishes:
 def plan(
     teacher: Teacher,
     nodes: Mapping[str, Perturbation],
-    wishes: Wishes,
+    wishes: PlanOptions,
     calibrate: Sequence[Path],
     cases: Sequence[Case],
     progress: Say,
@@ -71,24 +71,24 @@ def plan(
         )
     images = draw(teacher, calibrate, solved=wishes.compensate != "none")
     search = _search(teacher, nodes, wishes, images, cases)
-    bench = search.bench
+    runner = search.runner
     fitted = len(images.crops) + len(images.held_out)
     unseen = range(fitted, fitted + len(cases))
     if wishes.compensate != "none" and not any(map(search.compensable, nodes)):
         raise InputError(_nothing_linear(search, nodes))
     progress(f"calibrating {len(nodes)} node(s) on {fitted} inputs")
-    before = bench.passes
+    before = runner.passes
     budget = PASSES * len(nodes) * fitted
     if wishes.gain is None:
         shared = wishes.target + 10 * math.log10(len(nodes))
         singles = {layer: search.single(layer, shared) for layer in nodes}
-        trial = search.joint({layer: one.node for layer, one in singles.items()}, budget - (bench.passes - before))
+        trial = search.joint({layer: one.node for layer, one in singles.items()}, budget - (runner.passes - before))
     else:
         trial = search.trial({layer: replace(node, gain=wishes.gain) for layer, node in nodes.items()})
-    passes = bench.passes - before
+    passes = runner.passes - before
     trial = _refined(teacher, search, trial, wishes, images, progress)
     if wishes.gain is None:
-        trial, backed = _backed(search, trial, wishes, unseen, progress)
+        trial, backed = _reduce_gains(search, trial, wishes, unseen, progress)
     else:
         backed = False
     verified = search.worst(unseen, trial.nodes, trial.weights)
@@ -112,22 +112,28 @@ def plan(
         ridges=trial.ridges,
         weights=trial.weights,
     )
-    bench.release()
+    runner.release()
     return insert(teacher, made.nodes, made.weights, made)
 
 
 def _search(
-    teacher: Teacher, nodes: Mapping[str, Perturbation], wishes: Wishes, images: Calibration, cases: Sequence[Case] = ()
+    teacher: Teacher,
+    nodes: Mapping[str, Perturbation],
+    wishes: PlanOptions,
+    images: Calibration,
+    cases: Sequence[Case] = (),
 ) -> Search:
     more = [tuple(torch.from_numpy(x).to(teacher.device) for x in case.inputs) for case in cases]
-    bench = bench_for(teacher, list(nodes), [*images.crops, *images.held_out, *more])
+    runner = open_runner(teacher, list(nodes), [*images.crops, *images.held_out, *more])
     count, fitted = len(images.crops), len(images.crops) + len(images.held_out)
     goal = Goal(teacher.data_range.peak, wishes.target, wishes.max_gain, wishes.ranks or RANKS)
     known = dict(enumerate(cases, start=fitted))
-    return Search(bench, nodes, range(count), range(count, fitted), goal, known)
+    return Search(runner, nodes, range(count), range(count, fitted), goal, known)
 
 
-def _backed(search: Search, trial: Trial, wishes: Wishes, unseen: range, progress: Say) -> tuple[Trial, bool]:
+def _reduce_gains(
+    search: Search, trial: TrialResult, wishes: PlanOptions, unseen: range, progress: Say
+) -> tuple[TrialResult, bool]:
     """Gains taken back until the verification images keep the tolerance too; these lower a plan and never raise it."""
     backed = False
     for _ in range(_SCALES_BACK):
@@ -148,8 +154,8 @@ def _backed(search: Search, trial: Trial, wishes: Wishes, unseen: range, progres
 
 
 def _refined(
-    teacher: Teacher, search: Search, trial: Trial, wishes: Wishes, images: Calibration, progress: Say
-) -> Trial:
+    teacher: Teacher, search: Search, trial: TrialResult, wishes: PlanOptions, images: Calibration, progress: Say
+) -> TrialResult:
     if wishes.compensate != "refine":
         return trial
     from asvp_export.plan.refine import refine
@@ -158,7 +164,7 @@ def _refined(
     return replace(trial, weights=weights, psnr=search.worst(search.held_out, trial.nodes, weights))
 
 
-def _planned(search: Search, layer: str, trial: Trial, wishes: Wishes, backed: bool) -> PlannedLayer:
+def _planned(search: Search, layer: str, trial: TrialResult, wishes: PlanOptions, backed: bool) -> PlannedLayer:
     node = trial.nodes[layer]
     strength, change = search.strength(layer, node)
     if wishes.gain is not None:
@@ -168,14 +174,16 @@ def _planned(search: Search, layer: str, trial: Trial, wishes: Wishes, backed: b
     else:
         where = "verification" if backed else "calibration"
         stopped = f"the tolerance, on the {where} images"
-    readers = search.bench.readers
-    solved = tuple(one.weight for one in readers.consumers.get(layer, ())) if search.compensable(layer) else ()
-    reason = readers.reasons.get(layer, "") if wishes.compensate != "none" else ""
+    consumers = search.runner.consumers
+    solved = (
+        tuple(consumer.weight for consumer in consumers.by_layer.get(layer, ())) if search.compensable(layer) else ()
+    )
+    reason = consumers.reasons.get(layer, "") if wishes.compensate != "none" else ""
     return PlannedLayer(layer, node, round(strength, 4), round(change, 4), stopped, solved, reason)
 
 
 def _nothing_linear(search: Search, nodes: Mapping[str, Perturbation]) -> str:
-    reasons = search.bench.readers.reasons
+    reasons = search.runner.consumers.reasons
     shown = "; ".join(f"{layer}: {reasons[layer]}" for layer in list(nodes)[:3] if layer in reasons)
     return (
         f"Compensation was asked for and no layer that is protected has linear readers alone ({shown}). Choose other layers, or "

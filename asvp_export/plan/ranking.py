@@ -12,7 +12,7 @@ from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
 from asvp_export.plan.calibration import draw
 from asvp_export.plan.plan import RankedLayer
-from asvp_export.plan.runners import bench_for
+from asvp_export.plan.runners import open_runner
 from asvp_export.plan.search import energies, strength_of
 from asvp_export.progress import Say
 from asvp_export.teacher.backends import open_backend
@@ -62,14 +62,14 @@ def compensable(teacher: Teacher, nodes: Mapping[str, Perturbation]) -> dict[str
     Raises:
         InputError: there is none.
     """
-    readers = bench_for(teacher, list(nodes), []).readers
-    found = {layer: node for layer, node in nodes.items() if 0 < len(readers.consumers.get(layer, ())) <= _CHAIN}
-    if not found:
+    consumers = open_runner(teacher, list(nodes), []).consumers
+    solvable = {layer: node for layer, node in nodes.items() if 0 < len(consumers.by_layer.get(layer, ())) <= _CHAIN}
+    if not solvable:
         raise InputError(
             f"Compensation was asked for, and no layer of {teacher.source} has readers that are linear alone; leave "
             "--compensate out."
         )
-    return found
+    return solvable
 
 
 def rank(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from asvp_export.plan.calibration import Calibration
-from asvp_export.plan.search import Search, Trial
+from asvp_export.plan.search import Search, TrialResult
 from asvp_export.plan.solve import Weights
 from asvp_export.progress import Say, reporter
 from asvp_export.teacher.model import Teacher
@@ -23,7 +23,7 @@ _SEED = 2510
 
 
 def refine(
-    teacher: Teacher, search: Search, trial: Trial, images: Calibration, progress: Say, steps: int = STEPS
+    teacher: Teacher, search: Search, trial: TrialResult, images: Calibration, progress: Say, steps: int = STEPS
 ) -> Weights:
     """Train what lies behind the first node so that the outputs come closer to the original's.
 
@@ -40,7 +40,7 @@ def refine(
     Returns:
         The weights that the held-out images liked best; those of the trial where training did not help.
     """
-    behind = {name: search.bench.value(name) for name in search.bench.readers.behind} | dict(trial.weights)
+    behind = {name: search.runner.value(name) for name in search.runner.consumers.behind} | dict(trial.weights)
     trained = {name: one.detach().clone().requires_grad_(True) for name, one in behind.items()}
     rate = min(_RATE * 10 ** (-trial.psnr / 20), _MOST)
     optimizer = torch.optim.Adam(trained.values(), lr=rate)
@@ -48,14 +48,14 @@ def refine(
     rng = np.random.default_rng(_SEED)
     area = [crop[teacher.signature.place].numel() for crop in images.crops]
     small = sorted(range(len(area)), key=lambda i: area[i])[: (len(area) + 1) // 2]  # twice the steps in the same time
-    originals = {i: search.bench.outputs(i) for i in small}
+    originals = {i: search.runner.outputs(i) for i in small}
     best, weights = trial.psnr, dict(trial.weights)
     progress(f"refining {len(trained)} weights, {steps} steps")
     with reporter(progress).track(range(steps), "refining") as tracked:
         for step in tracked:
             optimizer.zero_grad()
             for i in rng.choice(small, size=_BATCH):
-                _loss(search.bench.outputs(i, trial.nodes, trained), originals[i], search.peak).backward()
+                _loss(search.runner.outputs(i, trial.nodes, trained), originals[i], search.peak).backward()
             torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
             optimizer.step()
             schedule.step()

@@ -12,10 +12,9 @@ from onnx import numpy_helper
 
 from asvp_export.operator import Perturbation
 from asvp_export.plan.calibration import Inputs
-from asvp_export.plan.consumers_onnx import constants, graph_readers
-from asvp_export.plan.consumers_torch import Readers
-from asvp_export.plan.linear import Consumer
-from asvp_export.plan.runner_torch import CACHE, Nodes, Values
+from asvp_export.plan.consumers_onnx import constants, onnx_consumers
+from asvp_export.plan.linear import Consumer, Consumers
+from asvp_export.plan.runner import CACHE, Nodes, Values
 from asvp_export.teacher.backends import OnnxBackend, open_backend
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_graph import named_tensors, reads, stored_weights
@@ -24,8 +23,8 @@ from asvp_export.teacher.onnx_model import array, described, guarded, tensor_of
 _Targets = tuple[str, ...]
 
 
-class GraphBench:
-    """A teacher that is an ONNX graph, or became one; see `asvp_export.plan.runner_torch.Bench`.
+class OnnxRunner:
+    """A teacher that is an ONNX graph, or became one; see `asvp_export.plan.runner.CalibrationRunner`.
 
     The graph runs in stages, from one protected tensor to the next: what a stage makes and a later one reads is handed
     on, and what the first one makes, before any node, is kept.
@@ -44,15 +43,15 @@ class GraphBench:
         self._graph, self._inputs = graph, inputs
         names, _ = named_tensors(graph.model)
         self._cuts = {names[layer]: layer for layer in layers}
-        found = graph_readers(graph.model, {layer: names[layer] for layer in layers})
-        self.readers: Readers = found
-        self._data = found.data
+        consumers = onnx_consumers(graph.model, {layer: names[layer] for layer in layers})
+        self.consumers: Consumers = consumers
+        self._data = consumers.data
         self._stored = stored_weights(graph.model)
-        consumers = [one for those in self.readers.consumers.values() for one in those]
-        self._solved = {name for one in consumers for name in (one.weight, one.bias) if name}
+        each = [consumer for those in consumers.by_layer.values() for consumer in those]
+        self._solved = {name for consumer in each for name in (consumer.weight, consumer.bias) if name}
         self._originals: dict[str, torch.Tensor] = {}
         self._stages = _Stages(graph.model, self._cuts)
-        data = [name for one in consumers for name in self._data[one.weight]]
+        data = [name for consumer in each for name in self._data[consumer.weight]]
         self._all = tuple(dict.fromkeys((*graph.output_names, *self._cuts, *data)))
         self._made: dict[_Targets, list[list[str]]] = {}
         self._opened: dict[tuple[int, _Targets, bool], ort.InferenceSession] = {}
@@ -60,34 +59,34 @@ class GraphBench:
         self._room = CACHE
 
     def value(self, name: str) -> torch.Tensor:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         if name not in self._originals:
             found = numpy_helper.to_array(self._stored[name], str(self._graph.folder or ""))
             self._originals[name] = torch.from_numpy(np.array(found))
         return self._originals[name]
 
     def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         names = self._graph.output_names
         found = self._run(i, names, nodes or {}, weights or {})
         return [found[name] for name in names if found[name].is_floating_point()]
 
     def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         found = self._run(i, tuple(self._cuts), {}, {})
         return {layer: [found[name]] for name, layer in self._cuts.items()}
 
     def inputs_of(
         self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
     ) -> dict[str, list[torch.Tensor]]:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         data = {one.weight: self._data[one.weight] for one in consumers}
         targets = tuple(dict.fromkeys(name for names in data.values() for name in names))
         found = self._run(i, targets, nodes or {}, weights or {})
         return {weight: [found[name] for name in names] for weight, names in data.items()}
 
     def release(self) -> None:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         self._starts.clear()
         self._opened.clear()
         self._room = CACHE

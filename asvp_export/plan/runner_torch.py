@@ -1,66 +1,26 @@
-"""A model whose nodes and weights change from run to run, without computing again what lies before the nodes."""
+"""A PyTorch module whose nodes and weights change from run to run, without computing again what lies before the nodes."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from asvp_export.operator import Perturbation
 from asvp_export.plan.calibration import Inputs
-from asvp_export.plan.consumers_torch import CONSUMING, Readers, operands, plain_name, readers
+from asvp_export.plan.consumers_torch import CONSUMING, operands, plain_name, torch_consumers
 from asvp_export.plan.linear import Consumer
+from asvp_export.plan.runner import CACHE, Nodes, Values
 from asvp_export.teacher.backends.torch_backend import copied
 from asvp_export.teacher.model import Teacher, named_outputs
 
-CACHE = 2**31  # bytes of feature maps that are kept before the first node; inputs beyond run from the start
 
-Nodes = Mapping[str, Perturbation]
-Values = Mapping[str, torch.Tensor]
-
-
-class Bench(Protocol):
-    """What calibration runs."""
-
-    passes: int
-    """How many forward passes were made, whole or from the first node on."""
-
-    readers: Readers
-    """Who reads the protected tensors."""
-
-    def value(self, name: str) -> torch.Tensor:
-        """A weight of the original."""
-        ...
-
-    def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
-        """The floating outputs for input `i`; without nodes and weights those of the original.
-
-        In PyTorch they have gradients where weights ask for them.
-        """
-        ...
-
-    def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
-        """The clean feature maps of the layers, call by call."""
-        ...
-
-    def inputs_of(
-        self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
-    ) -> dict[str, list[torch.Tensor]]:
-        """What the consumers read, call by call, by the names of their weights."""
-        ...
-
-    def release(self) -> None:
-        """Give back the feature maps that are kept; the next run makes them again."""
-        ...
-
-
-class TorchBench:
+class TorchRunner:
     """A teacher that is a PyTorch module.
 
     Args:
@@ -78,21 +38,21 @@ class TorchBench:
         self._seen: dict[str, list[torch.Tensor]] | None = None
         self._starts: dict[int, _Start] = {}
         self._room = CACHE
-        self.readers = readers(self._module, list(layers), teacher.inputs(teacher.example()))
+        self.consumers = torch_consumers(self._module, list(layers), teacher.inputs(teacher.example()))
         for layer, site in self._sites.items():
             site.register_forward_hook(self._node(layer))
 
     def value(self, name: str) -> torch.Tensor:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         return self._module.get_parameter(name).detach()
 
     def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         found = named_outputs(self._run(i, nodes or {}, weights or {}))
         return [one for one in found.values() if one.is_floating_point()]
 
     def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         self._seen = {layer: [] for layer in self._sites}
         try:
             self._run(i, {}, {})
@@ -103,7 +63,7 @@ class TorchBench:
     def inputs_of(
         self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
     ) -> dict[str, list[torch.Tensor]]:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         changed = weights or {}
         names = {id(changed.get(one.weight, self._module.get_parameter(one.weight))): one.weight for one in consumers}
         found = {consumer.weight: [] for consumer in consumers}
@@ -113,7 +73,7 @@ class TorchBench:
         return found
 
     def release(self) -> None:
-        """See `Bench`."""
+        """See `CalibrationRunner`."""
         self._starts.clear()
         self._room = CACHE
 

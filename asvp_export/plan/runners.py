@@ -1,16 +1,17 @@
-"""The bench that fits a teacher."""
+"""The runner that fits a teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from asvp_export.plan.calibration import Inputs
-from asvp_export.plan.runner_onnx import GraphBench
-from asvp_export.plan.runner_torch import Bench, TorchBench
+from asvp_export.plan.runner import CalibrationRunner
+from asvp_export.plan.runner_onnx import OnnxRunner
+from asvp_export.plan.runner_torch import TorchRunner
 from asvp_export.teacher.backends import OnnxBackend, open_backend
 from asvp_export.teacher.model import Teacher
 
 
-def bench_for(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> Bench:
+def open_runner(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> CalibrationRunner:
     """What runs a teacher for calibration: its module, or its graph."""
-    return (GraphBench if isinstance(open_backend(teacher), OnnxBackend) else TorchBench)(teacher, layers, inputs)
+    return (OnnxRunner if isinstance(open_backend(teacher), OnnxBackend) else TorchRunner)(teacher, layers, inputs)

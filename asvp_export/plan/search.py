@@ -14,7 +14,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case
 from asvp_export.parity.metrics import as_images, peak_of, psnr
 from asvp_export.parity.verify import compared
-from asvp_export.plan.runner_torch import Bench
+from asvp_export.plan.runner import CalibrationRunner
 from asvp_export.plan.solve import Targets, Weights, solve
 
 MARGIN_DB = 1.0
@@ -32,7 +32,7 @@ _START = {False: 1.05, True: 3.0}  # the gain that is tried first: without compe
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialResult:
     """Nodes that were tried together."""
 
     nodes: dict[str, Perturbation]
@@ -43,7 +43,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Single:
+class LayerEstimate:
     """What one layer can carry for its share of the allowance."""
 
     layer: str
@@ -73,12 +73,12 @@ class Goal:
 
 
 class Search:
-    """Tries nodes and gains on inputs that a bench runs.
+    """Tries nodes and gains on inputs that a runner runs.
 
     Args:
-        bench: of all the layers.
+        runner: of all the layers.
         nodes: the layers with channel axis and energy of their nodes; rank and gain are to be found.
-        crops: which inputs of the bench compensation is solved on; none: no compensation.
+        crops: which inputs of the runner compensation is solved on; none: no compensation.
         held_out: on which the target has to hold.
         goal: the target, and what may be tried.
         cases: what is known of the inputs beyond these: their padding does not count.
@@ -86,14 +86,14 @@ class Search:
 
     def __init__(
         self,
-        bench: Bench,
+        runner: CalibrationRunner,
         nodes: Mapping[str, Perturbation],
         crops: Sequence[int],
         held_out: Sequence[int],
         goal: Goal,
         cases: Mapping[int, Case] | None = None,
     ) -> None:
-        self.bench, self.nodes = bench, dict(nodes)
+        self.runner, self.nodes = runner, dict(nodes)
         self.crops, self.held_out, self.peak = crops, held_out, goal.peak
         self.target, self.max_gain, self.ranks = goal.target, goal.max_gain, goal.ranks
         self._cases = cases or {}
@@ -104,7 +104,7 @@ class Search:
         self.positions: dict[str, int] = {}
         """L of the smallest map."""
         for i in held_out:
-            for layer, maps in bench.maps(i).items():
+            for layer, maps in runner.maps(i).items():
                 for each in maps:
                     self._take(layer, each)
 
@@ -124,29 +124,29 @@ class Search:
 
     def compensable(self, layer: str) -> bool:
         """Whether the layer's readers are re-solved."""
-        return bool(self.crops) and layer in self.bench.readers.consumers
+        return bool(self.crops) and layer in self.runner.consumers.by_layer
 
-    def trial(self, nodes: dict[str, Perturbation], share: int = 1) -> Trial:
+    def trial(self, nodes: dict[str, Perturbation], share: int = 1) -> TrialResult:
         """Put nodes in place, compensate, and measure.
 
         Args:
             nodes: the nodes.
             share: solve on every share-th crop.
         """
-        consumers = self.bench.readers.of([layer for layer in nodes if self.compensable(layer)])
+        consumers = self.runner.consumers.of([layer for layer in nodes if self.compensable(layer)])
         weights, ridges = {}, {}
         if consumers:
             smaller = self.held_out[len(self.held_out) // 2 :]  # enough to choose a ridge by
-            weights, ridges = solve(self.bench, nodes, consumers, self.crops[::share], smaller, self._targets)
-        return Trial(nodes, self.worst(self.held_out, nodes, weights), weights, ridges)
+            weights, ridges = solve(self.runner, nodes, consumers, self.crops[::share], smaller, self._targets)
+        return TrialResult(nodes, self.worst(self.held_out, nodes, weights), weights, ridges)
 
     def worst(self, inputs: Sequence[int], nodes: Mapping[str, Perturbation], weights: Weights) -> float:
         """DB of the worst of these inputs and their outputs, against the original."""
-        return min(self._psnr(i, self.bench.outputs(i, nodes, weights)) for i in inputs)
+        return min(self._psnr(i, self.runner.outputs(i, nodes, weights)) for i in inputs)
 
     def _psnr(self, i: int, outputs: list[torch.Tensor]) -> float:
         if i not in self._originals:
-            self._originals[i] = [one.cpu().float().numpy() for one in self.bench.outputs(i)]
+            self._originals[i] = [one.cpu().float().numpy() for one in self.runner.outputs(i)]
         found, case = [], self._cases.get(i)
         for original, one in zip(self._originals[i], outputs, strict=True):
             both = original, one.cpu().float().numpy()
@@ -154,7 +154,7 @@ class Search:
             found.append(psnr(wanted, got, peak_of(original, self.peak)))
         return -math.inf if any(map(math.isnan, found)) else min(found)
 
-    def single(self, layer: str, target: float, share: int = 4) -> Single:
+    def single(self, layer: str, target: float, share: int = 4) -> LayerEstimate:
         """The rank and about the gain that buy one layer the most strength, alone, at a target.
 
         Args:
@@ -162,26 +162,26 @@ class Search:
             target: dB.
             share: solve on every share-th crop.
         """
-        best: Single | None = None
+        best: LayerEstimate | None = None
         ranks = [rank for rank in self.ranks if rank <= self.channels[layer]] or [self.channels[layer]]
         at_most = {rank: replace(self.nodes[layer], rank=rank, gain=self.max_gain) for rank in ranks}
         for rank in sorted(ranks, key=lambda rank: -self.strength(layer, at_most[rank])[0]):
             if best and best.strength >= self.strength(layer, at_most[rank])[0]:
                 break  # the others could not do better at the largest gain
-            tried = self._tried(Single(layer, at_most[rank], 0.0, 0.0, 0.0), target, share)
+            tried = self._tried(LayerEstimate(layer, at_most[rank], 0.0, 0.0, 0.0), target, share)
             if best is None or tried.strength > best.strength:
                 best = tried
         assert best is not None
         return best if len(self.nodes) > 1 else self._tried(best, target, share)  # once more, from close by
 
-    def _tried(self, single: Single, target: float, share: int) -> Single:
+    def _tried(self, single: LayerEstimate, target: float, share: int) -> LayerEstimate:
         """A trial of a layer alone, and the gain that follows from it."""
         start = _START[self.compensable(single.layer)] if single.tried == 0 else single.node.gain
         node = replace(single.node, gain=min(start, self.max_gain))
         psnr = self.trial({single.layer: node}, share).psnr
         return self.at(replace(single, node=node, tried=node.gain, psnr=psnr), target)
 
-    def at(self, single: Single, target: float) -> Single:
+    def at(self, single: LayerEstimate, target: float) -> LayerEstimate:
         """The same layer at another target, reckoned from what was tried.
 
         The error is nearly linear in gain - 1, compensated or not: a fixed kernel takes out what the component has in all images, and
@@ -193,7 +193,7 @@ class Search:
         node = replace(single.node, gain=gain)
         return replace(single, node=node, strength=self.strength(single.layer, node)[0])
 
-    def joint(self, nodes: dict[str, Perturbation], budget: float = math.inf) -> Trial:
+    def joint(self, nodes: dict[str, Perturbation], budget: float = math.inf) -> TrialResult:
         """The largest common scale of gain - 1 with which the nodes together reach the target.
 
         Args:
@@ -203,20 +203,20 @@ class Search:
         Raises:
             InputError: no gain reaches it.
         """
-        fits: tuple[float, Trial] | None = None
-        misses: tuple[float, Trial] | None = None
-        scale, before = 1.0, self.bench.passes
+        fits: tuple[float, TrialResult] | None = None
+        misses: tuple[float, TrialResult] | None = None
+        scale, before = 1.0, self.runner.passes
         for step in range(_STEPS):
-            start = self.bench.passes
+            start = self.runner.passes
             found = self.trial(scaled(nodes, scale, self.max_gain), share=2)
-            cost = self.bench.passes - start
+            cost = self.runner.passes - start
             if found.psnr >= self.target:
                 fits = (scale, found)
                 if found.psnr < self.target + _NEAR_DB or all(n.gain >= self.max_gain for n in found.nodes.values()):
                     break
             else:
                 misses = (scale, found)
-            if fits and (self.bench.passes - before + cost > budget or step == _STEPS - 1):
+            if fits and (self.runner.passes - before + cost > budget or step == _STEPS - 1):
                 break
             scale = self._next(scale, found.psnr, fits, misses)
             if scaled(nodes, scale, self.max_gain) == found.nodes:
@@ -247,7 +247,7 @@ class Search:
         step = 10 ** ((found - self.target - _NEAR_DB / 2) / 20) if math.isfinite(found) else 0.1
         return scale * min(max(step, 0.02), 8.0)
 
-    def _unreachable(self, found: Trial) -> str:
+    def _unreachable(self, found: TrialResult) -> str:
         alone = {layer: self.trial({layer: node}).psnr for layer, node in found.nodes.items()}
         costly = min(alone, key=lambda layer: alone[layer])
         return (

@@ -9,7 +9,7 @@ import torch
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
 from asvp_export.plan.linear import Consumer
-from asvp_export.plan.runner_torch import Bench
+from asvp_export.plan.runner import CalibrationRunner
 
 Weights = dict[str, torch.Tensor]
 Targets = dict[int, dict[str, list[torch.Tensor]]]
@@ -23,7 +23,7 @@ _DRAWN = 2048  # positions of one map: neighbours say the same, and what counts 
 
 
 def solve(
-    bench: Bench,
+    runner: CalibrationRunner,
     nodes: Mapping[str, Perturbation],
     consumers: Sequence[Consumer],
     crops: Sequence[int],
@@ -38,10 +38,10 @@ def solve(
     that are held out.
 
     Args:
-        bench: runs the model.
+        runner: runs the model.
         nodes: the nodes in place.
         consumers: of all of them.
-        crops: which of the bench's inputs are solved on.
+        crops: which of the runner's inputs are solved on.
         held_out: which choose the ridge.
         targets: filled on the way; hand it in again for other nodes at the same layers, and the original is not run again.
 
@@ -54,16 +54,16 @@ def solve(
     weights: Weights = {}
     ridges: dict[str, float] = {}
     seen: Targets = {} if targets is None else targets
-    originals = {one.weight: _packed(one, bench) for one in consumers}
+    originals = {one.weight: _packed(one, runner) for one in consumers}
 
     def pairs(i: int, group: Sequence[Consumer]) -> Iterator[tuple[Consumer, torch.Tensor, torch.Tensor]]:
         """(consumer, what it gives in the original, its input with the nodes in place), call by call."""
         known = seen.setdefault(i, {})
         if missing := [one for one in consumers if one.weight not in known]:
-            clean = bench.inputs_of(i, missing)
+            clean = runner.inputs_of(i, missing)
             for one in missing:
                 known[one.weight] = [one.rows(x, _DRAWN) @ originals[one.weight] for x in clean[one.weight]]
-        exposed = bench.inputs_of(i, group, nodes, weights)
+        exposed = runner.inputs_of(i, group, nodes, weights)
         for consumer in group:
             for target, x in zip(known[consumer.weight], exposed[consumer.weight], strict=True):
                 yield consumer, target, x
@@ -93,8 +93,8 @@ def solve(
     return weights, ridges
 
 
-def _packed(consumer: Consumer, bench: Bench) -> torch.Tensor:
-    return consumer.pack(bench.value(consumer.weight), bench.value(consumer.bias) if consumer.bias else None)
+def _packed(consumer: Consumer, runner: CalibrationRunner) -> torch.Tensor:
+    return consumer.pack(runner.value(consumer.weight), runner.value(consumer.bias) if consumer.bias else None)
 
 
 class _Sums:

@@ -16,9 +16,9 @@ from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
 from asvp_export.plan import calibration
-from asvp_export.plan.consumers_torch import readers
+from asvp_export.plan.consumers_torch import torch_consumers
 from asvp_export.plan.refine import refine
-from asvp_export.plan.runner_torch import TorchBench
+from asvp_export.plan.runner_torch import TorchRunner
 from asvp_export.plan.search import PASSES, Goal, Search, energies, strength_of
 from tests.helpers import teachers
 from tests.helpers.commands import call
@@ -132,16 +132,16 @@ def test_a_search_for_three_nodes_stays_within_its_forward_passes(folders):
 def test_runs_from_the_first_node_on_are_those_of_the_whole_model(solved, folders):
     teacher = solved.teacher
     inputs = [(teacher.example(48, 56),), (teacher.example(64, 40),)]
-    bench = TorchBench(teacher, [LAYER], inputs)
+    runner = TorchRunner(teacher, [LAYER], inputs)
     for i, given in enumerate(inputs):
         for _ in range(2):  # the second time from what was kept
-            (clean,), (exposed,) = bench.outputs(i), bench.outputs(i, solved.nodes, solved.weights)
+            (clean,), (exposed,) = runner.outputs(i), runner.outputs(i, solved.nodes, solved.weights)
             with torch.no_grad():
                 assert torch.equal(clean, teacher.module(*given)) and torch.equal(exposed, solved.module(*given))
     calls = []
-    bench._module.head.register_forward_pre_hook(lambda *_: calls.append(1))
-    bench._module.body[0].branch[0].register_forward_pre_hook(lambda *_: calls.append(2))
-    bench.outputs(0, solved.nodes)
+    runner._module.head.register_forward_pre_hook(lambda *_: calls.append(1))
+    runner._module.body[0].branch[0].register_forward_pre_hook(lambda *_: calls.append(2))
+    runner.outputs(0, solved.nodes)
     assert calls == [1], "the layers before the node were computed again"  # the head is called, and answers from memory
 
 
@@ -159,22 +159,22 @@ def test_the_gain_that_a_layer_bears_is_reckoned_from_one_or_two_trials(folders)
     teacher, layer = example("derain"), "body.7.branch.1"
     images = calibration.draw(teacher, list_images(folders / "calibrate"))
     count, held = 40, len(images.held_out)
-    bench = TorchBench(teacher, [layer], [*images.crops[:count], *images.held_out])
+    runner = TorchRunner(teacher, [layer], [*images.crops[:count], *images.held_out])
     search = Search(
-        bench, {layer: Perturbation()}, range(count), range(count, count + held), Goal(1.0, 49.0, 100.0, (1,))
+        runner, {layer: Perturbation()}, range(count), range(count, count + held), Goal(1.0, 49.0, 100.0, (1,))
     )
     for target in (44.0, 56.0):
         found = search.single(layer, target, share=1)
         assert abs(search.trial({layer: found.node}).psnr - target) < 3, (target, found)
-    bench.release()
+    runner.release()
 
 
 def test_refinement_starts_from_the_closed_form_and_never_ends_below_it(folders):
     teacher = asvp_export.load(two_blocks())
     images = calibration.draw(teacher, list_images(folders / "calibrate"))
     count, held = len(images.crops), len(images.held_out)
-    bench = TorchBench(teacher, ["head"], [*images.crops, *images.held_out])
-    search = Search(bench, {"head": Perturbation()}, range(count), range(count, count + held), Goal(1.0, 49.0, 10.0))
+    runner = TorchRunner(teacher, ["head"], [*images.crops, *images.held_out])
+    search = Search(runner, {"head": Perturbation()}, range(count), range(count, count + held), Goal(1.0, 49.0, 10.0))
     trial = search.trial({"head": Perturbation(1, 3.0)})
     before = {name: one.clone() for name, one in teacher.module.named_parameters()}
     found = refine(teacher, search, trial, images, lambda line: None, steps=25)
@@ -203,7 +203,7 @@ def test_strength_from_singular_values_is_that_of_the_maps():
 
 def test_readers_of_a_residual_stream_are_solved_one_behind_the_other():
     teacher = example("lowlight")
-    found = readers(teacher.module, ["body.6", "body.7.branch.2", "tail.0"], teacher.inputs(teacher.example()))
+    found = torch_consumers(teacher.module, ["body.6", "body.7.branch.2", "tail.0"], teacher.inputs(teacher.example()))
     first, second = found.of(["body.6"])
     assert (first.weight, second.weight) == (
         "body.7.branch.0.weight",

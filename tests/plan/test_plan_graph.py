@@ -17,9 +17,9 @@ from asvp_export.graph.protect import insert
 from asvp_export.graph.surgery import with_weights
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
-from asvp_export.plan.consumers_onnx import graph_readers
-from asvp_export.plan.runner_onnx import GraphBench
-from asvp_export.plan.runner_torch import TorchBench
+from asvp_export.plan.consumers_onnx import onnx_consumers
+from asvp_export.plan.runner_onnx import OnnxRunner
+from asvp_export.plan.runner_torch import TorchRunner
 from asvp_export.plan.solve import solve
 from asvp_export.teacher.onnx_graph import named_tensors, stored_weights
 from tests.helpers.linear import as_rows
@@ -60,9 +60,9 @@ def test_rows_times_unknowns_is_the_node(kind):
     """In onnxruntime's float32: some 50 terms of about 1, each rounded by 6e-8."""
     text, weights = LINEAR[kind]
     model = graph(f"h = Neg (x) {text}", **weights)
-    found = graph_readers(model, {"layer": "h"})
+    found = onnx_consumers(model, {"layer": "h"})
     assert not found.reasons and not found.behind
-    (consumer,) = found.consumers["layer"]
+    (consumer,) = found.by_layer["layer"]
     assert (consumer.weight, consumer.bias) == ("k", "b" if "b" in weights else None)
     stored = {name: torch.from_numpy(numpy_helper.to_array(one).copy()) for name, one in stored_weights(model).items()}
     packed = consumer.pack(stored["k"], stored.get("b"))
@@ -106,10 +106,10 @@ def test_readers_of_a_graph_that_was_exported_from_pytorch():
     model = to_onnx(insert(asvp_export.load(Net()), {}))
     layers, _ = named_tensors(model)
     asked = [layer for layer in layers if layer.endswith("/Conv") and "behind" not in layer]
-    found = graph_readers(model, {layer: layers[layer] for layer in asked})
+    found = onnx_consumers(model, {layer: layers[layer] for layer in asked})
     (product,) = (node.input[1] for node in model.graph.node if node.op_type == "MatMul")  # a name that PyTorch made up
     passing = ("added", "joined", "shuffled", "padded")
-    assert {layer: [(one.weight, one.bias) for one in those] for layer, those in found.consumers.items()} == {
+    assert {layer: [(one.weight, one.bias) for one in those] for layer, those in found.by_layer.items()} == {
         **{f"/{name}/Conv": [(f"behind.{i}.weight", f"behind.{i}.bias")] for i, name in enumerate(passing)},
         "/wide/Conv": [(product, "linear.bias")],
     }
@@ -145,23 +145,23 @@ REFUSED = {
 def test_what_a_tensor_may_pass_and_what_not():
     weights = {"c": (), "d": (4,), "k": (3, 4, 3, 3), "l": (3, 4, 3, 3), "s": ()}
     for text in PASSED:
-        found = graph_readers(graph(f"h = Neg (x) {text} y = Conv (t, k)", **weights), {"layer": "h"})
+        found = onnx_consumers(graph(f"h = Neg (x) {text} y = Conv (t, k)", **weights), {"layer": "h"})
         assert [one.weight for one in found.of(["layer"])] == ["k"] and not found.reasons, text
     for text, reason in REFUSED.items():
         model = graph(f"h = Neg (x) {text}", **weights)
         for name, values in (("i", np.ones((3, 4, 3, 3), np.int8)), ("o", np.array(True))):
             model.graph.initializer.append(numpy_helper.from_array(values, name))
-        found = graph_readers(model, {"layer": "h"})
-        assert found.reasons == {"layer": reason} and not found.consumers, text
+        found = onnx_consumers(model, {"layer": "h"})
+        assert found.reasons == {"layer": reason} and not found.by_layer, text
     model = graph("h = Neg (x) g = Conv (h, k) y = Conv (g, l)", k=(4, 4, 3, 3), l=(3, 4, 3, 3))
-    first, second = graph_readers(model, {"first": "h", "second": "g"}).of(["first", "second"])
+    first, second = onnx_consumers(model, {"first": "h", "second": "g"}).of(["first", "second"])
     assert (first.weight, first.level, second.weight, second.level) == ("k", 0, "l", 1)
     between = graph("h = Neg (x) g = Neg (h) y = Conv (g, k)", k=(3, 4, 3, 3))
-    assert graph_readers(between, {"a": "h", "b": "g"}).reasons == {"a": "it passes the node behind b"}
+    assert onnx_consumers(between, {"a": "h", "b": "g"}).reasons == {"a": "it passes the node behind b"}
     biased = graph(
         "h = Neg (x) g = Conv (h, k, b) p = Conv (x, l, b) y = Add (g, p)", k=(4, 4, 1, 1), l=(4, 4, 1, 1), b=(4,)
     )
-    (consumer,) = graph_readers(biased, {"layer": "h"}).of(["layer"])
+    (consumer,) = onnx_consumers(biased, {"layer": "h"}).of(["layer"])
     assert consumer.bias is None, "a bias that others share stays as it is"
 
 
@@ -195,40 +195,40 @@ def inputs():
 @pytest.fixture(scope="module")
 def solved(pair, inputs):
     found = []
-    for teacher, layer, kind in zip(pair, (LAYER, TENSOR), (TorchBench, GraphBench), strict=True):
-        bench = kind(teacher, [layer], inputs)
-        found.append((bench, *solve(bench, {layer: NODE}, bench.readers.of([layer]), CROPS, HELD)))
+    for teacher, layer, kind in zip(pair, (LAYER, TENSOR), (TorchRunner, OnnxRunner), strict=True):
+        runner = kind(teacher, [layer], inputs)
+        found.append((runner, *solve(runner, {layer: NODE}, runner.consumers.of([layer]), CROPS, HELD)))
     return found
 
 
-def worst(bench, nodes, weights) -> float:
+def worst(runner, nodes, weights) -> float:
     """The dB of the worst input that was held out; values lie in 0..1."""
-    pairs = [(bench.outputs(i)[0], bench.outputs(i, nodes, weights)[0]) for i in HELD]
+    pairs = [(runner.outputs(i)[0], runner.outputs(i, nodes, weights)[0]) for i in HELD]
     return min(-10 * float(torch.log10((clean - got).double().square().mean())) for clean, got in pairs)
 
 
 def test_the_file_is_compensated_as_the_module_is(solved):
     """Both solve one problem, and see its inputs to within float32 (1e-6); the ridge bounds how much that is amplified."""
-    (_, torchs, ridges), (bench, weights, others) = solved
+    (_, torchs, ridges), (runner, weights, others) = solved
     assert set(weights) == set(torchs) == {"tail.0.weight", "tail.0.bias"} and ridges == others
     for name, value in weights.items():
         assert float((value - torchs[name]).norm() / torchs[name].norm()) < 1e-3
-    assert worst(bench, {TENSOR: NODE}, {}) < 35
-    assert worst(bench, {TENSOR: NODE}, weights) > 45
+    assert worst(runner, {TENSOR: NODE}, {}) < 35
+    assert worst(runner, {TENSOR: NODE}, weights) > 45
 
 
 def test_what_lies_before_the_node_is_run_once_an_input(pair, inputs, monkeypatch):
-    bench = GraphBench(pair[1], [TENSOR], inputs[:2])
-    run, stages = bench._stage, []
-    monkeypatch.setattr(bench, "_stage", lambda stage, *rest: stages.append(stage) or run(stage, *rest))
-    consumers = bench.readers.of([TENSOR])
+    runner = OnnxRunner(pair[1], [TENSOR], inputs[:2])
+    run, stages = runner._stage, []
+    monkeypatch.setattr(runner, "_stage", lambda stage, *rest: stages.append(stage) or run(stage, *rest))
+    consumers = runner.consumers.of([TENSOR])
     for i in (0, 1):
-        bench.outputs(i)
-        bench.outputs(i, {TENSOR: NODE}, {"tail.0.bias": torch.zeros(128)})
-        bench.inputs_of(i, consumers, {TENSOR: NODE})
-        bench.maps(i)
-    assert stages == 2 * [0, 1, 1, 1] and bench.passes == 8  # the map itself needs no stage but the first
-    assert "input" not in {one.name for one in bench._opened[1, ("output",), True].get_inputs()}, (
+        runner.outputs(i)
+        runner.outputs(i, {TENSOR: NODE}, {"tail.0.bias": torch.zeros(128)})
+        runner.inputs_of(i, consumers, {TENSOR: NODE})
+        runner.maps(i)
+    assert stages == 2 * [0, 1, 1, 1] and runner.passes == 8  # the map itself needs no stage but the first
+    assert "input" not in {one.name for one in runner._opened[1, ("output",), True].get_inputs()}, (
         "run again from the start"
     )
 
@@ -260,13 +260,13 @@ def test_stages_are_the_whole_graph(pair, scripted, solved):
     relus = [f"/body/{i}/branch/1/Relu" for i in (1, 4)]
     for teacher, layers, weights in ((pair[1], [*relus, TENSOR], solved[1][1]), (scripted, ["/head/Conv"], {})):
         given = [teacher.inputs(teacher.example(48, 56)), teacher.inputs(teacher.example(64, 40, batch=2))]
-        bench, nodes = GraphBench(teacher, layers, given), {layer: Perturbation(1, 3.0) for layer in layers}
+        runner, nodes = OnnxRunner(teacher, layers, given), {layer: Perturbation(1, 3.0) for layer in layers}
         whole, plain = insert(teacher, nodes, weights), insert(teacher, {})
         for i, one in enumerate(given):
             for _ in range(2):  # the second time from what was kept
-                torch.testing.assert_close(bench.outputs(i, nodes, weights)[0], whole(*one), rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(bench.outputs(i)[0], plain(*one), rtol=1e-4, atol=1e-5)
-    assert bench.readers.reasons == {"/head/Conv": "Loop reads it, which is not linear"}
+                torch.testing.assert_close(runner.outputs(i, nodes, weights)[0], whole(*one), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(runner.outputs(i)[0], plain(*one), rtol=1e-4, atol=1e-5)
+    assert runner.consumers.reasons == {"/head/Conv": "Loop reads it, which is not linear"}
 
 
 HALF = """<ir_version: 10, opset_import: ["" : 18]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y) {
@@ -275,7 +275,7 @@ HALF = """<ir_version: 10, opset_import: ["" : 18]> g (float[n, 3, h, w] x) => (
 
 
 def test_weights_in_half_precision_and_in_constant_nodes_are_solved_and_stored_as_such(inputs, tmp_path):
-    """What the bench runs is what is stored, up to the rounding of float16 in values under 1."""
+    """What the runner runs is what is stored, up to the rounding of float16 in values under 1."""
     model = parser.parse_model(HALF)
     rng = np.random.default_rng(0)
     first, last = ((0.1 * rng.standard_normal(shape)).astype(np.float16) for shape in ((8, 3, 3, 3), (3, 8, 3, 3)))
@@ -283,10 +283,10 @@ def test_weights_in_half_precision_and_in_constant_nodes_are_solved_and_stored_a
     model.graph.node.insert(0, helper.make_node("Constant", [], ["l"], value=numpy_helper.from_array(last)))
     onnx.save(model, tmp_path / "half.onnx")
     teacher, nodes = asvp_export.load(tmp_path / "half.onnx"), {"a": Perturbation(1, 3.0)}
-    bench = GraphBench(teacher, ["a"], inputs)
-    weights, _ = solve(bench, nodes, bench.readers.of(["a"]), CROPS, HELD)
-    assert worst(bench, nodes, weights) > worst(bench, nodes, {}) + 10
+    runner = OnnxRunner(teacher, ["a"], inputs)
+    weights, _ = solve(runner, nodes, runner.consumers.of(["a"]), CROPS, HELD)
+    assert worst(runner, nodes, weights) > worst(runner, nodes, {}) + 10
     protected = insert(teacher, nodes, weights)
     stored = stored_weights(to_onnx(protected))["l"]
     assert np.array_equal(numpy_helper.to_array(stored), weights["l"].numpy().astype(np.float16))
-    torch.testing.assert_close(protected(*inputs[0]), bench.outputs(0, nodes, weights)[0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(protected(*inputs[0]), runner.outputs(0, nodes, weights)[0], rtol=0, atol=1e-3)
