@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from asvp_export.operator.schema import Perturbation
     from asvp_export.parity.result import ParityResult
     from asvp_export.pipeline import export
-    from asvp_export.plan.plan import Plan, apply
+    from asvp_export.plan.apply import apply
+    from asvp_export.plan.plan import Plan
     from asvp_export.protection import protect
     from asvp_export.report.card import write_card
     from asvp_export.report.manifest import verify, write_manifest
@@ -42,7 +43,7 @@ _HOME = {
     "SizeRule": "signature",
     "Teacher": "teacher.model",
     "ValueRange": "signature",
-    "apply": "plan.plan",
+    "apply": "plan.apply",
     "candidates": "layers.survey",
     "check": "gate",
     "describe": "graph.describe",

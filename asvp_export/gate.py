@@ -27,7 +27,8 @@ from asvp_export.parity.judge import GateInputs, judge, judge_tiled, library_not
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.verify import Thresholds, check_threshold
-from asvp_export.plan.plan import Plan, apply
+from asvp_export.plan.apply import apply
+from asvp_export.plan.plan import Plan
 from asvp_export.progress import Say
 from asvp_export.runtime.session import check_provider, inputs_of, session
 from asvp_export.runtime.tiles import Tiling

@@ -27,7 +27,8 @@ from asvp_export.audit.auditing import run_audit
 from asvp_export.audit.results import Row
 from asvp_export.graph.protect import Protected
 from asvp_export.options import AuditOptions
-from asvp_export.plan.plan import Plan, apply
+from asvp_export.plan.apply import apply
+from asvp_export.plan.plan import Plan
 from asvp_export.progress import for_terminal
 from benchmarks._teachers import ROOT, TASKS, teacher
 from benchmarks.bench_strength import degraded

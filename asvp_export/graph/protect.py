@@ -13,13 +13,13 @@ import torch
 from asvp_export.errors import InputError
 from asvp_export.layers.select import select
 from asvp_export.operator import Perturbation
+from asvp_export.plan.plan import Plan
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:
     from asvp_export.parity.cases import Case
     from asvp_export.parity.expected import Expected
-    from asvp_export.plan.plan import Plan
 
 Observer = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None]
 Transform = Callable[[torch.Tensor], torch.Tensor]

@@ -1,4 +1,4 @@
-"""A plan as a value: what was chosen and why, and the weights that go with it; saved, and applied again."""
+"""A plan as a value: what was chosen and why, and the weights that go with it; saved and read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from safetensors.torch import save as save_tensors
 from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import atomic_write
-from asvp_export.graph.protect import Protected, insert
 from asvp_export.operator import Perturbation
-from asvp_export.teacher.backends import open_backend
-from asvp_export.teacher.model import Teacher
 
 _FORMAT = 1
 
@@ -182,33 +179,3 @@ def _weights(plan: Path, stored: Mapping[str, str]) -> dict[str, torch.Tensor]:
 def plan_path(output: Path) -> Path:
     """Where the plan of an export lies, beside its file."""
     return output.with_name(f"{output.stem}.plan.json")
-
-
-def apply(teacher: Teacher, plan: Plan) -> Protected:
-    """Protect a teacher as a plan says, without calibration.
-
-    Raises:
-        InputError: the plan was made for another model.
-    """
-    backend = open_backend(teacher)
-    lost = [layer.name for layer in plan.layers if layer.name not in backend.names.sites]
-    if lost:
-        raise InputError(f"The plan does not fit: {teacher.source} has no layer {lost[0]}. Make a plan for this model.")
-    theirs = backend.parameters()
-    for name, weight in plan.weights.items():
-        if name not in theirs or tuple(theirs[name].shape) != tuple(weight.shape):
-            found = f"is {_shape(theirs[name])}" if name in theirs else "is not there"
-            raise InputError(
-                f"The plan does not fit: {name} {found} in {teacher.source}, the plan's is {_shape(weight)}. Make a plan for "
-                "this model."
-            )
-    if plan.weights and plan.source_sha256 != teacher.sha256:
-        raise InputError(
-            f"The plan does not fit: its weights were solved for the model of sha256 {plan.source_sha256[:12]}..., and {teacher.source} is "
-            f"{teacher.sha256[:12]}...: make a plan for this model."
-        )
-    return insert(teacher, plan.nodes, plan.weights, plan)
-
-
-def _shape(one: torch.Tensor) -> str:
-    return "x".join(map(str, one.shape))

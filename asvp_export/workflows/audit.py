@@ -10,7 +10,8 @@ from asvp_export.audit.auditing import run_audit
 from asvp_export.audit.results import AuditResult, check_requirements
 from asvp_export.errors import InputError
 from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
-from asvp_export.plan.plan import Plan, apply
+from asvp_export.plan.apply import apply
+from asvp_export.plan.plan import Plan
 from asvp_export.progress import Say
 from asvp_export.protection import check_wishes, protect_teacher
 from asvp_export.report.audit_page import write_audit_page

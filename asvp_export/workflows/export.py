@@ -11,7 +11,8 @@ from asvp_export.graph.protect import Protected
 from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
 from asvp_export.parity.result import ParityResult
 from asvp_export.pipeline import export_protected
-from asvp_export.plan.plan import Plan, apply
+from asvp_export.plan.apply import apply
+from asvp_export.plan.plan import Plan
 from asvp_export.progress import Say
 from asvp_export.protection import check_wishes, protect_teacher
 from asvp_export.teacher.load import load_teacher

@@ -19,7 +19,8 @@ from asvp_export.graph.metadata import read_provenance
 from asvp_export.graph.pairs import differing
 from asvp_export.graph.passes import attach_functions, perturbation_nodes, without_nodes
 from asvp_export.operator import Perturbation
-from asvp_export.plan.plan import Plan, apply
+from asvp_export.plan.apply import apply
+from asvp_export.plan.plan import Plan
 from tests.helpers.teachers import recurrent, save_pictures
 from tests.helpers.two_gains import decibels, maps_of, stock, tokens
 

@@ -20,7 +20,8 @@ from asvp_export.graph.pairs import differing, pairs
 from asvp_export.graph.passes import perturbation_nodes
 from asvp_export.graph.surgery import Insertion, insert_nodes
 from asvp_export.operator import Perturbation, reference
-from asvp_export.plan.plan import Plan, apply
+from asvp_export.plan.apply import apply
+from asvp_export.plan.plan import Plan
 from asvp_export.teacher.onnx_graph import reads
 from tests.helpers.teachers import recurrent, save_pictures
 from tests.helpers.two_gains import decibels, stock

@@ -15,8 +15,8 @@ from asvp_export.graph.protect import insert
 from asvp_export.operator import Perturbation
 from asvp_export.options import ProtectOptions
 from asvp_export.parity.expected import least_of
+from asvp_export.plan.apply import apply
 from asvp_export.plan.exposure import FULL_DB, LEAST
-from asvp_export.plan.plan import apply
 from asvp_export.protection import check_wishes
 from tests.helpers.commands import call, complaint
 from tests.helpers.teachers import ROOT, example, recurrent, save_pictures
