@@ -31,7 +31,7 @@ from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.judge import GateInputs, judge, library_notes
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.overflow import first_overflow
-from asvp_export.parity.removal import Strip, smallest, strip_tests
+from asvp_export.parity.removal import RemovalTest, removal_tests, smallest
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.traced import fitted
 from asvp_export.parity.truth import read_truth
@@ -70,8 +70,8 @@ def export(
 
     Returns:
         The verdict. When a gate failed, `passed` is False and no file stands at `output`. Where the protected model was
-        planned, or ground truth is given, the removal tests are in it (`asvp_export.parity.removal`), with maps fitted on crops
-        of the verification images themselves, which is in the attackers' favour; they never change the verdict.
+        planned, or ground truth is given, the removal tests are in it (`asvp_export.parity.removal`), with maps fitted on
+        crops of the verification images themselves, which is in the attackers' favour; they never change the verdict.
 
     Raises:
         InputError: bad options, images or output; the exporter's refusals are AsvpError.
@@ -151,13 +151,13 @@ def export_protected(
         )
         timed = file_latency(staging.path, None, cases[0].inputs, provider, affordable(comparison.first))
         seen = gather(staging.path, protected, cases, expected, preservation, provider) if evidence else None
-        strips: tuple[Strip, ...] = ()
+        removals: tuple[RemovalTest, ...] = ()
         changed = any(
             node.left != 1 for node in protected.nodes.values()
         )  # else the graph without its nodes is the original
         if protected.nodes and (truth is not None or (protected.plan is not None and changed)):
-            progress("strip tests: the nodes deleted, and fitted maps in their place")
-            strips = strip_tests(protected, cases, smallest(cases, teacher.device), truth, progress, expected)
+            progress("removal tests: the nodes deleted, and fitted maps in their place")
+            removals = removal_tests(protected, cases, smallest(cases, teacher.device), truth, progress, expected)
         passed = fidelity.passed and preservation.passed and overflow is None
         digest = sha256(staging.path)
         if passed:
@@ -178,7 +178,7 @@ def export_protected(
         latency_ms=timed,
         notes=tuple(notes),
         evidence=seen,
-        strips=strips,
+        removal_tests=removals,
         plan=protected.plan,
         comparison=comparison,
         assumptions=teacher.assumptions,

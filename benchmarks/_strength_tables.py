@@ -31,7 +31,7 @@ def bars(rows: Rows) -> str:
                 f"| {task} | {', '.join(f'`{layer}`' for layer in solved['layers'])} "
                 f"| {', '.join(f'{one:.2f}' for one in solved['strength'].values())} | {solved['plain_psnr']:.1f} "
                 f"| {_psnr(mix)} | {_psnr(solved)} | {_psnr(refined)} "
-                f"| {_strip(best, 'nodes deleted')} | {_strip(best, 'best 1x1 map')} |"
+                f"| {_removal(best, 'nodes deleted')} | {_removal(best, 'best 1x1 map')} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -50,7 +50,7 @@ def residuals(rows: Rows) -> str:
             )
             lines.append(
                 f"| {task} | {nodes} | {row['psnr']:.1f} / {row['mean_psnr']:.1f} | {row['own_loss']:+.3f} "
-                f"| {_strip(row, 'nodes deleted')} | {_strip(row, 'best 1x1 map')} |"
+                f"| {_removal(row, 'nodes deleted')} | {_removal(row, 'best 1x1 map')} |"
             )
     return "\n".join(lines) + "\n" if len(lines) > 2 else "Not measured yet.\n"
 
@@ -73,6 +73,6 @@ def _psnr(row: Rows | None) -> str:
     return f"{row['psnr']:.1f}" if row else "not run"
 
 
-def _strip(row: Rows, name: str) -> str:
+def _removal(row: Rows, name: str) -> str:
     worst, lost = row["strips"][name]
     return f"{worst:.1f} ({lost - row['own_loss']:+z.2f})"

@@ -30,7 +30,7 @@ from asvp_export.images import list_images, photographs
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import build_cases
 from asvp_export.parity.metrics import peak_of, psnr
-from asvp_export.parity.removal import smallest, strip_tests
+from asvp_export.parity.removal import removal_tests, smallest
 from asvp_export.parity.truth import read_truth
 from asvp_export.plan import calibration
 from asvp_export.plan.runner_torch import TorchRunner
@@ -55,12 +55,12 @@ def degraded(task: str, folder: Path) -> dict[str, Path]:
 
 
 def judged(protected: Protected, inputs: Path, task: str) -> dict[str, Any]:
-    """Preservation on images that nothing was fitted to, and the strip tests against ground truth."""
+    """Preservation on images that nothing was fitted to, and the removal tests against ground truth."""
     one = protected.teacher
     pictures = list_images(inputs)
     cases = build_cases(pictures, size=one.size, data_range=one.data_range, signature=one.signature)
     truth = read_truth(photographs("audit"), pictures, one)
-    strips = strip_tests(protected, cases, smallest(cases, one.device), truth)
+    tests = removal_tests(protected, cases, smallest(cases, one.device), truth)
     plain = insert(one, protected.nodes)
     worst = min(
         psnr(wanted := one.module(x).numpy(), plain(x).numpy(), peak_of(wanted, one.data_range.peak))
@@ -68,10 +68,10 @@ def judged(protected: Protected, inputs: Path, task: str) -> dict[str, Any]:
     )
     return {
         "plain_psnr": round(worst, 2),
-        "psnr": round(strips[0].min_psnr, 2),
-        "mean_psnr": round(strips[0].mean_psnr, 2),
-        "own_loss": round(strips[0].loss or 0.0, 3),
-        "strips": {strip.name: [round(strip.min_psnr, 2), round(strip.loss or 0.0, 2)] for strip in strips[1:]},
+        "psnr": round(tests[0].min_psnr, 2),
+        "mean_psnr": round(tests[0].mean_psnr, 2),
+        "own_loss": round(tests[0].loss or 0.0, 3),
+        "strips": {test.name: [round(test.min_psnr, 2), round(test.loss or 0.0, 2)] for test in tests[1:]},
     }
 
 

@@ -1,4 +1,4 @@
-"""What a thief loses who takes the nodes out of the shipped graph, or puts into their place what he can fit to it."""
+"""Removal tests: the outputs of the shipped graph once its nodes are deleted, or replaced by fitted maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from asvp_export.parity.expected import Expected, torch_outputs
 from asvp_export.parity.metrics import peak_of, psnr
 from asvp_export.parity.truth import clean_of, truth_psnr
 from asvp_export.parity.verify import compared
-from asvp_export.plan.calibration import Inputs
 from asvp_export.progress import Say, reporter
 from asvp_export.teacher.model import Teacher
 
@@ -26,7 +25,7 @@ _BLOCK = 2**16  # positions that are taken to float64 at a time
 
 
 @dataclass(frozen=True)
-class Strip:
+class RemovalTest:
     """How near one version of the shipped graph comes, over all inputs; dB, NaN where an output was not finite."""
 
     name: str
@@ -65,20 +64,20 @@ class Strip:
         }
 
 
-def strip_tests(
+def removal_tests(
     protected: Protected,
     cases: Sequence[Case],
-    calibrate: Sequence[Inputs],
+    calibrate: Sequence[tuple[torch.Tensor, ...]],
     truth: Mapping[str, np.ndarray] | None = None,
     progress: Say = lambda line: None,
     expected: Expected | None = None,
-) -> tuple[Strip, ...]:
+) -> tuple[RemovalTest, ...]:
     """Run the shipped graph as it is, with its nodes deleted, and with static maps fitted in their place.
 
-    The maps are what a thief can fit who has the shipped graph and pictures, and nothing else. From one pass of the graph
-    with all nodes in place: for each node the scalar s = <F, F'> / <F, F>, and the 1x1 convolution
-    M = argmin sum ||M F - F'||^2 / positions, in float64 (a bias gained nothing). A layer that is called several times gets
-    one map.
+    The maps are what attackers can fit who have the shipped graph and pictures, and nothing else. From one pass of the
+    graph with all nodes in place: for each node the scalar s = <F, F'> / <F, F>, and the 1x1 convolution
+    M = argmin sum ||M F - F'||^2 / positions, in float64 (a bias gained nothing). A layer that is called several times
+    gets one map.
     All run in PyTorch, in float32, on the weights that are shipped, the compensated ones among them.
 
     Args:
@@ -118,16 +117,16 @@ def strip_tests(
     return tuple(rows)
 
 
-def smallest(cases: Sequence[Case], device: str) -> list[Inputs]:
-    """For each picture the smallest of its inputs, as `strip_tests` takes them to fit on.
+def smallest(cases: Sequence[Case], device: str) -> list[tuple[torch.Tensor, ...]]:
+    """For each picture the smallest of its inputs, as `removal_tests` takes them to fit on.
 
-    A thief would have other pictures; that these are fitted on the pictures that they are judged on is in his favour.
+    Attackers would have other pictures: maps that are fitted on the pictures that they are judged on are in their favour.
     """
-    found: dict[str, Case] = {}
+    least: dict[str, Case] = {}
     for case in cases:
-        if case.batch == 1 and case.height * case.width < _pixels(found.get(case.name)):
-            found[case.name] = case
-    return [tuple(torch.from_numpy(x).to(device) for x in case.inputs) for case in found.values() or cases]
+        if case.batch == 1 and case.height * case.width < _pixels(least.get(case.name)):
+            least[case.name] = case
+    return [tuple(torch.from_numpy(x).to(device) for x in case.inputs) for case in least.values() or cases]
 
 
 def _pixels(case: Case | None) -> float:
@@ -138,9 +137,12 @@ class _Against:
     """What versions of the graph are scored against."""
 
     def __init__(
-        self, teacher: Teacher, cases: Sequence[Case], originals: Sequence[Sequence[np.ndarray]],
+        self,
+        teacher: Teacher,
+        cases: Sequence[Case],
+        originals: Sequence[Sequence[np.ndarray]],
         truth: Mapping[str, np.ndarray] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._cases, self._originals, self._range = cases, originals, teacher.data_range
         self._main = teacher.signature.floats.index(teacher.signature.main)
         self._clean = [clean_of(case, truth, teacher.scale) if truth else None for case in cases]
@@ -150,20 +152,20 @@ class _Against:
             if clean is not None
         ]
 
-    def score(self, name: str, outputs: Iterable[Sequence[np.ndarray]]) -> Strip:
+    def score(self, name: str, outputs: Iterable[Sequence[np.ndarray]]) -> RemovalTest:
         """Outputs are consumed case by case."""
         near, true = [], []
-        for case, clean, wanted, found in zip(self._cases, self._clean, self._originals, outputs, strict=True):
-            for place, (expected, got) in enumerate(zip(wanted, found, strict=True)):
+        for case, clean, originals, values in zip(self._cases, self._clean, self._originals, outputs, strict=True):
+            for index, (expected, got) in enumerate(zip(originals, values, strict=True)):
                 expected, got = compared(case, expected, got)
                 near.append(psnr(expected, got, peak_of(expected, self._range.peak)))
-                if place == self._main and clean is not None:
+                if index == self._main and clean is not None:
                     true.append(truth_psnr(clean, got, self._range))
-        return Strip(name, *_least_and_mean(near), *_least_and_mean(true), *_least_and_mean(self._own))
+        return RemovalTest(name, *_least_and_mean(near), *_least_and_mean(true), *_least_and_mean(self._own))
 
 
-def _least_and_mean(found: Sequence[float]) -> tuple[Any, Any]:
-    return (float(np.min(found)), float(np.mean(found))) if found else (None, None)
+def _least_and_mean(decibels: Sequence[float]) -> tuple[Any, Any]:
+    return (float(np.min(decibels)), float(np.mean(decibels))) if decibels else (None, None)
 
 
 class NodeFit:

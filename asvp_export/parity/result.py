@@ -16,7 +16,7 @@ from asvp_export.parity.verify import GateResult
 
 if TYPE_CHECKING:
     from asvp_export.parity.choice import Comparison
-    from asvp_export.parity.removal import Strip
+    from asvp_export.parity.removal import RemovalTest
     from asvp_export.plan.plan import Plan
 
 FIDELITY_DB = {"fp32": 80.0, "fp16": 50.0}  # the export is right, up to the type's rounding
@@ -66,7 +66,7 @@ class ParityResult:
     evidence: Evidence | None = None
     """What can be looked at, for `write_page`; None when it was not asked for."""
 
-    strips: tuple[Strip, ...] = ()
+    removal_tests: tuple[RemovalTest, ...] = ()
     """What the graph is worth with its nodes taken out; empty when that was not tested."""
 
     plan: Plan | None = None
@@ -138,7 +138,8 @@ class ParityResult:
                 "way": self.execution_paths[-1],  # the key that readers of reports know
                 "unit": "milliseconds",
             },
-            **({"strips": [strip.as_dict() for strip in self.strips]} if self.strips else {}),
+            # "strips": the key of reports; the term is removal test
+            **({"strips": [test.as_dict() for test in self.removal_tests]} if self.removal_tests else {}),
             "notes": list(self.notes),
             "environment": {**environment(), "native": native.kernels()},
         }

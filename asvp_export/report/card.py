@@ -219,9 +219,9 @@ def _clean_behind(result: ParityResult) -> str:
 
 def _deleted(result: ParityResult) -> str:
     """What the output is worth without the nodes."""
-    if not result.strips:
+    if not result.removal_tests:
         return "Deleting it\n  moves the output by no more than what *preservation* above shows."
-    by_name = {strip.name: strip.as_dict()["min_psnr"] for strip in result.strips}
+    by_name = {test.name: test.as_dict()["min_psnr"] for test in result.removal_tests}
     shown = {name: "nothing finite" if value is None else f"{value:.2f} dB" for name, value in by_name.items()}
     return (
         f"The outputs,\n  {shown['shipped']} from the original's in the worst case, are then at "

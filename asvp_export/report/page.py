@@ -33,7 +33,7 @@ _GATES = {
 
 
 def write_page(
-    result: ParityResult, path: str | Path, *, plan: Sequence[Table] = (), strips: Sequence[Table] = ()
+    result: ParityResult, path: str | Path, *, plan: Sequence[Table] = (), removal_tests: Sequence[Table] = ()
 ) -> None:
     """Write the report page, complete or not at all.
 
@@ -41,17 +41,17 @@ def write_page(
         result: of an export or a check; with `evidence` it has pictures and singular values in it.
         path: the page.
         plan: what was planned and what stopped each layer.
-        strips: what the file is worth to who takes the nodes out.
+        removal_tests: what the file is worth once the nodes are taken out.
 
     Raises:
         InputError: the folder does not exist or is not writable.
         MachineError: the disk is full.
     """
     # File names may hold bytes that are no text.
-    atomic_write(path, page(result, plan=plan, strips=strips).encode("utf-8", "replace"))
+    atomic_write(path, page(result, plan=plan, removal_tests=removal_tests).encode("utf-8", "replace"))
 
 
-def page(result: ParityResult, *, plan: Sequence[Table] = (), strips: Sequence[Table] = ()) -> str:
+def page(result: ParityResult, *, plan: Sequence[Table] = (), removal_tests: Sequence[Table] = ()) -> str:
     """The report page, as for `write_page`; under 5 MB, if need be with fewer pictures."""
     samples = list(result.evidence.samples) if result.evidence else []
     share = _PICTURE_BYTES // max(1, len(samples))
@@ -65,7 +65,7 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), strips: Sequence[T
         "dots": _dots(result),
         "layers": _layers(result) if result.nodes else None,
         "plan": plan,
-        "strips": strips,
+        "removal_tests": removal_tests,
         "spectra": list(_spectra(result)),
         "more_spectra": max(0, len(result.evidence.singular_values) - _MOST_CHARTS) if result.evidence else 0,
         "scores": _scores(result.preservation),

@@ -1,4 +1,4 @@
-"""The strip tests as a table."""
+"""The removal tests as a table."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import TYPE_CHECKING
 from asvp_export.report.render import Column, Table
 
 if TYPE_CHECKING:
-    from asvp_export.parity.removal import Strip
+    from asvp_export.parity.removal import RemovalTest
 
 _INTRO = (
-    "What is left to a thief who takes the nodes out of the shipped graph, on the weights that are shipped: the nodes deleted, or in the "
-    "place of each the scalar or the 1x1 convolution that comes nearest to what the node makes. In PyTorch, over all inputs."
+    "What is left to attackers who take the nodes out of the shipped graph, on the weights that are shipped: the nodes "
+    "deleted, or each replaced by the scalar or the 1x1 convolution that comes nearest to what the node makes. In PyTorch, "
+    "over all inputs."
 )
 _OUTRO = (
-    "The maps are fitted on the shipped graph alone, on crops of these same images, which is in the thief's favour. The higher a row, the less "
-    "the nodes hold him; deleting nodes gives him the clean feature maps again."
+    "The maps are fitted on the shipped graph alone, on crops of these same images, which is in the attackers' favour. The "
+    "higher a row, the less the nodes hold them up; deleting nodes gives them the clean feature maps again."
 )
 
 
-def strip_table(strips: Sequence[Strip]) -> Table:
-    """The strip tests for a page; against ground truth too where there is some."""
+def removal_table(tests: Sequence[RemovalTest]) -> Table:
+    """The removal tests for a page; against ground truth too where there is some."""
     columns = ["graph", _decibels("worst, against the original"), _decibels("mean, against the original")]
-    rows = [[one.name, one.min_psnr, one.mean_psnr] for one in strips]
-    if strips[0].loss is None:
+    rows = [[test.name, test.min_psnr, test.mean_psnr] for test in tests]
+    if tests[0].loss is None:
         return Table(columns, rows, _INTRO, _OUTRO)
     columns += [_decibels(f"{which}, against ground truth") for which in ("worst", "mean")] + [
         _decibels("lost in the mean")
     ]
-    rows = [[*row, one.truth_min_psnr, one.truth_mean_psnr, one.loss] for row, one in zip(rows, strips, strict=True)]
-    own = strips[0].original_truth_min_psnr, strips[0].original_truth_mean_psnr
+    rows = [[*row, test.truth_min_psnr, test.truth_mean_psnr, test.loss] for row, test in zip(rows, tests, strict=True)]
+    own = tests[0].original_truth_min_psnr, tests[0].original_truth_mean_psnr
     return Table(columns, [["the original", None, None, *own, None], *rows], _INTRO, _OUTRO)
 
 

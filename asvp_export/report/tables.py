@@ -22,7 +22,7 @@ from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:
     from asvp_export.plan.plan import Plan
-from asvp_export.parity.removal import Strip
+from asvp_export.parity.removal import RemovalTest
 
 _CANDIDATES = 8  # of the ranking, in the terminal
 
@@ -142,8 +142,8 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
         console.print(f"compared: {escape(str(result.comparison))}")
     if result.plan:
         _print_plan(console, result.plan)
-    if result.strips:
-        console.print(_strips(result.strips))
+    if result.removal_tests:
+        console.print(_removal_tests(result.removal_tests))
     for note in result.notes:
         console.print(escape(note))
     shown = escape(str(file))
@@ -193,11 +193,13 @@ def _print_plan(console: Console, plan: Plan) -> None:
             console.print(f"and {len(plan.ranking) - len(shown)} more in the plan", style="dim")
 
 
-def _strips(strips: Sequence[Strip]) -> Table:
+def _removal_tests(tests: Sequence[RemovalTest]) -> Table:
     """What is left when the nodes are taken out, in dB."""
-    with_truth = strips[0].truth_min_psnr is not None
-    table = bare_table("strip test", "worst", "mean", *(("worst, truth", "mean, truth", "lost") if with_truth else ()))
-    for one in strips:
+    with_truth = tests[0].truth_min_psnr is not None
+    table = bare_table(
+        "removal test", "worst", "mean", *(("worst, truth", "mean, truth", "lost") if with_truth else ())
+    )
+    for one in tests:
         values = [one.min_psnr, one.mean_psnr]
         values += [one.truth_min_psnr, one.truth_mean_psnr, one.loss] if with_truth else []
         table.add_row(one.name, *(f"{value:z.2f} dB" for value in values))

@@ -17,7 +17,7 @@ from asvp_export.report.junit import write_junit
 from asvp_export.report.manifest import manifest_path, write_manifest
 from asvp_export.report.page import write_page
 from asvp_export.report.plan import plan_tables
-from asvp_export.report.removal import strip_table
+from asvp_export.report.removal import removal_table
 from asvp_export.report.report import write_json
 
 Files = dict[str, Path]
@@ -136,7 +136,9 @@ def write_artifacts(result: ParityResult, file: Path, files: Files) -> Files:
         write_json(path, result.as_dict())
     if path := files.get("page"):
         plan = plan_tables(result.plan) if result.plan else []
-        write_page(result, path, plan=plan, strips=[strip_table(result.strips)] if result.strips else [])
+        write_page(
+            result, path, plan=plan, removal_tests=[removal_table(result.removal_tests)] if result.removal_tests else []
+        )
     if path := files.get("JUnit file"):
         write_junit(path, file.name, result.gates)
     if "manifest" in files and result.passed:

@@ -1,4 +1,4 @@
-"""The strip tests: what a thief loses who takes the nodes out, against the original and against clean pictures."""
+"""The removal tests: what an attacker loses who takes the nodes out, against the original and against clean pictures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from asvp_export.images import list_images, photographs, read_image
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import build_cases
 from asvp_export.parity.metrics import peak_of, psnr
-from asvp_export.parity.removal import DELETED, MAP, SCALAR, SHIPPED, Strip, smallest, strip_tests
+from asvp_export.parity.removal import DELETED, MAP, SCALAR, SHIPPED, RemovalTest, removal_tests, smallest
 from asvp_export.parity.truth import clean_of, read_truth
-from asvp_export.report.removal import strip_table
+from asvp_export.report.removal import removal_table
 from asvp_export.signature import Signature, SizeRule, ValueRange
 from tests.helpers.commands import call
 from tests.helpers.teachers import Video, arch, example, weights
@@ -36,7 +36,7 @@ def save(path, pixels):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Photographs to calibrate on, others to verify on, and what these were made from, twice as large."""
-    root = tmp_path_factory.mktemp("strips")
+    root = tmp_path_factory.mktemp("removal")
     for name in ("calibrate", "verify", "clean"):
         (root / name).mkdir()
     for split, count in (("calibrate", 8), ("verify", 3)):
@@ -67,11 +67,11 @@ def cases(protected, folder):
 
 
 @pytest.fixture(scope="module")
-def rows(protected, cases, folder) -> dict[str, Strip]:
+def rows(protected, cases, folder) -> dict[str, RemovalTest]:
     truth = read_truth(folder / "clean", list_images(folder / "verify"), protected.teacher)
     before = protected(torch.from_numpy(cases[0].input))
-    found = strip_tests(protected, cases, smallest(cases, "cpu"), truth)
-    assert torch.equal(protected(torch.from_numpy(cases[0].input)), before), "a strip test left something behind"
+    found = removal_tests(protected, cases, smallest(cases, "cpu"), truth)
+    assert torch.equal(protected(torch.from_numpy(cases[0].input)), before), "a removal test left something behind"
     return {row.name: row for row in found}
 
 
@@ -131,7 +131,7 @@ def test_ground_truth_is_what_a_viewer_sees(protected, cases, folder):
         restored = protected.teacher.module(torch.from_numpy(whole.input))[0].permute(1, 2, 0).numpy().clip(0, 1)
     clean = read_image(folder / "clean" / whole.name.replace(".png", ".bmp"))
     truth = read_truth(folder / "clean", list_images(folder / "verify"), protected.teacher)
-    shipped, *_ = strip_tests(protected, [whole], smallest([whole], "cpu"), truth)
+    shipped, *_ = removal_tests(protected, [whole], smallest([whole], "cpu"), truth)
     wanted = -10 * np.log10(np.mean((restored.astype(np.float64) - clean) ** 2))
     assert shipped.original_truth_min_psnr == pytest.approx(wanted, abs=1e-6) and 15 < wanted < 50
 
@@ -159,10 +159,10 @@ def test_where_the_projector_is_constant_a_map_takes_the_nodes_place(axis, folde
     nodes = {"map": Perturbation(1, 10.0, axis=axis)}
     protected = insert(teacher, nodes, {"scale": torch.tensor([0.1, 1.0])})
     cases = cases_of(teacher, folder / "verify")
-    shipped, deleted, scalar, linear = strip_tests(protected, cases, smallest(cases, "cpu"))
+    shipped, deleted, scalar, linear = removal_tests(protected, cases, smallest(cases, "cpu"))
     assert min(shipped.min_psnr, linear.min_psnr) > 100 and max(deleted.min_psnr, scalar.min_psnr) < 15
     assert shipped.loss is None and shipped.as_dict()["truth_min_psnr"] is None
-    assert strip_tests(insert(teacher, {}), cases, []) == ()
+    assert removal_tests(insert(teacher, {}), cases, []) == ()
 
 
 def test_replacements_end_with_their_block(protected, cases):
@@ -237,7 +237,7 @@ def test_an_export_tells_what_the_nodes_are_worth(folder, tmp_path):
 
 
 def test_the_page_shows_the_original_beside_the_rows(rows):
-    shown = strip_table(list(rows.values()))
+    shown = removal_table(list(rows.values()))
     assert [row[0] for row in shown.rows] == ["the original", *rows]
     assert all(len(row) == len(shown.columns) for row in shown.rows)
     assert "\N{EN DASH}" in shown.cells[0][1] and shown.cells[2][-1][1] == f"{rows[DELETED].loss:.2f} dB"
@@ -257,6 +257,6 @@ def test_the_nodes_of_a_graph_are_replaced_too(folder, tmp_path):
     teacher = asvp_export.load(tmp_path / "g.onnx")
     protected = asvp_export.protect(teacher, ["map"], rank=1, gain=4.0, residual="gain")
     cases = cases_of(teacher, folder / "verify")
-    shipped, deleted, scalar, linear = strip_tests(protected, cases, smallest(cases, "cpu"))
+    shipped, deleted, scalar, linear = removal_tests(protected, cases, smallest(cases, "cpu"))
     assert deleted.min_psnr > 100, "without compensation the graph without nodes is the original"
     assert shipped.min_psnr < 40 and scalar.min_psnr < 40 and linear.min_psnr < 40

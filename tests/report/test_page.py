@@ -223,15 +223,15 @@ def test_identical_outputs_have_a_page(result):
     assert " 1000" in seen.text("b") and not pixels(seen.all("img")[2]["src"]).any()
 
 
-def test_plan_and_strip_tests_stand_behind_the_layers(result):
+def test_plan_and_removal_tests_stand_behind_the_layers(result):
     plan = Table(
         ["layer", Column("gain", "g"), "stopped by"], [["body.3", 4.0, "the allowance"]], intro="Two bisections."
     )
-    strips = Table(
+    removals = Table(
         ["test", Column("worst", ".2f", "dB"), Column("truth", ".2f", "dB")], [["nodes deleted", 21.456, None]]
     )
-    seen = read(page(result, plan=[plan], strips=[strips]))
-    assert seen.text("h2").startswith("Gates Protected layers Plan Strip tests Pictures")
+    seen = read(page(result, plan=[plan], removal_tests=[removals]))
+    assert seen.text("h2").startswith("Gates Protected layers Plan Removal tests Pictures")
     assert {"the allowance", "21.46 dB", "\N{EN DASH}", "4"} <= set(seen.texts["td"])
 
 

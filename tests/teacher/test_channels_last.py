@@ -213,7 +213,7 @@ def test_verdict_and_page_are_those_of_the_twin(files, pictures, tmp_path):
     for one, other in zip(first.evidence.samples, last.evidence.samples, strict=True):
         assert one.original.shape == other.original.shape == (3, 65, 81)
         np.testing.assert_allclose(one.original, other.original, atol=1e-5)
-    for one, other in zip(first.strips, last.strips, strict=True):
+    for one, other in zip(first.removal_tests, last.removal_tests, strict=True):
         assert other.min_psnr == pytest.approx(one.min_psnr, abs=0.1)
 
 
