@@ -120,7 +120,7 @@ def removal_tests(
 def smallest(cases: Sequence[Case], device: str) -> list[tuple[torch.Tensor, ...]]:
     """For each picture the smallest of its inputs, as `removal_tests` takes them to fit on.
 
-    Attackers would have other pictures: maps that are fitted on the pictures that they are judged on are in their favour.
+    Attackers would have other pictures: fitting on the pictures that the maps are judged on is in their favour.
     """
     least: dict[str, Case] = {}
     for case in cases:

@@ -30,7 +30,7 @@ class Calibration:
     """Inputs that weights are solved on."""
 
     held_out: tuple[Inputs, ...]
-    """On which the tolerance has to hold: first the photographs whole, then as many crops, by which ridges are chosen."""
+    """On which the tolerance has to hold: the photographs whole, then as many crops, by which ridges are chosen."""
 
     names: tuple[str, ...]
     """File names of the photographs."""
@@ -51,8 +51,8 @@ def split(images: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """
     if len(images) < 4:
         raise InputError(
-            f"{len(images)} image(s) were given to calibrate and to verify on; at least 4 are needed. Add images, or name a "
-            "second folder with --verify-images."
+            f"{len(images)} image(s) were given to calibrate and to verify on; at least 4 are needed. "
+            "Add images, or name a second folder with --verify-images."
         )
     cut = round(len(images) * 0.6)
     return list(images[:cut]), list(images[cut:])
@@ -92,7 +92,7 @@ def draw(teacher: Teacher, images: Sequence[Path], *, solved: bool = True, side:
 
 
 def _cut(teacher: Teacher, picture: np.ndarray, rng: np.random.Generator, sides: tuple[int, int]) -> np.ndarray:
-    """A crop of a size that the teacher takes, from a random place."""
+    """A crop of a size that the teacher takes, from a random location."""
     low = max(teacher.size.minimum, min(sides[0], *picture.shape[:2]))
     size = []
     for limit, fixed in zip(picture.shape[:2], teacher.fixed[2:], strict=True):
@@ -112,7 +112,7 @@ def _cut(teacher: Teacher, picture: np.ndarray, rng: np.random.Generator, sides:
 
 
 def _varied(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrored or not; and of five crops two as they are, the others changed in exposure, colour balance, channels or sign."""
+    """Mirrored or not; of five crops two as they are, three changed in exposure, colour balance, channels or sign."""
     if rng.random() < 0.5:
         picture = picture[:, ::-1]
     change = rng.integers(10)

@@ -15,12 +15,33 @@ from asvp_export.teacher.onnx_graph import reads, stored_weights
 _SUMS = frozenset(("Add", "Sub", "Sum", "Mean", "Concat"))
 # or in what they read first, by settings that do not depend on it.
 _PASSES = frozenset(
-    (
-        "Neg", "Identity", "Cast", "Dropout", "BatchNormalization", "Pad", "DepthToSpace", "SpaceToDepth", "Reshape",
-        "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Tile", "Resize",
-        "Upsample", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum",
-    )
-)  # fmt: skip
+    [
+        "Neg",
+        "Identity",
+        "Cast",
+        "Dropout",
+        "BatchNormalization",
+        "Pad",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Gather",
+        "Expand",
+        "Tile",
+        "Resize",
+        "Upsample",
+        "AveragePool",
+        "GlobalAveragePool",
+        "ReduceMean",
+        "ReduceSum",
+    ]
+)
 _BLIND = frozenset(("Shape", "Size"))  # of what they read nothing but the size counts
 _RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
@@ -50,19 +71,19 @@ def onnx_consumers(model: onnx.ModelProto, tensors: Mapping[str, str]) -> OnnxCo
         For each layer its linear consumers, or the reason why it has a reader that is none.
     """
     walk = _Walk(model, tensors)
-    for place, node in enumerate(model.graph.node):
-        walk.follow(place, node)
-    return walk.found()
+    for index, node in enumerate(model.graph.node):
+        walk.follow(index, node)
+    return walk.consumers()
 
 
 def constants(model: onnx.ModelProto) -> set[str]:
     """The tensors of the main graph that are the same for every input."""
     graph = model.graph
-    found = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
+    names = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
     for node in graph.node:
-        if node.op_type not in _RANDOM and reads(node) <= found:
-            found |= set(node.output)
-    return found - {""}
+        if node.op_type not in _RANDOM and reads(node) <= names:
+            names |= set(node.output)
+    return names - {""}
 
 
 class _Walk:
@@ -74,12 +95,12 @@ class _Walk:
         self.outputs = {value.name for value in model.graph.output}
         self.turned: dict[str, tuple[str, bool]] = {name: (name, False) for name in self.stored}
         """A weight under other names, and whether it is transposed there."""
-        self.users: dict[str, set[int]] = {}  # places of the nodes that read a tensor or a weight
-        for place, node in enumerate(self.graph.node):
+        self.users: dict[str, set[int]] = {}  # indices of the nodes that read a tensor or a weight
+        for index, node in enumerate(self.graph.node):
             if self._turn(node):
                 continue
             for name in reads(node):
-                self.users.setdefault(self.turned.get(name, (name,))[0], set()).add(place)
+                self.users.setdefault(self.turned.get(name, (name,))[0], set()).add(index)
         for name in self.outputs:
             self.users.setdefault(self.turned.get(name, (name,))[0], set()).add(_OUTPUT)
         self.carried: dict[str, frozenset[str]] = {}  # linear in the tensors of these layers
@@ -88,7 +109,7 @@ class _Walk:
         self.reasons: dict[str, str] = {}
         self.data: dict[str, list[str]] = {}
         self.used: dict[str, set[frozenset[str]]] = {}  # by whom each weight is used
-        self.calls: dict[str, set[int]] = {}  # places of the nodes that use a weight or a bias as what it is
+        self.calls: dict[str, set[int]] = {}  # indices of the nodes that use a weight or a bias as what it is
         self.owners: dict[str, set[str]] = {}  # of each bias, by weight
 
     def _turn(self, node: onnx.NodeProto) -> bool:
@@ -103,7 +124,7 @@ class _Walk:
         self.turned[node.output[0]] = (base, turned)
         return True
 
-    def follow(self, place: int, node: onnx.NodeProto) -> None:
+    def follow(self, index: int, node: onnx.NodeProto) -> None:
         """Take one node in, after all that it reads from."""
         if node.op_type in _BLIND and not node.domain:
             return
@@ -114,7 +135,7 @@ class _Walk:
         if carried:
             consumer = self._consumer(node, level)
             if isinstance(consumer, Consumer):
-                level = self._add(place, node, consumer, carried) + 1
+                level = self._add(index, node, consumer, carried) + 1
             elif consumer is None and self._passes(node):
                 passed = carried
             else:
@@ -126,8 +147,8 @@ class _Walk:
                 self._refuse(passed, f"it passes the node behind {layer}")
                 self.carried[name] = frozenset({layer})
 
-    def found(self) -> OnnxConsumers:
-        """What was found, once all nodes are taken in."""
+    def consumers(self) -> OnnxConsumers:
+        """What reads the layers, once all nodes are taken in."""
         for name in self.outputs:
             self._refuse(self.carried.get(name, frozenset()), "it reaches the output without a layer to re-solve")
         for name, (consumer, whose) in self.linear.items():
@@ -158,16 +179,16 @@ class _Walk:
             return f"a body of {node.op_type} reads it"
         return f"{node.op_type} reads it, which is not linear"
 
-    def _add(self, place: int, node: onnx.NodeProto, consumer: Consumer, carried: frozenset[str]) -> int:
+    def _add(self, index: int, node: onnx.NodeProto, consumer: Consumer, carried: frozenset[str]) -> int:
         """Keep a consumer; returns its level."""
         name = consumer.weight
         self.used.setdefault(name, set()).add(carried)
-        self.calls.setdefault(name, set()).add(place)
+        self.calls.setdefault(name, set()).add(index)
         self.data.setdefault(name, []).append(node.input[0])
         if consumer.bias is not None:
             added = self._added(node)
             self.owners.setdefault(consumer.bias, set()).add(name)
-            self.calls.setdefault(consumer.bias, set()).add(place if added is None else added)
+            self.calls.setdefault(consumer.bias, set()).add(index if added is None else added)
         if before := self.linear.get(name):  # called again
             level = max(consumer.level, before[0].level)
             bias = consumer.bias if consumer.bias == before[0].bias else None
@@ -271,17 +292,17 @@ class _Walk:
         return replace(consumer, bias=bias if fits else None)
 
     def _added(self, node: onnx.NodeProto) -> int | None:
-        """The place of the Add that gives a MatMul its bias."""
+        """The index of the Add that gives a MatMul its bias."""
         product = node.output[0]
-        places = self.users.get(product, set())
-        if node.op_type != "MatMul" or len(places) != 1 or product in self.layers:
+        indices = self.users.get(product, set())
+        if node.op_type != "MatMul" or len(indices) != 1 or product in self.layers:
             return None
-        (place,) = places
-        if place == _OUTPUT:
+        (index,) = indices
+        if index == _OUTPUT:
             return None
-        reader = self.graph.node[place]
+        reader = self.graph.node[index]
         plain = reader.op_type == "Add" and not reader.domain
-        return place if plain and any(name in self.stored for name in reader.input) else None
+        return index if plain and any(name in self.stored for name in reader.input) else None
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, object]:

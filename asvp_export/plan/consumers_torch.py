@@ -139,7 +139,7 @@ def torch_consumers(module: nn.Module, layers: Sequence[str], inputs: Sequence[t
     finally:
         for hook in hooks:
             hook.remove()
-    return tracer.found(layers, result)
+    return tracer.consumers(layers, result)
 
 
 class _Tracer(TorchFunctionMode):
@@ -165,7 +165,7 @@ class _Tracer(TorchFunctionMode):
             for other in self.carried.get(id(output), ()):
                 if other != layer:
                     self.reasons.setdefault(other, f"it passes the node behind {layer}")
-            self._keep(output)
+            self.kept.append(output)
             self.carried[id(output)] = frozenset({layer})
             self.later.add(id(output))
 
@@ -180,8 +180,8 @@ class _Tracer(TorchFunctionMode):
             self._follow(plain_name(func), given, made, args, kwargs)
         return result
 
-    def found(self, layers: Sequence[str], result: object) -> Consumers:
-        """What was found, once the forward is through."""
+    def consumers(self, layers: Sequence[str], result: object) -> Consumers:
+        """What reads the layers, once the forward is through."""
         for leaf in tree_leaves(result):
             for layer in self.carried.get(id(leaf), ()):
                 self.reasons.setdefault(layer, "it reaches the output without a layer to re-solve")
@@ -202,11 +202,11 @@ class _Tracer(TorchFunctionMode):
         )
 
     def _follow(self, name: str, given: list, made: list, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        carried = frozenset().union(*(self.carried.get(id(one), frozenset()) for one in given))
-        level = max((self.levels.get(id(one), 0) for one in given), default=0)
-        if any(id(one) in self.later for one in given):
+        carried = frozenset().union(*(self.carried.get(id(tensor), frozenset()) for tensor in given))
+        level = max((self.levels.get(id(tensor), 0) for tensor in given), default=0)
+        if any(id(tensor) in self.later for tensor in given):
             self.behind |= dict.fromkeys(filter(None, map(self._parameter, given)))
-            self.later |= {id(one) for one in made}
+            self.later |= {id(tensor) for tensor in made}
         consumer = self._consumer(name, args, kwargs, level)
         if consumer is not None:
             self.used.setdefault(consumer.weight, set()).add(carried)
@@ -223,20 +223,18 @@ class _Tracer(TorchFunctionMode):
         elif carried:
             for layer in carried:
                 self.reasons.setdefault(layer, f"{name} reads it, which is not linear")
-        for one in made:
-            self._keep(one)
-            self.levels[id(one)] = level
+        for tensor in made:
+            self.kept.append(tensor)
+            self.levels[id(tensor)] = level
             if passed:
-                self.carried[id(one)] = passed
+                self.carried[id(tensor)] = passed
             else:
-                self.carried.pop(id(one), None)
+                self.carried.pop(id(tensor), None)
 
-    def _keep(self, one: torch.Tensor) -> None:
-        self.kept.append(one)
-
-    def _parameter(self, one: torch.Tensor) -> str | None:
+    def _parameter(self, tensor: torch.Tensor) -> str | None:
         """The name of a parameter, or of the one that this is a view of."""
-        return self.names.get(id(one)) or (self.names.get(id(one._base)) if one._base is not None else None)
+        base = tensor._base
+        return self.names.get(id(tensor)) or (self.names.get(id(base)) if base is not None else None)
 
     def _constant(self, value: object) -> bool:
         if not isinstance(value, torch.Tensor):
@@ -246,7 +244,7 @@ class _Tracer(TorchFunctionMode):
     def _passes(self, name: str, given: list, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         if name in _PASSES:
             return True
-        others = [one for one in given if id(one) not in self.carried]
+        others = [tensor for tensor in given if id(tensor) not in self.carried]
         if name in _SCALES:  # by numbers and weights
             return len(given) - len(others) == 1 and all(map(self._constant, others))
         return name == "batch_norm" and not (kwargs.get("training") or (len(args) > 5 and args[5]))
@@ -272,8 +270,10 @@ class _Tracer(TorchFunctionMode):
         dims = weight.ndim - 2
         if call["input"].ndim != weight.ndim:
             return None
-        stride, dilation, output = (_each(call.get(key, standard), dims)
-                                    for key, standard in (("stride", 1), ("dilation", 1), ("output_padding", 0)))  # fmt: skip
+        stride, dilation, output = (
+            _each(call.get(key, standard), dims)
+            for key, standard in (("stride", 1), ("dilation", 1), ("output_padding", 0))
+        )
         padding = _zeros_around(call.get("padding", 0), weight, dilation, dims)
         if padding is None:
             return None

@@ -26,7 +26,7 @@ from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.onnx_model import OnnxModule
 
 FULL_DB = 80.0
-"""Preservation that the exposed gain is to leave, where the residual gain is 1: that of the fidelity gate in float32."""
+"""Preservation that the exposed gain leaves where the residual gain is 1: that of the fidelity gate in float32."""
 
 LEAST = 1.5
 """The smallest gain that is worth a node."""
@@ -47,8 +47,8 @@ def exposed(
 ) -> Protected:
     """Give all layers the largest common exposed gain at which their residual maps are still what they should be.
 
-    What rounding does to the outputs grows in proportion to the gain, so each trial says which gain would fit, and two or
-    three passes over the inputs are enough.
+    What rounding does to the outputs grows in proportion to the gain, so each trial says which gain would fit, and two
+    or three passes over the inputs are enough.
 
     Args:
         protected: nodes with a residual gain, which stays as it is; their gains are replaced.
@@ -121,12 +121,12 @@ class _Trials:
         gain = limit
         for left in reversed(range(_STEPS)):
             self._progress(f"exposed gain {gain:g}: running the inputs")
-            found = self.worst(gain)
-            if found >= target:
+            worst = self.worst(gain)
+            if worst >= target:
                 return gain
             if gain <= LEAST:
                 return None
-            change = 10 ** ((found - target - _NEAR_DB) / 20) if math.isfinite(found) else 1 / _FAR
+            change = 10 ** ((worst - target - _NEAR_DB) / 20) if math.isfinite(worst) else 1 / _FAR
             gain = max(_rounded(gain * change), LEAST) if left > 1 else LEAST
         return None
 
@@ -144,17 +144,19 @@ class _Trials:
                 return self._least(list(torch_outputs(module, map(_half_case, self._cases), device)))
         except InputError as error:
             raise InputError(
-                f"No gain can be found for float16, since {made.teacher.source} does not run in it here ({error}) Give --gain."
+                f"No gain can be found for float16, since {made.teacher.source} does not run in it here ({error}) "
+                "Give --gain."
             ) from error
 
     def refusal(self, target: float) -> str:
-        found = self.worst(LEAST)
+        worst = self.worst(LEAST)
         alone = {layer: self.worst(LEAST, [layer]) for layer in self._start.nodes}
         costly = min(alone, key=lambda layer: alone[layer])
         kind = "float16" if self.half else "float32"
         return (
-            f"No exposed gain of {LEAST:g} or more survives the rounding of {kind}: at {LEAST:g} the worst input has {found:.1f} dB "
-            f"and {target:g} dB are needed; {costly} costs most ({alone[costly]:.1f} dB alone). Leave that layer out, "
+            f"No exposed gain of {LEAST:g} or more survives the rounding of {kind}: at {LEAST:g} the worst input has "
+            f"{worst:.1f} dB and {target:g} dB are needed; {costly} costs most ({alone[costly]:.1f} dB alone). "
+            "Leave that layer out, "
             f"{'export with --dtype fp32' if self._convert else 'lower --min-psnr'}, or give --gain."
         )
 

@@ -32,7 +32,7 @@ class PlannedLayer:
     """Attributes of its node, and the residual gain."""
 
     strength: float | None
-    """Of the exposed map, on the images that it was chosen on: min over s of ||s F' - F|| / ||F||; None: not measured."""
+    """Of the exposed map, on the images it was chosen on: min over s of ||s F' - F|| / ||F||; None: not measured."""
 
     relative_feature_change: float | None
     """On the same images: ||F' - F|| / ||F||; None: not measured."""
@@ -52,13 +52,24 @@ class RankedLayer:
     """A candidate of `--layers auto`: what it can carry for its share of the allowance."""
 
     name: str
+    """Of the layer."""
+
     rank: int
     gain: float
+    """Of the node that it would get."""
+
     strength: float
+    """Of the map that this node exposes."""
+
     compensated: bool
+    """Whether its readers would be re-solved."""
+
     chosen: bool = False
+    """Whether it carries a node now."""
+
     cost: float | None = None
     """Multiply-adds of node and inverse by those of the teacher; None where that was not looked at."""
+
     value: float | None = None
     """What the ranking goes by (`asvp_export.plan.ranking`); None in plans of before."""
 
@@ -86,7 +97,7 @@ class Plan:
     """dB of the worst verification image, in PyTorch; None where the gain was given."""
 
     uncompensated_psnr: float | None
-    """dB of the worst verification image with the same nodes and the original weights; None where nothing was calibrated."""
+    """dB of the worst verification image with these nodes and the original weights; None: nothing was calibrated."""
 
     calibration: Mapping[str, int] = field(default_factory=dict)
     """Photographs, crops and held-out inputs, forward passes."""
@@ -107,11 +118,11 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the weights, for JSON."""
-        found = {name: value for name, value in vars(self).items() if name not in ("weights", "layers", "ranking")}
-        found["layers"] = [{**asdict(layer), "node": layer.node.described()} for layer in self.layers]
-        found["ranking"] = [asdict(layer) for layer in self.ranking]
-        found["calibration"], found["ridges"] = dict(self.calibration), dict(self.ridges)
-        return found
+        data = {name: value for name, value in vars(self).items() if name not in ("weights", "layers", "ranking")}
+        data["layers"] = [{**asdict(layer), "node": layer.node.described()} for layer in self.layers]
+        data["ranking"] = [asdict(layer) for layer in self.ranking]
+        data["calibration"], data["ridges"] = dict(self.calibration), dict(self.ridges)
+        return data
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the plan, and its weights beside it as `<stem>.safetensors`; each file appears whole or not at all.
@@ -126,7 +137,7 @@ class Plan:
         data = {"format": _FORMAT, "tool_version": tool_version(), **self.as_dict()}
         if self.weights:
             weights = path.with_suffix(".safetensors")  # x.plan.json, x.plan.safetensors
-            blob = save_tensors({name: one.contiguous() for name, one in sorted(self.weights.items())})
+            blob = save_tensors({name: weight.contiguous() for name, weight in sorted(self.weights.items())})
             data["weights"] = {"file": weights.name, "sha256": hashlib.sha256(blob).hexdigest()}
             atomic_write(weights, blob)
             written.append(weights)
@@ -138,7 +149,7 @@ class Plan:
         """Read what `save` wrote.
 
         Raises:
-            InputError: a file that is missing, damaged, no plan, of a newer format, or weights that are not those it names.
+            InputError: a file that is missing, damaged, no plan or of a newer format, or weights that it does not name.
         """
         path = Path(path)
         try:

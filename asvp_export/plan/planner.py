@@ -1,4 +1,4 @@
-"""From wishes to a plan: which ranks and gains, compensated and verified."""
+"""From what is asked for to a plan: which ranks and gains, compensated and verified."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asvp_export.progress import Say
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
-_SCALES_BACK = 4
+_REDUCTIONS = 4  # of the gains, at the most
 _NONE = -200.0  # dB: stands for outputs that are not finite
 
 
@@ -32,22 +32,34 @@ class PlanOptions:
 
     ranks: tuple[int, ...]
     """Those that may be chosen; empty: 1, 2, 4, 8."""
+
     gain: float | None
     """None: the largest that fits."""
+
     min_psnr: float
+    """dB that the worst verification image has to keep."""
+
     max_gain: float
+    """No gain is larger."""
+
     compensate: str
+    """"none", "solve" or "refine"."""
 
     @property
     def target(self) -> float:
         """dB, the margin included."""
         return self.min_psnr + MARGIN_DB
 
+    @property
+    def compensated(self) -> bool:
+        """Whether weights are re-solved."""
+        return self.compensate != "none"
+
 
 def plan(
     teacher: Teacher,
     nodes: Mapping[str, Perturbation],
-    wishes: PlanOptions,
+    options: PlanOptions,
     calibrate: Sequence[Path],
     cases: Sequence[Case],
     progress: Say,
@@ -57,7 +69,7 @@ def plan(
     Args:
         teacher: it is not changed.
         nodes: the layers, with axis and energy of their nodes.
-        wishes: what is asked for.
+        options: what is asked for.
         calibrate: images to fit on.
         cases: inputs of other images, on which the worst has to keep the tolerance and the margin.
         progress: called with a line at each step.
@@ -65,41 +77,30 @@ def plan(
     Raises:
         InputError: see `asvp_export.protection.protect`.
     """
-    if wishes.compensate == "refine" and not open_backend(teacher).trainable:
+    if options.compensate == "refine" and not open_backend(teacher).trainable:
         raise InputError(
-            f"Refinement was asked for, which trains a PyTorch module, and {teacher.source} is run as a graph; use --compensate solve."
+            f"Refinement was asked for, which trains a PyTorch module, and {teacher.source} is run as a graph; "
+            "use --compensate solve."
         )
-    images = draw(teacher, calibrate, solved=wishes.compensate != "none")
-    search = _search(teacher, nodes, wishes, images, cases)
-    runner = search.runner
-    fitted = len(images.crops) + len(images.held_out)
-    unseen = range(fitted, fitted + len(cases))
-    if wishes.compensate != "none" and not any(map(search.compensable, nodes)):
+    images = draw(teacher, calibrate, solved=options.compensated)
+    search, unseen = _search(teacher, nodes, options, images, cases)
+    if options.compensated and not any(map(search.compensable, nodes)):
         raise InputError(_nothing_linear(search, nodes))
-    progress(f"calibrating {len(nodes)} node(s) on {fitted} inputs")
-    before = runner.passes
-    budget = PASSES * len(nodes) * fitted
-    if wishes.gain is None:
-        shared = wishes.target + 10 * math.log10(len(nodes))
-        singles = {layer: search.single(layer, shared) for layer in nodes}
-        trial = search.joint({layer: one.node for layer, one in singles.items()}, budget - (runner.passes - before))
-    else:
-        trial = search.trial({layer: replace(node, gain=wishes.gain) for layer, node in nodes.items()})
-    passes = runner.passes - before
-    trial = _refined(teacher, search, trial, wishes, images, progress)
-    if wishes.gain is None:
-        trial, backed = _reduce_gains(search, trial, wishes, unseen, progress)
-    else:
-        backed = False
+    before = search.runner.passes
+    trial = _first_fit(search, options, progress)
+    passes = search.runner.passes - before
+    trial = _refined(teacher, search, trial, options, images, progress)
+    reduced = False
+    if options.gain is None:
+        trial, reduced = _reduce_gains(search, trial, options, unseen, progress)
     verified = search.worst(unseen, trial.nodes, trial.weights)
     if not (math.isfinite(verified) and math.isfinite(trial.psnr)):
         raise InputError("The outputs are not finite with these nodes; lower the gain, or choose other layers.")
-    layers = tuple(_planned(search, layer, trial, wishes, backed) for layer in nodes)
     made = Plan(
         source_sha256=teacher.sha256,
-        layers=layers,
-        min_psnr=wishes.min_psnr,
-        compensate=wishes.compensate,
+        layers=tuple(_planned(search, layer, trial, options, reduced) for layer in nodes),
+        min_psnr=options.min_psnr,
+        compensate=options.compensate,
         held_out_psnr=round(trial.psnr, 2),
         verified_psnr=round(verified, 2),
         uncompensated_psnr=round(max(search.worst(unseen, trial.nodes, {}), _NONE), 2),
@@ -112,51 +113,77 @@ def plan(
         ridges=trial.ridges,
         weights=trial.weights,
     )
-    runner.release()
+    search.runner.release()
     return insert(teacher, made.nodes, made.weights, made)
 
 
 def _search(
     teacher: Teacher,
     nodes: Mapping[str, Perturbation],
-    wishes: PlanOptions,
+    options: PlanOptions,
     images: Calibration,
-    cases: Sequence[Case] = (),
-) -> Search:
+    cases: Sequence[Case],
+) -> tuple[Search, range]:
+    """The search, and which inputs of its runner are the cases: it fits nothing to these."""
     more = [tuple(torch.from_numpy(x).to(teacher.device) for x in case.inputs) for case in cases]
     runner = open_runner(teacher, list(nodes), [*images.crops, *images.held_out, *more])
     count, fitted = len(images.crops), len(images.crops) + len(images.held_out)
-    goal = Goal(teacher.data_range.peak, wishes.target, wishes.max_gain, wishes.ranks or RANKS)
-    known = dict(enumerate(cases, start=fitted))
-    return Search(runner, nodes, range(count), range(count, fitted), goal, known)
+    goal = Goal(
+        peak=teacher.data_range.peak,
+        target=options.target,
+        max_gain=options.max_gain,
+        ranks=options.ranks or RANKS,
+    )
+    unseen = range(fitted, fitted + len(cases))
+    return Search(
+        runner, nodes, range(count), range(count, fitted), goal, dict(zip(unseen, cases, strict=True))
+    ), unseen
+
+
+def _first_fit(search: Search, options: PlanOptions, progress: Say) -> TrialResult:
+    """Gains, ranks and weights that fit the calibration images: those that were asked for, or the largest."""
+    nodes, fitted = search.nodes, len(search.crops) + len(search.held_out)
+    progress(f"calibrating {len(nodes)} node(s) on {fitted} inputs")
+    if options.gain is not None:
+        return search.trial({layer: replace(node, gain=options.gain) for layer, node in nodes.items()})
+    before = search.runner.passes
+    shared = options.target + 10 * math.log10(len(nodes))
+    alone = {layer: search.estimate(layer, shared).node for layer in nodes}
+    return search.joint(alone, PASSES * len(nodes) * fitted - (search.runner.passes - before))
 
 
 def _reduce_gains(
-    search: Search, trial: TrialResult, wishes: PlanOptions, unseen: range, progress: Say
+    search: Search, trial: TrialResult, options: PlanOptions, unseen: range, progress: Say
 ) -> tuple[TrialResult, bool]:
-    """Gains taken back until the verification images keep the tolerance too; these lower a plan and never raise it."""
-    backed = False
-    for _ in range(_SCALES_BACK):
-        found = search.worst(unseen, trial.nodes, trial.weights)
-        if found >= wishes.target:
-            return trial, backed
-        backed = True
-        step = min(10 ** ((found - wishes.target - 0.2) / 20), 0.9) if math.isfinite(found) else 0.1
-        progress(f"the verification images have {found:.1f} dB: taking the gains back")
-        trial = search.trial(scaled(trial.nodes, step, wishes.max_gain))
-    found = search.worst(unseen, trial.nodes, trial.weights)
-    if found < wishes.target:
+    """Smaller gains until the verification images keep the tolerance too; these lower a plan and never raise it."""
+    reduced = False
+    for _ in range(_REDUCTIONS):
+        worst = search.worst(unseen, trial.nodes, trial.weights)
+        if worst >= options.target:
+            return trial, reduced
+        reduced = True
+        step = min(10 ** ((worst - options.target - 0.2) / 20), 0.9) if math.isfinite(worst) else 0.1
+        progress(f"the verification images have {worst:.1f} dB: reducing the gains")
+        trial = search.trial(scaled(trial.nodes, step, options.max_gain))
+    worst = search.worst(unseen, trial.nodes, trial.weights)
+    if worst < options.target:
         raise InputError(
-            f"No gain keeps the verification images at {wishes.min_psnr:g} dB and {MARGIN_DB:g} dB to spare; the best that was reached is "
-            f"{found:.1f} dB. Lower --min-psnr, or calibrate on more images that are like them."
+            f"No gain keeps the verification images at {options.min_psnr:g} dB and {MARGIN_DB:g} dB to spare; "
+            f"the best that was reached is {worst:.1f} dB. Lower --min-psnr, or calibrate on more images that are like "
+            "them."
         )
-    return trial, backed
+    return trial, reduced
 
 
 def _refined(
-    teacher: Teacher, search: Search, trial: TrialResult, wishes: PlanOptions, images: Calibration, progress: Say
+    teacher: Teacher,
+    search: Search,
+    trial: TrialResult,
+    options: PlanOptions,
+    images: Calibration,
+    progress: Say,
 ) -> TrialResult:
-    if wishes.compensate != "refine":
+    if options.compensate != "refine":
         return trial
     from asvp_export.plan.refine import refine
 
@@ -164,28 +191,33 @@ def _refined(
     return replace(trial, weights=weights, psnr=search.worst(search.held_out, trial.nodes, weights))
 
 
-def _planned(search: Search, layer: str, trial: TrialResult, wishes: PlanOptions, backed: bool) -> PlannedLayer:
+def _planned(search: Search, layer: str, trial: TrialResult, options: PlanOptions, reduced: bool) -> PlannedLayer:
     node = trial.nodes[layer]
     strength, change = search.strength(layer, node)
-    if wishes.gain is not None:
+    if options.gain is not None:
         stopped = "the gain that was asked for"
-    elif node.gain >= wishes.max_gain:
-        stopped = f"the largest gain, {wishes.max_gain:g}"
+    elif node.gain >= options.max_gain:
+        stopped = f"the largest gain, {options.max_gain:g}"
     else:
-        where = "verification" if backed else "calibration"
+        where = "verification" if reduced else "calibration"
         stopped = f"the tolerance, on the {where} images"
     consumers = search.runner.consumers
-    solved = (
-        tuple(consumer.weight for consumer in consumers.by_layer.get(layer, ())) if search.compensable(layer) else ()
+    solved = consumers.by_layer.get(layer, []) if search.compensable(layer) else []
+    return PlannedLayer(
+        name=layer,
+        node=node,
+        strength=round(strength, 4),
+        relative_feature_change=round(change, 4),
+        stopped_by=stopped,
+        consumers=tuple(consumer.weight for consumer in solved),
+        uncompensated=consumers.reasons.get(layer, "") if options.compensated else "",
     )
-    reason = consumers.reasons.get(layer, "") if wishes.compensate != "none" else ""
-    return PlannedLayer(layer, node, round(strength, 4), round(change, 4), stopped, solved, reason)
 
 
 def _nothing_linear(search: Search, nodes: Mapping[str, Perturbation]) -> str:
     reasons = search.runner.consumers.reasons
     shown = "; ".join(f"{layer}: {reasons[layer]}" for layer in list(nodes)[:3] if layer in reasons)
     return (
-        f"Compensation was asked for and no layer that is protected has linear readers alone ({shown}). Choose other layers, or "
-        "--compensate none."
+        f"Compensation was asked for and no layer that is protected has linear readers alone ({shown}). Choose other "
+        "layers, or --compensate none."
     )

@@ -40,7 +40,7 @@ class _Candidate:
     """Root mean square of the exposed map, in data ranges."""
 
     depth: float
-    """Its place among the candidates in a forward, 1 for the last."""
+    """How far behind it is called: its index among the candidates by their number, 1 for the last."""
 
     cost: float
     """Multiply-adds of node and inverse, of those of the teacher."""
@@ -49,8 +49,8 @@ class _Candidate:
     def value(self) -> float:
         """What the ranking goes by: the strength, less where the map is quiet or dear to protect.
 
-        The strength hurts students that normalise. Those that do not are hurt by what in the exposed map is no multiple of
-        the clean one, strength times loudness.
+        The strength hurts students that normalise. Those that do not are hurt by what in the exposed map is no multiple
+        of the clean one, strength times loudness.
         """
         loud = min(1.0, self.strength * self.loudness / _LOUD)
         return self.strength * loud * (1 - self.cost)
@@ -77,9 +77,9 @@ def rank(
 ) -> tuple[dict[str, Perturbation], tuple[RankedLayer, ...]]:
     """Choose the layers whose exposed maps hurt most for what the nodes cost, spread over the depth of the teacher.
 
-    What a node does to a map follows from the singular values of the clean map alone, so one pass over a few images ranks
-    all layers (`asvp_export.plan.search.strength_of`). Maps that are hardly maps, with under 8 channels or 256 positions,
-    are left out where there are others.
+    What a node does to a map follows from the singular values of the clean map alone, so one pass over a few images
+    ranks all layers (`asvp_export.plan.search.strength_of`). Maps that are hardly maps, with under 8 channels or 256
+    positions, are left out where there are others.
 
     Args:
         teacher: it is not changed.
@@ -91,63 +91,91 @@ def rank(
     Returns:
         The chosen layers, in the order of the candidates, and the ranking.
     """
-    some = list(images)[:: max(1, len(images) // _IMAGES)][:_IMAGES]
-    progress(f"ranking {len(nodes)} candidate layers by their spectra on {len(some)} images")
-    inputs = draw(teacher, some * 2 if len(some) == 1 else some, solved=False, side=_SIDE).held_out
-    pixels = sum(one[teacher.signature.place].shape[-1] * one[teacher.signature.place].shape[-2] for one in inputs)
-    whole = multiply_adds(teacher) * pixels
-    seen: dict[str, list[tuple[float, float]]] = {}
-    costs: dict[str, float] = {}
-    maps: set[str] = set()
-
-    def take(layer: str, clean: torch.Tensor) -> None:
-        node = nodes[layer]
-        channels, positions = clean.shape[node.axis], clean[0].numel() // clean.shape[node.axis]
-        if channels >= CHANNELS and positions >= POSITIONS:
-            maps.add(layer)
-        for energy in energies(clean, node.axis):
-            strength, _ = strength_of(energy, node)
-            power = float(energy.sum() + (node.gain**2 - 1) * energy[: node.rank].sum())
-            seen.setdefault(layer, []).append(
-                (strength, (power / (channels * positions)) ** 0.5 / teacher.data_range.peak)
-            )
-        one = channels * positions * (channels + 2 * node.rank)
-        costs[layer] = costs.get(layer, 0.0) + len(clean) * one * (2 if node.inverse else 1)
-
-    open_backend(teacher).look(list(nodes), inputs, take)
-    found = {
-        layer: _Candidate(
-            *(sum(column) / len(values) for column in zip(*values, strict=True)),
-            depth=(place + 1) / len(nodes),
-            cost=min(costs[layer] / max(whole, 1.0), 1.0),
-        )
-        for place, layer in enumerate(nodes)
-        if (values := seen.get(layer)) and (layer in maps or not maps)
-    }
-    order = sorted(found, key=lambda layer: -found[layer].value)
-    chosen = _spread(order, found, count)
+    few = list(images)[:: max(1, len(images) // _IMAGES)][:_IMAGES]
+    progress(f"ranking {len(nodes)} candidate layers by their spectra on {len(few)} images")
+    inputs = draw(teacher, few * 2 if len(few) == 1 else few, solved=False, side=_SIDE).held_out
+    meter = _Meter(nodes, teacher.data_range.peak)
+    open_backend(teacher).look(list(nodes), inputs, meter.take)
+    pictures = [x[teacher.signature.place] for x in inputs]
+    pixels = sum(picture.shape[-1] * picture.shape[-2] for picture in pictures)
+    candidates = meter.candidates(multiply_adds(teacher) * pixels)
+    order = sorted(candidates, key=lambda layer: -candidates[layer].value)
+    chosen = _spread(order, candidates, count)
     ranking = tuple(
         RankedLayer(
-            layer, nodes[layer].rank, nodes[layer].gain, round(found[layer].strength, 4), False, layer in chosen,
-            round(found[layer].cost, 4), round(found[layer].value, 4),
+            name=layer,
+            rank=nodes[layer].rank,
+            gain=nodes[layer].gain,
+            strength=round(candidates[layer].strength, 4),
+            compensated=False,
+            chosen=layer in chosen,
+            cost=round(candidates[layer].cost, 4),
+            value=round(candidates[layer].value, 4),
         )
         for layer in order
-    )  # fmt: skip
+    )
     return {layer: node for layer, node in nodes.items() if layer in chosen}, ranking
 
 
-def _spread(order: Sequence[str], found: Mapping[str, _Candidate], count: int) -> set[str]:
+class _Meter:
+    """Measures the candidates' maps as they come; none is kept.
+
+    Args:
+        nodes: the candidates, each with the node that it would get.
+        peak: range of the model's values.
+    """
+
+    def __init__(self, nodes: Mapping[str, Perturbation], peak: float) -> None:
+        self._nodes, self._peak = nodes, peak
+        self._strengths: dict[str, list[float]] = {}
+        self._loudness: dict[str, list[float]] = {}
+        self._costs: dict[str, float] = {}
+        self._maps: set[str] = set()  # large enough to be one
+
+    def take(self, layer: str, clean: torch.Tensor) -> None:
+        """Take in what one call of a layer made."""
+        node = self._nodes[layer]
+        channels, positions = clean.shape[node.axis], clean[0].numel() // clean.shape[node.axis]
+        if channels >= CHANNELS and positions >= POSITIONS:
+            self._maps.add(layer)
+        for energy in energies(clean, node.axis):
+            strength, _ = strength_of(energy, node)
+            power = float(energy.sum() + (node.gain**2 - 1) * energy[: node.rank].sum())
+            self._strengths.setdefault(layer, []).append(strength)
+            self._loudness.setdefault(layer, []).append((power / (channels * positions)) ** 0.5 / self._peak)
+        multiplied = channels * positions * (channels + 2 * node.rank)
+        self._costs[layer] = self._costs.get(layer, 0.0) + len(clean) * multiplied * (2 if node.inverse else 1)
+
+    def candidates(self, whole: float) -> dict[str, _Candidate]:
+        """By layer, in the order of the nodes.
+
+        Args:
+            whole: multiply-adds of the teacher for the inputs that were looked at.
+        """
+        return {
+            layer: _Candidate(
+                strength=sum(strengths) / len(strengths),
+                loudness=sum(self._loudness[layer]) / len(strengths),
+                depth=(index + 1) / len(self._nodes),
+                cost=min(self._costs[layer] / max(whole, 1.0), 1.0),
+            )
+            for index, layer in enumerate(self._nodes)
+            if (strengths := self._strengths.get(layer)) and (layer in self._maps or not self._maps)
+        }
+
+
+def _spread(order: Sequence[str], candidates: Mapping[str, _Candidate], count: int) -> set[str]:
     """Of each of `count` equal stretches of the forward the last layer that is nearly as good as the best one there.
 
-    Later maps hurt more (docs/strength.md). Where a stretch has none, the best of the others takes its place.
+    Later maps hurt more (docs/strength.md). Where a stretch has none, the best of the others is taken.
     """
     stretches: dict[int, list[str]] = {}
     for layer in order:
-        stretches.setdefault(min(int(found[layer].depth * count), count - 1), []).append(layer)
+        stretches.setdefault(min(int(candidates[layer].depth * count), count - 1), []).append(layer)
     chosen = {
         max(
-            (layer for layer in those if found[layer].value >= _NEARLY * found[those[0]].value),
-            key=lambda layer: found[layer].depth,
+            (layer for layer in those if candidates[layer].value >= _NEARLY * candidates[those[0]].value),
+            key=lambda layer: candidates[layer].depth,
         )
         for those in stretches.values()
     }

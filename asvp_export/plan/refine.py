@@ -41,7 +41,7 @@ def refine(
         The weights that the held-out images liked best; those of the trial where training did not help.
     """
     behind = {name: search.runner.value(name) for name in search.runner.consumers.behind} | dict(trial.weights)
-    trained = {name: one.detach().clone().requires_grad_(True) for name, one in behind.items()}
+    trained = {name: weight.detach().clone().requires_grad_(True) for name, weight in behind.items()}
     rate = min(_RATE * 10 ** (-trial.psnr / 20), _MOST)
     optimizer = torch.optim.Adam(trained.values(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -60,14 +60,16 @@ def refine(
             optimizer.step()
             schedule.step()
             if (step + 1) % _LOOK == 0 or step + 1 == steps:
-                now = {name: one.detach().clone() for name, one in trained.items()}
-                found = search.worst(search.held_out, trial.nodes, now)
-                if math.isfinite(found) and found > best:
-                    best, weights = found, now
+                now = {name: weight.detach().clone() for name, weight in trained.items()}
+                worst = search.worst(search.held_out, trial.nodes, now)
+                if math.isfinite(worst) and worst > best:
+                    best, weights = worst, now
     return weights
 
 
-def _loss(found: list[torch.Tensor], originals: list[torch.Tensor], peak: float) -> torch.Tensor:
+def _loss(outputs: list[torch.Tensor], originals: list[torch.Tensor], peak: float) -> torch.Tensor:
     with torch.enable_grad():
-        errors = [(one - original).square().mean() / peak**2 for one, original in zip(found, originals, strict=True)]
+        errors = [
+            (output - original).square().mean() / peak**2 for output, original in zip(outputs, originals, strict=True)
+        ]
         return torch.stack([(error + _FLOOR).log() for error in errors]).mean() / _BATCH

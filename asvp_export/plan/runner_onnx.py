@@ -1,4 +1,4 @@
-"""An ONNX graph whose nodes and weights change from run to run, without computing again what lies before the nodes."""
+"""An ONNX graph as a runner: what lies before the nodes is computed once."""
 
 from __future__ import annotations
 
@@ -61,29 +61,29 @@ class OnnxRunner:
     def value(self, name: str) -> torch.Tensor:
         """See `CalibrationRunner`."""
         if name not in self._originals:
-            found = numpy_helper.to_array(self._stored[name], str(self._graph.folder or ""))
-            self._originals[name] = torch.from_numpy(np.array(found))
+            stored = numpy_helper.to_array(self._stored[name], str(self._graph.folder or ""))
+            self._originals[name] = torch.from_numpy(np.array(stored))
         return self._originals[name]
 
     def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
         """See `CalibrationRunner`."""
         names = self._graph.output_names
-        found = self._run(i, names, nodes or {}, weights or {})
-        return [found[name] for name in names if found[name].is_floating_point()]
+        values = self._run(i, names, nodes or {}, weights or {})
+        return [values[name] for name in names if values[name].is_floating_point()]
 
     def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
         """See `CalibrationRunner`."""
-        found = self._run(i, tuple(self._cuts), {}, {})
-        return {layer: [found[name]] for name, layer in self._cuts.items()}
+        values = self._run(i, tuple(self._cuts), {}, {})
+        return {layer: [values[name]] for name, layer in self._cuts.items()}
 
     def inputs_of(
         self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
     ) -> dict[str, list[torch.Tensor]]:
         """See `CalibrationRunner`."""
-        data = {one.weight: self._data[one.weight] for one in consumers}
+        data = {consumer.weight: self._data[consumer.weight] for consumer in consumers}
         targets = tuple(dict.fromkeys(name for names in data.values() for name in names))
-        found = self._run(i, targets, nodes or {}, weights or {})
-        return {weight: [found[name] for name in names] for weight, names in data.items()}
+        values = self._run(i, targets, nodes or {}, weights or {})
+        return {weight: [values[name] for name in names] for weight, names in data.items()}
 
     def release(self) -> None:
         """See `CalibrationRunner`."""
@@ -101,20 +101,20 @@ class OnnxRunner:
             self._made[targets] = self._stages.made(targets)
         for stage, names in enumerate(self._made[targets]):
             if stage and names:
-                found = self._stage(stage, names, targets, values, changed if weights else {})
-                values |= self._perturbed(found, nodes)
+                made = self._stage(stage, names, targets, values, changed if weights else {})
+                values |= self._perturbed(made, nodes)
         return values
 
     def _start(self, i: int, values: Values) -> dict[str, torch.Tensor]:
         """What is made before any node."""
         if i in self._starts:
             return self._starts[i]
-        found = self._stage(0, self._stages.made(self._all)[0], self._all, values, {})
-        size = sum(one.numel() * one.element_size() for one in found.values())
+        made = self._stage(0, self._stages.made(self._all)[0], self._all, values, {})
+        size = sum(tensor.numel() * tensor.element_size() for tensor in made.values())
         if size <= self._room:
             self._room -= size
-            self._starts[i] = found
-        return found
+            self._starts[i] = made
+        return made
 
     def _stage(
         self, stage: int, names: Sequence[str], targets: _Targets, values: Values, weights: Values
@@ -126,19 +126,19 @@ class OnnxRunner:
         feeds = {**values, **weights}
         if key not in self._opened:
             own = self._graph.input_names
-            given = [described(name, one) for name, one in feeds.items() if name not in own]
+            given = [described(name, value) for name, value in feeds.items() if name not in own]
             self._opened[key] = self._graph.session(names, given)
         opened = self._opened[key]
         wanted = (*opened.get_inputs(), *opened.get_overridable_initializers())
-        fed = {one.name: array(feeds[one.name]) for one in wanted if one.name in feeds}
+        fed = {value.name: array(feeds[value.name]) for value in wanted if value.name in feeds}
         return dict(zip(names, map(tensor_of, names, guarded(opened.run, list(names), fed)), strict=True))
 
-    def _perturbed(self, found: Values, nodes: Mapping[str, Perturbation]) -> dict[str, torch.Tensor]:
+    def _perturbed(self, values: Values, nodes: Mapping[str, Perturbation]) -> dict[str, torch.Tensor]:
         """The same, with the nodes in place."""
-        changed = dict(found)
-        for name in found:
+        changed = dict(values)
+        for name, value in values.items():
             if (node := nodes.get(self._cuts.get(name, ""))) is not None:
-                changed[name] = torch.ops.asvp.perturb(found[name], **node.attributes())
+                changed[name] = torch.ops.asvp.perturb(value, **node.attributes())
         return changed
 
 
@@ -152,41 +152,41 @@ class _Stages:
         # computed wherever they are needed: what is the same for every input, and what is no tensor
         self._anew = constants(model) - set(cuts)
         behind: dict[str, int] = {}
-        for place, node in enumerate(self._nodes):
+        for index, node in enumerate(self._nodes):
             stage = max((behind.get(name, 0) for name in reads(node)), default=0)
             self._stage.append(stage)
             for name in filter(None, node.output):
-                self._maker[name] = place
+                self._maker[name] = index
                 behind[name] = stage + (name in cuts)
             if node.op_type in ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceEmpty", "Optional"):
                 self._anew |= set(node.output)
 
     def made(self, targets: Sequence[str]) -> list[list[str]]:
         """For each stage what it has to make, so that the targets come out."""
-        found: list[set[str]] = [set() for _ in range(max(self._stage, default=0) + 1)]
+        made: list[set[str]] = [set() for _ in range(max(self._stage, default=0) + 1)]
         waiting, seen = [], set()
 
         def need(name: str, stage: int) -> None:
             if name in self._maker:
-                place = self._maker[name]
-                waiting.append(place)
-                if stage > self._stage[place]:
-                    found[self._stage[place]].add(name)
+                index = self._maker[name]
+                waiting.append(index)
+                if stage > self._stage[index]:
+                    made[self._stage[index]].add(name)
 
         for name in targets:
-            need(name, len(found))
+            need(name, len(made))
         while waiting:
-            place = waiting.pop()
-            if place in seen:
+            index = waiting.pop()
+            if index in seen:
                 continue
-            seen.add(place)
-            for name in self._handed(place):
-                need(name, self._stage[place])
-        return [sorted(names, key=lambda name: (self._maker[name], name)) for names in found]
+            seen.add(index)
+            for name in self._handed(index):
+                need(name, self._stage[index])
+        return [sorted(names, key=lambda name: (self._maker[name], name)) for names in made]
 
-    def _handed(self, place: int) -> Iterator[str]:
+    def _handed(self, index: int) -> Iterator[str]:
         """What a node reads that can be handed to its stage, itself or by way of what is computed anew."""
-        for name in reads(self._nodes[place]):
+        for name in reads(self._nodes[index]):
             if name not in self._anew:
                 yield name
             elif name in self._maker:

@@ -1,4 +1,4 @@
-"""A PyTorch module whose nodes and weights change from run to run, without computing again what lies before the nodes."""
+"""A PyTorch module as a runner: what lies before the nodes is computed once."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class TorchRunner:
 
     def outputs(self, i: int, nodes: Nodes | None = None, weights: Values | None = None) -> list[torch.Tensor]:
         """See `CalibrationRunner`."""
-        found = named_outputs(self._run(i, nodes or {}, weights or {}))
-        return [one for one in found.values() if one.is_floating_point()]
+        outputs = named_outputs(self._run(i, nodes or {}, weights or {}))
+        return [output for output in outputs.values() if output.is_floating_point()]
 
     def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
         """See `CalibrationRunner`."""
@@ -65,12 +65,15 @@ class TorchRunner:
     ) -> dict[str, list[torch.Tensor]]:
         """See `CalibrationRunner`."""
         changed = weights or {}
-        names = {id(changed.get(one.weight, self._module.get_parameter(one.weight))): one.weight for one in consumers}
-        found = {consumer.weight: [] for consumer in consumers}
+        names: dict[int, str] = {}
+        for consumer in consumers:
+            weight = changed.get(consumer.weight, self._module.get_parameter(consumer.weight))
+            names[id(weight)] = consumer.weight
+        read = {consumer.weight: [] for consumer in consumers}
         self._recorded(i)  # not among what is caught
-        with suppress(_EnoughError), _Catch(names, found, sum(consumer.calls for consumer in consumers)):
+        with suppress(_EnoughError), _Catch(names, read, sum(consumer.calls for consumer in consumers)):
             self._run(i, nodes or {}, changed)
-        return found
+        return read
 
     def release(self) -> None:
         """See `CalibrationRunner`."""
@@ -99,7 +102,7 @@ class TorchRunner:
             self._nodes = {}
 
     def _recorded(self, i: int) -> _Start:
-        """The calls that end before the first node acts, and what they returned: from the one plain pass of an input."""
+        """The calls that end before the first node acts, and what they returned, from one plain pass of an input."""
         if i not in self._starts:
             start = _Start(set(self._sites.values()))
             nodes, self._nodes = self._nodes, {}
@@ -197,9 +200,9 @@ class _EnoughError(Exception):
 class _Catch(TorchFunctionMode):
     """Keeps what is read by the calls that take certain weights, and ends the forward with the last of them."""
 
-    def __init__(self, names: Mapping[int, str], found: dict[str, list[torch.Tensor]], calls: int) -> None:
+    def __init__(self, names: Mapping[int, str], read: dict[str, list[torch.Tensor]], calls: int) -> None:
         super().__init__()
-        self._names, self._found, self._left = names, found, calls
+        self._names, self._read, self._left = names, read, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -208,7 +211,7 @@ class _Catch(TorchFunctionMode):
             data, weight = operands(name, args, kwargs)
             base = weight if weight._base is None else weight._base
             if (known := self._names.get(id(weight), self._names.get(id(base)))) is not None:
-                self._found[known].append(data.clone())
+                self._read[known].append(data.clone())
                 self._left -= 1
                 if not self._left:
                     raise _EnoughError

@@ -36,10 +36,16 @@ class TrialResult:
     """Nodes that were tried together."""
 
     nodes: dict[str, Perturbation]
+    """Layer name to its node."""
+
     psnr: float
     """dB of the worst input that was held out."""
+
     weights: Weights = field(default_factory=dict)
+    """Compensated, by name."""
+
     ridges: dict[str, float] = field(default_factory=dict)
+    """By the names of the weights."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,19 @@ class LayerEstimate:
     """What one layer can carry for its share of the allowance."""
 
     layer: str
+    """Its name."""
+
     node: Perturbation
+    """With the gain that follows from what was tried."""
+
     strength: float
+    """Of the map that this node exposes."""
+
     tried: float
-    """The gain that was tried last,"""
+    """The gain that was tried last; 0: none was."""
+
     psnr: float
-    """and the dB with this layer alone and that gain."""
+    """dB with this layer alone and the gain that was tried."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Goal:
 
 
 class Search:
-    """Tries nodes and gains on inputs that a runner runs.
+    """Tries nodes and gains on a runner's inputs.
 
     Args:
         runner: of all the layers.
@@ -117,10 +130,10 @@ class Search:
 
     def strength(self, layer: str, node: Perturbation) -> tuple[float, float]:
         """Strength and relative feature change of a node, means over the inputs that are held out."""
-        found = [strength_of(one, node) for one in self._energies[layer]]
-        if not found:
+        if not self._energies[layer]:
             return 0.0, 0.0
-        return float(np.mean([strength for strength, _ in found])), float(np.mean([change for _, change in found]))
+        strengths, changes = zip(*(strength_of(energy, node) for energy in self._energies[layer]), strict=True)
+        return float(np.mean(strengths)), float(np.mean(changes))
 
     def compensable(self, layer: str) -> bool:
         """Whether the layer's readers are re-solved."""
@@ -146,15 +159,15 @@ class Search:
 
     def _psnr(self, i: int, outputs: list[torch.Tensor]) -> float:
         if i not in self._originals:
-            self._originals[i] = [one.cpu().float().numpy() for one in self.runner.outputs(i)]
-        found, case = [], self._cases.get(i)
-        for original, one in zip(self._originals[i], outputs, strict=True):
-            both = original, one.cpu().float().numpy()
+            self._originals[i] = [output.cpu().float().numpy() for output in self.runner.outputs(i)]
+        decibels, case = [], self._cases.get(i)
+        for original, output in zip(self._originals[i], outputs, strict=True):
+            both = original, output.cpu().float().numpy()
             wanted, got = compared(case, *case.pictures(both)) if case else map(as_images, both)
-            found.append(psnr(wanted, got, peak_of(original, self.peak)))
-        return -math.inf if any(map(math.isnan, found)) else min(found)
+            decibels.append(psnr(wanted, got, peak_of(original, self.peak)))
+        return -math.inf if any(map(math.isnan, decibels)) else min(decibels)
 
-    def single(self, layer: str, target: float, share: int = 4) -> LayerEstimate:
+    def estimate(self, layer: str, target: float, share: int = 4) -> LayerEstimate:
         """The rank and about the gain that buy one layer the most strength, alone, at a target.
 
         Args:
@@ -168,30 +181,30 @@ class Search:
         for rank in sorted(ranks, key=lambda rank: -self.strength(layer, at_most[rank])[0]):
             if best and best.strength >= self.strength(layer, at_most[rank])[0]:
                 break  # the others could not do better at the largest gain
-            tried = self._tried(LayerEstimate(layer, at_most[rank], 0.0, 0.0, 0.0), target, share)
+            tried = self._tried(LayerEstimate(layer, at_most[rank], strength=0.0, tried=0.0, psnr=0.0), target, share)
             if best is None or tried.strength > best.strength:
                 best = tried
         assert best is not None
         return best if len(self.nodes) > 1 else self._tried(best, target, share)  # once more, from close by
 
-    def _tried(self, single: LayerEstimate, target: float, share: int) -> LayerEstimate:
+    def _tried(self, estimate: LayerEstimate, target: float, share: int) -> LayerEstimate:
         """A trial of a layer alone, and the gain that follows from it."""
-        start = _START[self.compensable(single.layer)] if single.tried == 0 else single.node.gain
-        node = replace(single.node, gain=min(start, self.max_gain))
-        psnr = self.trial({single.layer: node}, share).psnr
-        return self.at(replace(single, node=node, tried=node.gain, psnr=psnr), target)
+        start = _START[self.compensable(estimate.layer)] if estimate.tried == 0 else estimate.node.gain
+        node = replace(estimate.node, gain=min(start, self.max_gain))
+        psnr = self.trial({estimate.layer: node}, share).psnr
+        return self.at(replace(estimate, node=node, tried=node.gain, psnr=psnr), target)
 
-    def at(self, single: LayerEstimate, target: float) -> LayerEstimate:
+    def at(self, estimate: LayerEstimate, target: float) -> LayerEstimate:
         """The same layer at another target, reckoned from what was tried.
 
-        The error is nearly linear in gain - 1, compensated or not: a fixed kernel takes out what the component has in all images, and
-        what each has for itself is amplified as before. At large gains it grows less, since the readers then do without all
-        of it.
+        The error is nearly linear in gain - 1, compensated or not: a fixed kernel takes out what the component has in
+        all images, and what each has for itself is amplified as before. At large gains it grows less, since the readers
+        then do without all of it.
         """
-        room = 10 ** ((single.psnr - target) / 20) if math.isfinite(single.psnr) else 0.01
-        gain = _rounded(min(1 + (single.tried - 1) * room, self.max_gain))
-        node = replace(single.node, gain=gain)
-        return replace(single, node=node, strength=self.strength(single.layer, node)[0])
+        room = 10 ** ((estimate.psnr - target) / 20) if math.isfinite(estimate.psnr) else 0.01
+        gain = _rounded(min(1 + (estimate.tried - 1) * room, self.max_gain))
+        node = replace(estimate.node, gain=gain)
+        return replace(estimate, node=node, strength=self.strength(estimate.layer, node)[0])
 
     def joint(self, nodes: dict[str, Perturbation], budget: float = math.inf) -> TrialResult:
         """The largest common scale of gain - 1 with which the nodes together reach the target.
@@ -208,52 +221,52 @@ class Search:
         scale, before = 1.0, self.runner.passes
         for step in range(_STEPS):
             start = self.runner.passes
-            found = self.trial(scaled(nodes, scale, self.max_gain), share=2)
+            trial = self.trial(scaled(nodes, scale, self.max_gain), share=2)
             cost = self.runner.passes - start
-            if found.psnr >= self.target:
-                fits = (scale, found)
-                if found.psnr < self.target + _NEAR_DB or all(n.gain >= self.max_gain for n in found.nodes.values()):
+            if trial.psnr >= self.target:
+                fits = (scale, trial)
+                if trial.psnr < self.target + _NEAR_DB or all(n.gain >= self.max_gain for n in trial.nodes.values()):
                     break
             else:
-                misses = (scale, found)
+                misses = (scale, trial)
             if fits and (self.runner.passes - before + cost > budget or step == _STEPS - 1):
                 break
-            scale = self._next(scale, found.psnr, fits, misses)
-            if scaled(nodes, scale, self.max_gain) == found.nodes:
+            scale = self._next(scale, trial.psnr, fits, misses)
+            if scaled(nodes, scale, self.max_gain) == trial.nodes:
                 break
         while fits is None:  # far off: gains as small as they can be written
             scale /= 8
-            found = self.trial(scaled(nodes, scale, self.max_gain))
-            if found.psnr >= self.target:
-                fits = (scale, found)
-            elif all(node.gain <= 1 + _FINEST for node in found.nodes.values()):
-                raise InputError(self._unreachable(found))
+            trial = self.trial(scaled(nodes, scale, self.max_gain))
+            if trial.psnr >= self.target:
+                fits = (scale, trial)
+            elif all(node.gain <= 1 + _FINEST for node in trial.nodes.values()):
+                raise InputError(self._unreachable(trial))
         if not self.crops:
             return fits[1]
-        scale, found = fits
+        scale, trial = fits
         for _ in range(_STEPS):  # on all crops, which seldom makes it worse
-            found = self.trial(scaled(nodes, scale, self.max_gain))
-            if found.psnr >= self.target:
-                return found
-            scale *= 10 ** ((found.psnr - self.target - _NEAR_DB / 2) / 20)
-        raise InputError(self._unreachable(found))
+            trial = self.trial(scaled(nodes, scale, self.max_gain))
+            if trial.psnr >= self.target:
+                return trial
+            scale *= 10 ** ((trial.psnr - self.target - _NEAR_DB / 2) / 20)
+        raise InputError(self._unreachable(trial))
 
-    def _next(self, scale: float, found: float, fits: tuple | None, misses: tuple | None) -> float:
+    def _next(self, scale: float, psnr: float, fits: tuple | None, misses: tuple | None) -> float:
         """Between what fits and what does not, in proportion; outside of both, as if the error grew with the scale."""
         if fits and misses:
             (low, good), (high, bad) = fits, misses
-            way = (good.psnr - self.target) / max(good.psnr - bad.psnr, 1e-9) if math.isfinite(bad.psnr) else 0.5
-            return low * (high / low) ** min(max(way * 0.9, 0.1), 0.9)
-        step = 10 ** ((found - self.target - _NEAR_DB / 2) / 20) if math.isfinite(found) else 0.1
+            between = (good.psnr - self.target) / max(good.psnr - bad.psnr, 1e-9) if math.isfinite(bad.psnr) else 0.5
+            return low * (high / low) ** min(max(between * 0.9, 0.1), 0.9)
+        step = 10 ** ((psnr - self.target - _NEAR_DB / 2) / 20) if math.isfinite(psnr) else 0.1
         return scale * min(max(step, 0.02), 8.0)
 
-    def _unreachable(self, found: TrialResult) -> str:
-        alone = {layer: self.trial({layer: node}).psnr for layer, node in found.nodes.items()}
+    def _unreachable(self, trial: TrialResult) -> str:
+        alone = {layer: self.trial({layer: node}).psnr for layer, node in trial.nodes.items()}
         costly = min(alone, key=lambda layer: alone[layer])
         return (
-            f"No gain keeps the worst calibration image at {self.target - MARGIN_DB:g} dB and {MARGIN_DB:g} dB to spare: at a gain of "
-            f"{1 + _FINEST:g} it has {found.psnr:.1f} dB, and {costly} costs most ({alone[costly]:.1f} dB alone). Leave that layer "
-            "out, or lower --min-psnr."
+            f"No gain keeps the worst calibration image at {self.target - MARGIN_DB:g} dB and {MARGIN_DB:g} dB to "
+            f"spare: at a gain of {1 + _FINEST:g} it has {trial.psnr:.1f} dB, and {costly} costs most "
+            f"({alone[costly]:.1f} dB alone). Leave that layer out, or lower --min-psnr."
         )
 
 
@@ -270,8 +283,8 @@ def _rounded(gain: float) -> float:
 def energies(x: torch.Tensor, axis: int) -> list[torch.Tensor]:
     """s_i^2 of each sample's C x L matrix, descending, float64; x is [N, ...] with the channels on `axis`."""
     m = x.movedim(axis, 1).flatten(2).double()
-    found = torch.linalg.eigvalsh(m @ m.transpose(1, 2)).flip(1).clamp_min(0)
-    return [one for one in found if torch.isfinite(one).all() and float(one.sum()) > 0]
+    values = torch.linalg.eigvalsh(m @ m.transpose(1, 2)).flip(1).clamp_min(0)
+    return [energy for energy in values if torch.isfinite(energy).all() and float(energy.sum()) > 0]
 
 
 def strength_of(energy: torch.Tensor, node: Perturbation) -> tuple[float, float]:

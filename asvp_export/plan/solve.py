@@ -13,7 +13,7 @@ from asvp_export.plan.runner import CalibrationRunner
 
 Weights = dict[str, torch.Tensor]
 Targets = dict[int, dict[str, list[torch.Tensor]]]
-"""By input and weight: what each call of a consumer gives in the original, [groups, positions, outputs / groups] float64."""
+"""By input and weight: what the original gives, call by call, [groups, positions, outputs / groups] float64."""
 
 RIDGES = tuple(10.0**exponent for exponent in range(-9, 0))
 """Candidates, as shares of the Gram matrix's mean diagonal."""
@@ -32,10 +32,11 @@ def solve(
 ) -> tuple[Weights, dict[str, float]]:
     """Re-solve each consumer's whole kernel and bias, in the graph's order, with the earlier ones in place.
 
-    W', b' = argmin sum_i ||W' x'_i + b' - (W x_i + b)||^2 / positions_i + ridge ||(W', b') - (W, b)||^2 over the crops i,
-    with x the consumer's input in the original and x' in the protected model: normal equations in float64, one Gram
-    matrix of unfolded patches a consumer, filled crop by crop from 2048 positions of each at most. The ridge is the one with the least error on the inputs
-    that are held out.
+    W', b' = argmin sum_i ||W' x'_i + b' - (W x_i + b)||^2 / positions_i + ridge ||(W', b') - (W, b)||^2
+
+    over the crops i, with x the consumer's input in the original and x' in the protected model: normal equations in
+    float64, one Gram matrix of unfolded patches a consumer, filled crop by crop from 2048 positions of each at most.
+    The ridge is the one with the least error on the inputs that are held out.
 
     Args:
         runner: runs the model.
@@ -43,7 +44,7 @@ def solve(
         consumers: of all of them.
         crops: which of the runner's inputs are solved on.
         held_out: which choose the ridge.
-        targets: filled on the way; hand it in again for other nodes at the same layers, and the original is not run again.
+        targets: filled on the way; handed in again for other nodes at the same layers, they save runs of the original.
 
     Returns:
         New values by the names of weights and biases, and the ridge by the weight's name.
@@ -53,44 +54,59 @@ def solve(
     """
     weights: Weights = {}
     ridges: dict[str, float] = {}
-    seen: Targets = {} if targets is None else targets
-    originals = {one.weight: _packed(one, runner) for one in consumers}
-
-    def pairs(i: int, group: Sequence[Consumer]) -> Iterator[tuple[Consumer, torch.Tensor, torch.Tensor]]:
-        """(consumer, what it gives in the original, its input with the nodes in place), call by call."""
-        known = seen.setdefault(i, {})
-        if missing := [one for one in consumers if one.weight not in known]:
-            clean = runner.inputs_of(i, missing)
-            for one in missing:
-                known[one.weight] = [one.rows(x, _DRAWN) @ originals[one.weight] for x in clean[one.weight]]
-        exposed = runner.inputs_of(i, group, nodes, weights)
-        for consumer in group:
-            for target, x in zip(known[consumer.weight], exposed[consumer.weight], strict=True):
-                yield consumer, target, x
-
+    pairs = _Pairs(runner, nodes, consumers, {} if targets is None else targets)
     for level in sorted({consumer.level for consumer in consumers}):
         group = [consumer for consumer in consumers if consumer.level == level]
-        sums = {consumer.weight: _Sums(consumer, originals[consumer.weight]) for consumer in group}
+        sums = {consumer.weight: _Sums(consumer, pairs.originals[consumer.weight]) for consumer in group}
         for i in crops:
-            for consumer, target, exposed in pairs(i, group):
+            for consumer, target, exposed in pairs.of(i, group, weights):
                 sums[consumer.weight].add(target, exposed)
         choices = {consumer.weight: sums[consumer.weight].solutions() for consumer in group}
         errors = {consumer.weight: [0.0] * len(RIDGES) for consumer in group}
         for i in held_out:
-            for consumer, target, exposed in pairs(i, group):
+            for consumer, target, exposed in pairs.of(i, group, weights):
                 rows = consumer.rows(exposed, _DRAWN)
-                for at, solution in enumerate(choices[consumer.weight]):
+                for choice, solution in enumerate(choices[consumer.weight]):
                     error = (rows @ solution - target).square().sum() / target.shape[1]
-                    errors[consumer.weight][at] += float(error)
+                    errors[consumer.weight][choice] += float(error)
         for consumer in group:
-            found = errors[consumer.weight]
-            best = min(range(len(RIDGES)), key=lambda at: found[at])
+            best = min(range(len(RIDGES)), key=errors[consumer.weight].__getitem__)
             ridges[consumer.weight] = RIDGES[best]
             weight, bias = consumer.unpack(choices[consumer.weight][best])
             weights[consumer.weight] = weight.float()
             if consumer.bias is not None and bias is not None:
                 weights[consumer.bias] = bias.float()
     return weights, ridges
+
+
+class _Pairs:
+    """What consumers give in the original beside what they read with the nodes in place."""
+
+    def __init__(
+        self,
+        runner: CalibrationRunner,
+        nodes: Mapping[str, Perturbation],
+        consumers: Sequence[Consumer],
+        targets: Targets,
+    ) -> None:
+        self._runner, self._nodes, self._consumers, self._targets = runner, nodes, consumers, targets
+        self.originals = {consumer.weight: _packed(consumer, runner) for consumer in consumers}
+        """By the weight's name: weight and bias of the original, packed."""
+
+    def of(
+        self, i: int, group: Sequence[Consumer], weights: Weights
+    ) -> Iterator[tuple[Consumer, torch.Tensor, torch.Tensor]]:
+        """(consumer, what it gives in the original, its input with nodes and weights in place), call by call."""
+        known = self._targets.setdefault(i, {})
+        if missing := [consumer for consumer in self._consumers if consumer.weight not in known]:
+            clean = self._runner.inputs_of(i, missing)
+            for consumer in missing:
+                name = consumer.weight
+                known[name] = [consumer.rows(x, _DRAWN) @ self.originals[name] for x in clean[name]]
+        exposed = self._runner.inputs_of(i, group, self._nodes, weights)
+        for consumer in group:
+            for target, x in zip(known[consumer.weight], exposed[consumer.weight], strict=True):
+                yield consumer, target, x
 
 
 def _packed(consumer: Consumer, runner: CalibrationRunner) -> torch.Tensor:
@@ -126,8 +142,8 @@ class _Sums:
         values, vectors = torch.linalg.eigh(self.gram)
         # (A + r I)^-1 (B + r W) through one decomposition for all ridges
         moments, original = (vectors.transpose(1, 2) @ matrix for matrix in (self.moments, self.original))
-        found = []
+        solutions = []
         for share in RIDGES:
             ridge = (share * unit)[:, None, None]
-            found.append(vectors @ ((moments + ridge * original) / (values.clamp_min(0)[..., None] + ridge)))
-        return found
+            solutions.append(vectors @ ((moments + ridge * original) / (values.clamp_min(0)[..., None] + ridge)))
+        return solutions

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from asvp_export.parity.removal import RemovalTest
 
 _INTRO = (
-    "What is left to attackers who take the nodes out of the shipped graph, on the weights that are shipped: the nodes "
-    "deleted, or each replaced by the scalar or the 1x1 convolution that comes nearest to what the node makes. In PyTorch, "
-    "over all inputs."
+    "What is left to attackers who take the nodes out of the shipped graph, on the weights that are shipped: the "
+    "nodes deleted, or each replaced by the scalar or the 1x1 convolution that comes nearest to what the node makes. "
+    "In PyTorch, over all inputs."
 )
 _OUTRO = (
-    "The maps are fitted on the shipped graph alone, on crops of these same images, which is in the attackers' favour. The "
-    "higher a row, the less the nodes hold them up; deleting nodes gives them the clean feature maps again."
+    "The maps are fitted on the shipped graph alone, on crops of these same images, which is in the attackers' favour. "
+    "The higher a row, the less the nodes protect; deleting nodes gives attackers the clean feature maps again."
 )
 
 

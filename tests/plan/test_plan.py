@@ -164,7 +164,7 @@ def test_the_gain_that_a_layer_bears_is_reckoned_from_one_or_two_trials(folders)
         runner, {layer: Perturbation()}, range(count), range(count, count + held), Goal(1.0, 49.0, 100.0, (1,))
     )
     for target in (44.0, 56.0):
-        found = search.single(layer, target, share=1)
+        found = search.estimate(layer, target, share=1)
         assert abs(search.trial({layer: found.node}).psnr - target) < 3, (target, found)
     runner.release()
 
