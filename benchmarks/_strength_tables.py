@@ -18,7 +18,8 @@ def write(rows: Rows) -> None:
 
 def bars(rows: Rows) -> str:
     lines = [
-        "| teacher | nodes | strength | no compensation | channel mix | whole kernel | refined | nodes deleted | 1x1 map |",
+        "| teacher | nodes | strength | no compensation | channel mix | whole kernel | refined "
+        "| nodes deleted | 1x1 map |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
@@ -29,7 +30,8 @@ def bars(rows: Rows) -> str:
             best = refined or solved
             lines.append(
                 f"| {task} | {', '.join(f'`{layer}`' for layer in solved['layers'])} "
-                f"| {', '.join(f'{one:.2f}' for one in solved['strength'].values())} | {solved['plain_psnr']:.1f} "
+                f"| {', '.join(f'{strength:.2f}' for strength in solved['strength'].values())} "
+                f"| {solved['plain_psnr']:.1f} "
                 f"| {_psnr(mix)} | {_psnr(solved)} | {_psnr(refined)} "
                 f"| {_removal(best, 'nodes deleted')} | {_removal(best, 'best 1x1 map')} |"
             )
@@ -56,13 +58,13 @@ def residuals(rows: Rows) -> str:
 
 
 def crops(rows: Rows) -> str:
-    found = {key: row for key, row in rows.items() if key.startswith("crops/")}
-    if not found:
+    measured = {key: row for key, row in rows.items() if key.startswith("crops/")}
+    if not measured:
         return "Not measured yet.\n"
-    counts = sorted({int(key.rpartition("/")[2]) for key in found})
+    counts = sorted({int(key.rpartition("/")[2]) for key in measured})
     lines = [f"| teacher | {' | '.join(f'{count} crops' for count in counts)} |", "|---" * (len(counts) + 1) + "|"]
     for task in TASKS:
-        cells = [found.get(f"crops/{task}/{count:03d}") for count in counts]
+        cells = [measured.get(f"crops/{task}/{count:03d}") for count in counts]
         if any(cells):
             shown = [f"{row['unseen']:.1f} ({row['crops']:.1f})" if row else "" for row in cells]
             lines.append(f"| {task} | {' | '.join(shown)} |")

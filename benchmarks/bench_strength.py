@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ import asvp_export
 from asvp_export.graph.protect import Protected, insert
 from asvp_export.images import list_images, photographs
 from asvp_export.operator import Perturbation
-from asvp_export.parity.cases import build_cases
+from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.metrics import peak_of, psnr
 from asvp_export.parity.removal import removal_tests, smallest
 from asvp_export.parity.truth import read_truth
 from asvp_export.plan import calibration
 from asvp_export.plan.runner_torch import TorchRunner
 from asvp_export.plan.search import Goal, Search
+from asvp_export.teacher.model import Teacher
 from benchmarks._teachers import ROOT, TASKS, teacher
 
 RESULTS = ROOT / "docs" / "strength.json"
@@ -54,23 +56,34 @@ def degraded(task: str, folder: Path) -> dict[str, Path]:
     return made
 
 
+def cases_of(original: Teacher, folder: Path) -> list[Case]:
+    return build_cases(
+        list_images(folder), size=original.size, data_range=original.data_range, signature=original.signature
+    )
+
+
+def decibels(protected: Protected, cases: Sequence[Case]) -> list[float]:
+    """PSNR of each case against the original."""
+    original, peak = protected.teacher.module, protected.teacher.data_range.peak
+    with torch.inference_mode():
+        return [
+            psnr(wanted := original(x).numpy(), protected.module(x).numpy(), peak_of(wanted, peak))
+            for x in (torch.from_numpy(case.input) for case in cases)
+        ]
+
+
 def judged(protected: Protected, inputs: Path, task: str) -> dict[str, Any]:
     """Preservation on images that nothing was fitted to, and the removal tests against ground truth."""
-    one = protected.teacher
-    pictures = list_images(inputs)
-    cases = build_cases(pictures, size=one.size, data_range=one.data_range, signature=one.signature)
-    truth = read_truth(photographs("audit"), pictures, one)
-    tests = removal_tests(protected, cases, smallest(cases, one.device), truth)
-    plain = insert(one, protected.nodes)
-    worst = min(
-        psnr(wanted := one.module(x).numpy(), plain(x).numpy(), peak_of(wanted, one.data_range.peak))
-        for x in (torch.from_numpy(case.input) for case in cases)
-    )
+    original = protected.teacher
+    cases = cases_of(original, inputs)
+    truth = read_truth(photographs("audit"), list_images(inputs), original)
+    tests = removal_tests(protected, cases, smallest(cases, original.device), truth)
     return {
-        "plain_psnr": round(worst, 2),
+        "plain_psnr": round(min(decibels(insert(original, protected.nodes), cases)), 2),
         "psnr": round(tests[0].min_psnr, 2),
         "mean_psnr": round(tests[0].mean_psnr, 2),
         "own_loss": round(tests[0].loss or 0.0, 3),
+        # "strips": the key of docs/strength.json; the term is removal test
         "strips": {test.name: [round(test.min_psnr, 2), round(test.loss or 0.0, 2)] for test in tests[1:]},
     }
 
@@ -99,15 +112,20 @@ def bars(task: str, folders: dict[str, Path]) -> None:
         "three": [f"body.{i}.branch.1" for i in THREE[task]],
     }
     for name, layers in sets.items():
-        for mode in (
-            ("solve", "refine") if name != "after_body" else ("solve",)
-        ):  # one convolution is all that is behind it
+        # one convolution is all that is behind the body: nothing to refine
+        for mode in ("solve", "refine") if name != "after_body" else ("solve",):
 
             def make(layers: list[str] = layers, mode: str = mode) -> dict[str, Any]:
                 protected = asvp_export.protect(
-                    teacher(task), layers, rank=1, gain=10.0, residual="gain", compensate=mode, images=folders["fit"],
+                    teacher(task),
+                    layers,
+                    rank=1,
+                    gain=10.0,
+                    residual="gain",
+                    compensate=mode,
+                    images=folders["fit"],
                     verify_images=folders["verify"],
-                )  # fmt: skip
+                )
                 assert protected.plan
                 return {"layers": layers, "strength": strengths(protected)} | judged(protected, folders["audit"], task)
 
@@ -116,11 +134,11 @@ def bars(task: str, folders: dict[str, Path]) -> None:
 
 
 def mixed(task: str, layers: list[str], folders: dict[str, Path]) -> dict[str, Any]:
-    """The lesser compensation, for comparison: a channel mix in front of the readers, the best 1x1 map back to the clean map."""
-    one = teacher(task)
-    protected = insert(one, {layer: Perturbation(1, 10.0) for layer in layers})
-    images = calibration.draw(one, list_images(folders["fit"]))
-    runner = TorchRunner(one, layers, images.crops)
+    """The lesser compensation: a channel mix in front of the readers, the best 1x1 map back to the clean map."""
+    original = teacher(task)
+    protected = insert(original, {layer: Perturbation(1, 10.0) for layer in layers})
+    images = calibration.draw(original, list_images(folders["fit"]))
+    runner = TorchRunner(original, layers, images.crops)
     gram = dict.fromkeys(layers, 0.0)
     moments = dict(gram)
     for i in range(len(images.crops)):
@@ -134,15 +152,8 @@ def mixed(task: str, layers: list[str], folders: dict[str, Path]) -> dict[str, A
         mix = torch.linalg.solve(gram[layer] + unit, moments[layer].T).T.float()
         site = protected.module.get_submodule(layer)
         site.register_forward_hook(lambda m, i, x, mix=mix: torch.einsum("dc,nchw->ndhw", mix, x))
-    cases = build_cases(
-        list_images(folders["audit"]), size=one.size, data_range=one.data_range, signature=one.signature
-    )
-    with torch.inference_mode():
-        found = [
-            psnr(wanted := one.module(x).numpy(), protected.module(x).numpy(), peak_of(wanted, one.data_range.peak))
-            for x in (torch.from_numpy(case.input) for case in cases)
-        ]
-    return {"layers": layers, "psnr": round(min(found), 2), "mean_psnr": round(float(np.mean(found)), 2)}
+    scores = decibels(protected, cases_of(original, folders["audit"]))
+    return {"layers": layers, "psnr": round(min(scores), 2), "mean_psnr": round(float(np.mean(scores)), 2)}
 
 
 def strengths(protected: Protected) -> dict[str, float]:
@@ -158,7 +169,10 @@ def residuals(task: str, folders: dict[str, Path]) -> None:
 
         made = planned(task, "compensated")
         assert made.plan
-        nodes = {one.name: [one.node.rank, one.node.gain, one.node.left, one.strength] for one in made.plan.layers}
+        nodes = {
+            layer.name: [layer.node.rank, layer.node.gain, layer.node.left, layer.strength]
+            for layer in made.plan.layers
+        }
         return {"nodes": nodes, "verified": made.plan.verified_psnr} | judged(made, folders["audit"], task)
 
     kept(f"residuals/{task}", make)
@@ -166,25 +180,25 @@ def residuals(task: str, folders: dict[str, Path]) -> None:
 
 def crops(task: str, folders: dict[str, Path]) -> None:
     """The worst unseen photograph after solving on more and more crops."""
-    one = teacher(task)
+    original = teacher(task)
     layer = f"body.{ONE[task]}.branch.1"
-    images = calibration.draw(one, list_images(folders["fit"]))
-    cases = build_cases(
-        list_images(folders["audit"]), size=one.size, data_range=one.data_range, signature=one.signature
-    )
+    images = calibration.draw(original, list_images(folders["fit"]))
+    cases = cases_of(original, folders["audit"])
     for count in (8, 16, 32, 64, 128):
 
         def make(count: int = count) -> dict[str, Any]:
             some = replace(images, crops=images.crops[:count])
             unseen = [tuple(torch.from_numpy(x) for x in case.inputs) for case in cases]
             inputs = [*some.crops, *some.held_out, *unseen]
-            runner = TorchRunner(one, [layer], inputs)
+            runner = TorchRunner(original, [layer], inputs)
             seen, held = range(count), range(count, count + len(some.held_out))
-            search = Search(runner, {layer: Perturbation()}, seen, held, Goal(1.0, 49.0, 10.0))
+            search = Search(runner, {layer: Perturbation()}, seen, held, Goal(peak=1.0, target=49.0, max_gain=10.0))
             trial = search.trial({layer: Perturbation(1, 10.0)})
             last = range(len(inputs) - len(unseen), len(inputs))
-            found = {"crops": seen, "unseen": last}
-            row = {name: search.worst(those, trial.nodes, trial.weights) for name, those in found.items()}
+            row = {
+                name: search.worst(inputs, trial.nodes, trial.weights)
+                for name, inputs in {"crops": seen, "unseen": last}.items()
+            }
             runner.release()
             return row
 
