@@ -7,52 +7,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asvp_export.errors import AsvpError, InputError, MachineError
-    from asvp_export.gate import check
-    from asvp_export.graph.describe import describe
-    from asvp_export.graph.protect import Protected
-    from asvp_export.layers.survey import Layer, candidates
+    from asvp_export.insertion.apply import apply
+    from asvp_export.insertion.plan import Plan
+    from asvp_export.insertion.protected import Protected
+    from asvp_export.onnx_graph.describe import describe
     from asvp_export.operator.native import library_path
     from asvp_export.operator.reference import reference
     from asvp_export.operator.schema import Perturbation
     from asvp_export.parity.result import ParityResult
-    from asvp_export.pipeline import export
-    from asvp_export.plan.apply import apply
-    from asvp_export.plan.plan import Plan
-    from asvp_export.protection import protect
+    from asvp_export.parity.shipped import check
+    from asvp_export.plan.protection import protect
     from asvp_export.report.card import write_card
     from asvp_export.report.manifest import verify, write_manifest
     from asvp_export.report.page import write_page
-    from asvp_export.restoration import restore
+    from asvp_export.runtime.restoration import restore
     from asvp_export.runtime.session import InferenceSession
+    from asvp_export.selection.survey import Layer, candidates
     from asvp_export.signature import Signature, SizeRule, ValueRange
     from asvp_export.teacher.load import load
     from asvp_export.teacher.model import Teacher
+    from asvp_export.workflows.publication import export
 
 # Names are imported when first used: `asvp-export --help` must not wait for torch.
 _HOME = {
     "AsvpError": "errors",
     "InferenceSession": "runtime.session",
     "InputError": "errors",
-    "Layer": "layers.survey",
+    "Layer": "selection.survey",
     "MachineError": "errors",
     "ParityResult": "parity.result",
-    "Plan": "plan.plan",
+    "Plan": "insertion.plan",
     "Perturbation": "operator.schema",
-    "Protected": "graph.protect",
+    "Protected": "insertion.protected",
     "Signature": "signature",
     "SizeRule": "signature",
     "Teacher": "teacher.model",
     "ValueRange": "signature",
-    "apply": "plan.apply",
-    "candidates": "layers.survey",
-    "check": "gate",
-    "describe": "graph.describe",
-    "export": "pipeline",
+    "apply": "insertion.apply",
+    "candidates": "selection.survey",
+    "check": "parity.shipped",
+    "describe": "onnx_graph.describe",
+    "export": "workflows.publication",
     "library_path": "operator.native",
     "load": "teacher.load",
-    "protect": "protection",
+    "protect": "plan.protection",
     "reference": "operator.reference",
-    "restore": "restoration",
+    "restore": "runtime.restoration",
     "verify": "report.manifest",
     "write_card": "report.card",
     "write_manifest": "report.manifest",

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import asvp_export
-from asvp_export.audit.attacks import attacks
-from asvp_export.audit.auditing import run_audit
-from asvp_export.audit.results import Row
-from asvp_export.graph.protect import Protected
+from asvp_export.distillation.attacks import attacks
+from asvp_export.distillation.auditing import run_audit
+from asvp_export.distillation.results import Row
+from asvp_export.insertion.apply import apply
+from asvp_export.insertion.plan import Plan
+from asvp_export.insertion.protected import Protected
 from asvp_export.options import AuditOptions
-from asvp_export.plan.apply import apply
-from asvp_export.plan.plan import Plan
 from asvp_export.progress import for_terminal
 from benchmarks._teachers import ROOT, TASKS, teacher
 from benchmarks.bench_strength import degraded

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 import asvp_export
-from asvp_export.graph.export import _quiet, to_onnx
-from asvp_export.graph.publish import Staging
+from asvp_export.onnx_graph.publish import Staging
 from asvp_export.parity.latency import in_turns
+from asvp_export.teacher.backends.tracing import _quiet, to_onnx
 from benchmarks._teachers import LAYER, TASKS, teacher
 
 

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 import asvp_export
-from asvp_export.graph.protect import Protected, insert
 from asvp_export.images import list_images, photographs
+from asvp_export.insertion.protected import Protected, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case, build_cases
 from asvp_export.parity.metrics import peak_of, psnr

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from asvp_export.audit.degradations import DEGRADATIONS, bicubic, degrade, generator
+from asvp_export.distillation.degradations import DEGRADATIONS, bicubic, degrade, generator
 
 __all__ = ["bicubic", "degrade", "generator", "pictures", "read"]
 

@@ -20,7 +20,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from asvp_export.audit.data import jitter
+from asvp_export.distillation.data import jitter
 
 STEPS = {"sr_x2": 2200, "lowlight": 2000, "underwater": 2000, "dehaze": 3000, "derain": 3000}
 VARIANTS = 32  # degraded twins of each photograph

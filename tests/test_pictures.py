@@ -22,7 +22,7 @@ from asvp_export.errors import InputError
 from asvp_export.images import read_image, write_image
 from asvp_export.parity.choice import InputsAsked
 from asvp_export.picture import Picture, left_out, read_picture
-from asvp_export.restoration import restore
+from asvp_export.runtime.restoration import restore
 
 COFFEE = data.coffee()[100:197, 200:329]  # 97 x 129, a real photograph
 RNG = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import asvp_export
-from asvp_export.layers.survey import candidates
+from asvp_export.selection.survey import candidates
 from tests_zoo.architectures import ENTRIES
 from tests_zoo.factories import swin2sr
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from asvp_export.graph.protect import Protected, observed
-from asvp_export.graph.spectrum import SingularValues, SpectrumMeter
+from asvp_export.insertion.protected import Protected, observed
+from asvp_export.insertion.spectrum import SingularValues, SpectrumMeter
 from asvp_export.operator import native
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected, torch_outputs

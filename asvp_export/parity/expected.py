@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from asvp_export.errors import InputError, MachineError
-from asvp_export.graph.protect import Protected, observed
-from asvp_export.graph.strength import EffectMeter, NodeEffect
+from asvp_export.insertion.protected import Protected, observed
+from asvp_export.insertion.strength import EffectMeter, NodeEffect
 from asvp_export.operator import native
 from asvp_export.parity.cases import Case
 from asvp_export.parity.verify import least_psnr

@@ -11,8 +11,8 @@ import torch
 from onnx import TensorProto, helper
 
 from asvp_export.errors import AsvpError
-from asvp_export.graph.inline import Body, inlined_bodies
-from asvp_export.graph.names import NodeName, read_name
+from asvp_export.onnx_graph.inline import Body, inlined_bodies
+from asvp_export.onnx_graph.names import NodeName, read_name
 from asvp_export.operator import Perturbation, reference
 from asvp_export.runtime.session import run_model, session
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from asvp_export.errors import InputError
-from asvp_export.graph.metadata import INLINE
+from asvp_export.onnx_graph.metadata import INLINE
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected
 from asvp_export.parity.verify import GateResult, Thresholds, score, worse

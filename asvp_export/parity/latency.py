@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from asvp_export.graph import publish
-from asvp_export.graph.inline import fold
-from asvp_export.graph.passes import without_nodes
+from asvp_export.onnx_graph import publish
+from asvp_export.onnx_graph.contents import data_bytes, is_half
+from asvp_export.onnx_graph.inline import fold
+from asvp_export.onnx_graph.passes import without_nodes
 from asvp_export.runtime.session import run_model, session
-from asvp_export.teacher.onnx_graph import data_bytes, is_half
 
 _RUNS = 60e9  # multiply-adds that timing may take
 

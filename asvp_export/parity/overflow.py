@@ -10,10 +10,10 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from asvp_export.graph.float16 import LARGEST
+from asvp_export.onnx_graph.contents import is_external, tensors
+from asvp_export.onnx_graph.float16 import LARGEST
 from asvp_export.parity.cases import Case
 from asvp_export.runtime.session import run_model, session
-from asvp_export.teacher.onnx_graph import is_external, tensors
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _PEAK = "asvp_peak_of_"

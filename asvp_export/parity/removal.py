@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asvp_export.graph.protect import Protected, Transform, observed, replaced
+from asvp_export.insertion.protected import Protected, Transform, observed, replaced
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected, torch_outputs
 from asvp_export.parity.metrics import peak_of, psnr

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from asvp_export.assumptions import Assumption
 from asvp_export.environment import environment, tool_version
-from asvp_export.graph.strength import NodeEffect
+from asvp_export.insertion.strength import NodeEffect
 from asvp_export.operator import Perturbation, native
 from asvp_export.parity.evidence import Evidence
 from asvp_export.parity.verify import GateResult
 
 if TYPE_CHECKING:
+    from asvp_export.insertion.plan import Plan
     from asvp_export.parity.choice import Comparison
     from asvp_export.parity.removal import RemovalTest
-    from asvp_export.plan.plan import Plan
 
 FIDELITY_DB = {"fp32": 80.0, "fp16": 50.0}  # the export is right, up to the type's rounding
 PRESERVATION_DB = 48.0  # an RMSE of one 8-bit step

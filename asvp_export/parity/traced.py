@@ -12,11 +12,11 @@ import onnx
 
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import AsvpError, InputError
-from asvp_export.graph.export import TRACED
-from asvp_export.graph.protect import Protected
+from asvp_export.insertion.protected import Protected
 from asvp_export.parity.metrics import as_images, peak_of, psnr
 from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.signature import SizeRule
+from asvp_export.teacher.backends.tracing import TRACED
 from asvp_export.teacher.model import Teacher, named_outputs
 from asvp_export.teacher.onnx_model import OnnxModule
 

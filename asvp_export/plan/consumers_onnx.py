@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import onnx
 from onnx import helper
 
+from asvp_export.onnx_graph.contents import reads, stored_weights
 from asvp_export.plan.linear import Consumer, Consumers
-from asvp_export.teacher.onnx_graph import reads, stored_weights
 
 # Fixed linear maps without weights. Linear in all that they read,
 _SUMS = frozenset(("Add", "Sub", "Sum", "Mean", "Concat"))

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from asvp_export.errors import InputError
-from asvp_export.graph.float16 import check_convertible, to_half
-from asvp_export.graph.protect import Protected, insert
+from asvp_export.insertion.protected import Protected, insert
+from asvp_export.onnx_graph.float16 import check_convertible, to_half
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected, expected_of_teacher, original_outputs, torch_outputs

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from asvp_export.errors import InputError
-from asvp_export.graph.protect import Protected, insert
+from asvp_export.insertion.plan import Plan, PlannedLayer
+from asvp_export.insertion.protected import Protected, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case
 from asvp_export.plan.calibration import Calibration, draw
-from asvp_export.plan.plan import Plan, PlannedLayer
 from asvp_export.plan.runners import open_runner
 from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Goal, Search, TrialResult, scaled
 from asvp_export.plan.solve import Weights
@@ -75,7 +75,7 @@ def plan(
         progress: called with a line at each step.
 
     Raises:
-        InputError: see `asvp_export.protection.protect`.
+        InputError: see `asvp_export.plan.protection.protect`.
     """
     if options.compensate == "refine" and not open_backend(teacher).trainable:
         raise InputError(

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import torch
 from onnx import numpy_helper
 
+from asvp_export.onnx_graph.contents import named_tensors, reads, stored_weights
 from asvp_export.operator import Perturbation
 from asvp_export.plan.calibration import Inputs
 from asvp_export.plan.consumers_onnx import constants, onnx_consumers
@@ -17,7 +18,6 @@ from asvp_export.plan.linear import Consumer, Consumers
 from asvp_export.plan.runner import CACHE, Nodes, Values
 from asvp_export.teacher.backends import OnnxBackend, open_backend
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import named_tensors, reads, stored_weights
 from asvp_export.teacher.onnx_model import array, described, guarded, tensor_of
 
 _Targets = tuple[str, ...]

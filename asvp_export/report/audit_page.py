@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from asvp_export.audit.results import AuditResult, Row, title
+from asvp_export.distillation.results import AuditResult, Row, title
 from asvp_export.environment import environment
 from asvp_export.files import atomic_write
 from asvp_export.report.audit_table import ATTACKERS, BASELINES, CONTROLS, LOSS, SHIPPED, grouped

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from asvp_export.audit.arms import Arm
-from asvp_export.audit.results import AuditResult, Row
+from asvp_export.distillation.arms import Arm
+from asvp_export.distillation.results import AuditResult, Row
 from asvp_export.report.render import Column
 from asvp_export.report.tables import bare_table, terminal
 

@@ -11,7 +11,7 @@ import onnx
 
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
-from asvp_export.graph.describe import describe
+from asvp_export.onnx_graph.describe import describe
 from asvp_export.report.card_code import one_line, usage
 from asvp_export.signature import NHWC
 

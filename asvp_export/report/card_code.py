@@ -14,7 +14,7 @@ def usage(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
     """The section of a card that runs the file.
 
     Args:
-        found: what `asvp_export.graph.describe.describe` tells of it.
+        found: what `asvp_export.onnx_graph.describe.describe` tells of it.
         types: element type of each input and output, as NumPy calls it.
     """
     pictures = _picture_code(found, types)

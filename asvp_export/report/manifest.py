@@ -17,13 +17,13 @@ import onnx
 from asvp_export.environment import tool_version
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
-from asvp_export.graph.inline import fold
-from asvp_export.graph.metadata import Provenance, read_provenance
-from asvp_export.graph.pairs import differing, same
+from asvp_export.onnx_graph.contents import external_files
+from asvp_export.onnx_graph.inline import fold
+from asvp_export.onnx_graph.metadata import Provenance, read_provenance
+from asvp_export.onnx_graph.pairs import differing, same
 from asvp_export.operator import Perturbation
 from asvp_export.report.card import generated_part
 from asvp_export.report.report import write_json
-from asvp_export.teacher.onnx_graph import external_files
 
 if TYPE_CHECKING:
     from asvp_export.parity.result import ParityResult

@@ -16,7 +16,7 @@ from asvp_export.report.pictures import Pictures, draw, radial_power, visible
 from asvp_export.report.render import MOST_BYTES, Column, Table, render
 
 if TYPE_CHECKING:
-    from asvp_export.graph.spectrum import SingularValues
+    from asvp_export.insertion.spectrum import SingularValues
     from asvp_export.parity.evidence import VisualSample
     from asvp_export.parity.result import ParityResult
     from asvp_export.parity.verify import GateResult, ImageScore

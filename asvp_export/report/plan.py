@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asvp_export.plan.plan import Plan
+from asvp_export.insertion.plan import Plan
 from asvp_export.report.render import Column, Table
 
 _CANDIDATES = 12  # that are shown

@@ -14,14 +14,14 @@ from rich.table import Table
 
 from asvp_export.assumptions import Assumption
 from asvp_export.console import stdout, width
-from asvp_export.layers.survey import Layer
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, failure_text
+from asvp_export.selection.survey import Layer
 from asvp_export.signature import NCHW
 from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:
-    from asvp_export.plan.plan import Plan
+    from asvp_export.insertion.plan import Plan
 from asvp_export.parity.removal import RemovalTest
 
 _CANDIDATES = 8  # of the ranking, in the terminal

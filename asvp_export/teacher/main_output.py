@@ -9,7 +9,7 @@ from torch import nn
 
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
-from asvp_export.teacher.onnx_graph import reads
+from asvp_export.onnx_graph.contents import reads
 from asvp_export.teacher.onnx_model import OnnxModule
 
 OPTION = "--main-output NAME"

@@ -16,10 +16,10 @@ from onnx import helper
 from torch import nn
 
 from asvp_export.errors import InputError
+from asvp_export.onnx_graph.contents import data_bytes, external_files, in_order, inputs_of, pruned, reads
 from asvp_export.runtime.session import SessionSettings, create_session, is_out_of_memory
 from asvp_export.signature import Signature
 from asvp_export.teacher.architecture import one_line
-from asvp_export.teacher.onnx_graph import data_bytes, external_files, in_order, inputs_of, pruned, reads
 
 # Bytes of weights that sessions may hold together, each its own copy; a larger graph's: its own and a quarter.
 _ROOM = 2**30

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from asvp_export.errors import InputError
 from asvp_export.files import check_output, write_error
+from asvp_export.insertion.plan import plan_path
 from asvp_export.options import ReportOptions
 from asvp_export.parity.result import ParityResult
-from asvp_export.plan.plan import plan_path
 from asvp_export.report.card import card_path, write_card
 from asvp_export.report.junit import write_junit
 from asvp_export.report.manifest import manifest_path, write_manifest

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asvp_export.audit.auditing import run_audit
-from asvp_export.audit.results import AuditResult, check_requirements
+from asvp_export.distillation.auditing import run_audit
+from asvp_export.distillation.results import AuditResult, check_requirements
 from asvp_export.errors import InputError
+from asvp_export.insertion.apply import apply
+from asvp_export.insertion.plan import Plan
 from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
-from asvp_export.plan.apply import apply
-from asvp_export.plan.plan import Plan
+from asvp_export.plan.protection import check_wishes, protect_teacher
 from asvp_export.progress import Say
-from asvp_export.protection import check_wishes, protect_teacher
 from asvp_export.report.audit_page import write_audit_page
 from asvp_export.report.report import write_json
 from asvp_export.teacher.load import load_teacher

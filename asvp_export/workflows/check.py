@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asvp_export.gate import check_file
+from asvp_export.insertion.plan import Plan
 from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions
 from asvp_export.parity.result import ParityResult
-from asvp_export.plan.plan import Plan
+from asvp_export.parity.shipped import check_file
 from asvp_export.progress import Say
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.teacher.formats import is_onnx

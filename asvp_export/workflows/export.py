@@ -7,17 +7,17 @@ from pathlib import Path
 
 from asvp_export.errors import InputError
 from asvp_export.files import check_output
-from asvp_export.graph.protect import Protected
+from asvp_export.insertion.apply import apply
+from asvp_export.insertion.plan import Plan
+from asvp_export.insertion.protected import Protected
 from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
 from asvp_export.parity.result import ParityResult
-from asvp_export.pipeline import export_protected
-from asvp_export.plan.apply import apply
-from asvp_export.plan.plan import Plan
+from asvp_export.plan.protection import check_wishes, protect_teacher
 from asvp_export.progress import Say
-from asvp_export.protection import check_wishes, protect_teacher
 from asvp_export.teacher.load import load_teacher
 from asvp_export.workflows.artifacts import Files, keep_apart, shipped_files, write_artifacts
 from asvp_export.workflows.preflight import tell, warn_of_two_runtimes
+from asvp_export.workflows.publication import export_protected
 
 
 @dataclass(frozen=True)

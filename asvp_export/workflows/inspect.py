@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asvp_export.graph.describe import describe as inspect
+from asvp_export.onnx_graph.describe import describe as inspect
 from asvp_export.report.manifest import Verification
 from asvp_export.report.manifest import verify as verify_manifest
 

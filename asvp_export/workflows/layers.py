@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from asvp_export.layers.survey import Layer, candidates
 from asvp_export.options import LoadOptions
+from asvp_export.selection.survey import Layer, candidates
 from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher
 

@@ -9,7 +9,7 @@ from asvp_export.files import check_output
 from asvp_export.images import image_format, read_npz, read_picture, write_image
 from asvp_export.options import RunOptions, TileOptions
 from asvp_export.progress import Say
-from asvp_export.restoration import restore
+from asvp_export.runtime.restoration import restore
 from asvp_export.workflows.artifacts import keep_apart
 from asvp_export.workflows.check import tiling_of
 

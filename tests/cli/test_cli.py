@@ -366,7 +366,7 @@ def test_an_error_that_was_not_foreseen_does_not_look_like_a_failed_gate(worksho
     def broken(*arguments, **options):
         raise KeyError("key")
 
-    monkeypatch.setattr("asvp_export.pipeline.to_onnx", broken)
+    monkeypatch.setattr("asvp_export.workflows.publication.to_onnx", broken)
     answer = call(*even())
     assert answer.code == 3 and "Traceback" not in answer.err
     assert "KeyError: 'key'" in answer.err and "--debug" in answer.err

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import asvp_export
-from asvp_export.graph.protect import Protected, insert
 from asvp_export.images import photographs, read_image
+from asvp_export.insertion.protected import Protected, insert
 from asvp_export.operator import Perturbation, native
 from asvp_export.parity.result import FIDELITY_DB
 from tests.helpers.scripts import script

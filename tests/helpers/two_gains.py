@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import asvp_export
-from asvp_export.graph.protect import observed
+from asvp_export.insertion.protected import observed
 
 
 class Tokens(nn.Module):

@@ -30,7 +30,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import asvp_export
-from asvp_export.graph.protect import exposed_and_residual
+from asvp_export.insertion.protected import exposed_and_residual
 from asvp_export.operator import Perturbation, native, reference
 from tests.helpers.bodies import model, session
 from tests.helpers.criterion import Tolerance, as_matrices, check

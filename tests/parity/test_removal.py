@@ -14,8 +14,8 @@ from torch import nn
 
 import asvp_export
 from asvp_export.errors import InputError
-from asvp_export.graph.protect import insert, observed, replaced
 from asvp_export.images import list_images, photographs, read_image
+from asvp_export.insertion.protected import insert, observed, replaced
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import build_cases
 from asvp_export.parity.metrics import peak_of, psnr

@@ -11,13 +11,13 @@ import torch
 
 import asvp_export
 from asvp_export.errors import InputError
-from asvp_export.graph.protect import insert
+from asvp_export.insertion.apply import apply
+from asvp_export.insertion.protected import insert
 from asvp_export.operator import Perturbation
 from asvp_export.options import ProtectOptions
 from asvp_export.parity.expected import least_of
-from asvp_export.plan.apply import apply
 from asvp_export.plan.exposure import FULL_DB, LEAST
-from asvp_export.protection import check_wishes
+from asvp_export.plan.protection import check_wishes
 from tests.helpers.commands import call, complaint
 from tests.helpers.teachers import ROOT, example, recurrent, save_pictures
 from tests.helpers.two_gains import decibels, maps_of

@@ -12,8 +12,8 @@ from PIL import Image
 
 import asvp_export
 from asvp_export.errors import InputError
-from asvp_export.graph.protect import insert
 from asvp_export.images import list_images, photographs, read_image
+from asvp_export.insertion.protected import insert
 from asvp_export.operator import Perturbation
 from asvp_export.plan import calibration
 from asvp_export.plan.consumers_torch import torch_consumers

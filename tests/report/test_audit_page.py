@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asvp_export.audit.arms import Arm
-from asvp_export.audit.results import NO_EFFECT, ONE_SEED, AuditResult, Requirement, Row, title
-from asvp_export.audit.runner import ModelScores
-from asvp_export.audit.training import Budget
+from asvp_export.distillation.arms import Arm
+from asvp_export.distillation.results import NO_EFFECT, ONE_SEED, AuditResult, Requirement, Row, title
+from asvp_export.distillation.runner import ModelScores
+from asvp_export.distillation.training import Budget
 from asvp_export.operator import Perturbation
 from asvp_export.report.audit_page import write_audit_page
 from asvp_export.report.audit_table import audit_table

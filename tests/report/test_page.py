@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import asvp_export
-from asvp_export.graph.spectrum import SingularValues
+from asvp_export.insertion.spectrum import SingularValues
 from asvp_export.operator import Perturbation
 from asvp_export.parity.evidence import Evidence, VisualSample
 from asvp_export.parity.result import ParityResult

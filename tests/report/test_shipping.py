@@ -24,8 +24,8 @@ from PIL import Image
 
 import asvp_export
 from asvp_export.environment import tool_version
-from asvp_export.graph.metadata import Provenance, write_provenance
-from asvp_export.graph.passes import without_nodes
+from asvp_export.onnx_graph.metadata import Provenance, write_provenance
+from asvp_export.onnx_graph.passes import without_nodes
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, ImageScore
 from asvp_export.report.card import card, generated_part

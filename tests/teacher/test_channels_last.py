@@ -19,12 +19,12 @@ from torch import nn
 from torch.nn import functional
 
 import asvp_export
-from asvp_export.audit.victim import Victim
 from asvp_export.cli import cli
+from asvp_export.distillation.victim import Victim
 from asvp_export.images import list_images, photographs, read_image
-from asvp_export.layers.survey import candidates
-from asvp_export.restoration import restore
+from asvp_export.runtime.restoration import restore
 from asvp_export.runtime.tiles import Tiling
+from asvp_export.selection.survey import candidates
 from asvp_export.signature import following
 from tests.helpers.teachers import save_pictures
 

@@ -13,12 +13,12 @@ from torch import nn
 
 import asvp_export
 from asvp_export.errors import InputError
-from asvp_export.pipeline import _half_notes
-from asvp_export.restoration import restore
+from asvp_export.runtime.restoration import restore
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import SizeRule
 from asvp_export.teacher.model import Architecture
 from asvp_export.teacher.probe import Subject, probe
+from asvp_export.workflows.publication import _half_notes
 from tests.helpers.teachers import save_pictures
 
 

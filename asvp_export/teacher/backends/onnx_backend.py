@@ -16,10 +16,10 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from asvp_export.graph.surgery import check_carrier, with_weights
+from asvp_export.onnx_graph.contents import graphs_in, is_half, named_tensors, opset_of, pruned, stored_weights
+from asvp_export.onnx_graph.surgery import check_carrier, with_weights
 from asvp_export.teacher.backends.base import LayerNames, LayerOutputs, Take, dimensions_problem
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_graph import graphs_in, is_half, named_tensors, opset_of, pruned, stored_weights
 from asvp_export.teacher.onnx_model import OnnxModule, array, guarded, open_session, tensor_of
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")

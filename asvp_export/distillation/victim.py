@@ -1,0 +1,374 @@
+"""What attackers hold: the shipped graph, which they can run, tap at any tensor, and change; beside it the original."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from asvp_export.errors import InputError
+from asvp_export.files import sha256
+from asvp_export.insertion.protected import Protected, Transform, exposed_and_residual, insert
+from asvp_export.onnx_graph.contents import reads
+from asvp_export.onnx_graph.inline import fold
+from asvp_export.onnx_graph.metadata import read_provenance
+from asvp_export.onnx_graph.pairs import pairs
+from asvp_export.onnx_graph.passes import without_nodes
+from asvp_export.operator import Perturbation
+from asvp_export.parity.removal import NodeFit
+from asvp_export.teacher.backends import open_backend
+from asvp_export.teacher.layout import frozen
+from asvp_export.teacher.model import Teacher, named_outputs
+from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
+
+TAPS = ("exposed", "before", "readers", "next")
+"""Where attackers read: the exposed map, under the layer's name; the tensor that goes into the node; the residual map,
+which the layer's readers get; the output of the next layer with weights."""
+
+Pair = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From a layer's clean map to its exposed and its residual one."""
+
+_BATCH = 8
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What one model shows on a batch: its outputs and its feature maps."""
+
+    outputs: torch.Tensor
+    """[N, C, H, W], as the model gives them."""
+
+    features: Mapping[str, list[torch.Tensor]]
+    """Tap to a feature map for each protected layer, [N, C, H, W] or as the layer gives it; without missing taps."""
+
+    def __getitem__(self, tap: str) -> list[torch.Tensor]:
+        return self.features[tap]
+
+
+class Victim:
+    """The shipped model and the original, as attackers and auditors can run them.
+
+    Args:
+        protected: the defence in PyTorch, or the graph of a file (`of_file`).
+        file: the ONNX file that is shipped; it is then run as it is, by onnxruntime and the function body.
+    """
+
+    def __init__(self, protected: Protected, file: _File | None = None) -> None:
+        self.teacher = protected.teacher
+        self.nodes: dict[str, Perturbation] = dict(protected.nodes)
+        self.protected = protected
+        self._file = file
+        original = insert(self.teacher, {})
+        self._original = _Tapped(original.module, self._sites(self.teacher), self.nodes)
+        bare = file.bare if file else insert(self.teacher, {}, protected.weights).module
+        self._shipped = _Tapped(bare, file.tensors if file else self._sites(self.teacher), self.nodes)
+
+    @classmethod
+    def of_file(cls, teacher: Teacher, path: Path) -> Victim:
+        """The shipped file beside the original.
+
+        Raises:
+            InputError: the file carries no node, names layers that the original does not have, or takes or gives
+                something else.
+        """
+        file = _File(path)
+        dims = frozen(file.module.image_sizes(teacher.signature), teacher.signature.channels_last)
+        for ours, theirs in zip((teacher.fixed[0], teacher.channels, *teacher.fixed[2:]), dims, strict=True):
+            if ours and theirs and ours != theirs:
+                shapes = dims, (teacher.fixed[0], teacher.channels, *teacher.fixed[2:])
+                taken, wanted = ("x".join(str(side or "?") for side in shape) for shape in shapes)
+                raise InputError(
+                    f"{path} takes images of {taken} (N x C x H x W) and {teacher.source} of {wanted}; "
+                    "give the teacher that the file was exported from."
+                )
+        if len(file.module.output_names) != len(teacher.signature.outputs):
+            raise InputError(
+                f"{path} has {len(file.module.output_names)} outputs and {teacher.source} "
+                f"{len(teacher.signature.outputs)}; give the teacher that the file was exported from."
+            )
+        batch, _, height, width = (ours or theirs for ours, theirs in zip(teacher.fixed, dims, strict=True))
+        teacher = replace(teacher, fixed=(batch, teacher.fixed[1], height, width))
+        return cls(Protected(teacher, file.bare, file.nodes), file)
+
+    @property
+    def notes(self) -> list[str]:
+        """What an auditor should know of the two."""
+        if self._file and self._file.source_sha256 not in ("", self.teacher.sha256):
+            return [
+                f"{self._file.path.name} was not exported from these bytes of {self.teacher.source}: unless it is the "
+                "same model in another file, the verdict is of a difference between two models"
+            ]
+        return []
+
+    def _sites(self, teacher: Teacher) -> dict[str, tuple[str, ...]]:
+        """Layer to the module, or the tensors of a graph, that its node stands behind."""
+        sites = open_backend(teacher).names.sites
+        if lost := [layer for layer in self.nodes if layer not in sites]:
+            raise _no_layer(lost[0], teacher.source)
+        return {layer: (sites[layer],) for layer in self.nodes}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the original and of what is shipped."""
+        digest = hashlib.sha256(self.teacher.sha256.encode())
+        if self._file:
+            digest.update(sha256(self._file.path).encode())
+        digest.update(json.dumps({name: node.described() for name, node in self.nodes.items()}).encode())
+        for name, weight in sorted(self.protected.weights.items()):
+            digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def original(self, images: torch.Tensor) -> Activations:
+        """The unprotected teacher; at its taps the clean feature maps."""
+        all_taps = self._look(lambda lot: self._original.run(self.teacher, lot, {}), images)
+        clean = {tap: all_taps[tap] for tap in all_taps.features if tap in ("exposed", "next")}
+        return Activations(all_taps.outputs, clean)
+
+    def shipped(self, images: torch.Tensor) -> Activations:
+        """The shipped model as it is."""
+        if file := self._file:
+            return self._look(lambda lot: file.run(self.teacher, lot), images)
+        pairs = {name: partial(exposed_and_residual, node=node) for name, node in self.nodes.items()}
+        return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
+
+    def stripped(self, images: torch.Tensor, maps: Mapping[str, Transform]) -> Activations:
+        """The shipped graph with node and inverse replaced by the map of their layer, deleted where there is none."""
+        pairs = {name: partial(_once, change) for name, change in maps.items()}
+        return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
+
+    def deleted(self) -> nn.Module | None:
+        """The shipped graph without its nodes, weights of its own, to train further; None where there are no gradients."""
+        if self._file or not open_backend(self.teacher).trainable:
+            return None
+        module = insert(self.teacher, {}, self.protected.weights).module
+        own = {  # under every name of a tied weight: the one left out would be the teacher's own memory
+            f"{part}.{leaf}" if part else leaf: weight.detach().clone()
+            for part, submodule in module.named_modules()
+            for leaf, weight in submodule.named_parameters(recurse=False)
+        }
+        return insert(self.teacher, {}, own).module
+
+    def tapped(self, module: nn.Module) -> Callable[[torch.Tensor], Activations]:
+        """A changed graph, from `deleted`, with taps at the same layers."""
+        tapped = _Tapped(module, self._sites(self.teacher), self.nodes)
+        return lambda images: self._look(lambda lot: tapped.run(self.teacher, lot, {}), images)
+
+    def _look(self, look: Callable[[torch.Tensor], Activations], images: torch.Tensor) -> Activations:
+        return _in_lots(look, images, self.teacher.fixed[0])
+
+    def fits(self, images: torch.Tensor) -> dict[str, NodeFit]:
+        """For each layer what attackers can fit instead of node and inverse: from the clean and the residual map."""
+        fits = {layer: NodeFit(node.axis) for layer, node in self.nodes.items()}
+        for batch in images.split(_BATCH):
+            shipped = self.shipped(batch)
+            for fit, clean, residual in zip(fits.values(), shipped["before"], shipped["readers"], strict=True):
+                fit.add(clean, residual)
+        return fits
+
+
+def in_batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Pieces that memory holds with all feature maps."""
+    yield from images.split(_BATCH)
+
+
+def _once(change: Transform, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One map in the place of both nodes: what is exposed is what the readers get."""
+    changed = change(x)
+    return changed, changed
+
+
+class _Tapped:
+    """A module whose feature maps are read, and replaced, behind some layers."""
+
+    def __init__(
+        self, module: nn.Module, sites: Mapping[str, Sequence[str]], nodes: Mapping[str, Perturbation]
+    ) -> None:
+        self._sites = dict(sites)
+        self._maps: Mapping[str, Pair] = {}
+        self._seen: dict[tuple[str, str], torch.Tensor] = {}
+        if isinstance(module, OnnxModule):
+            following = {layer: _next_tensor(module.model, calls[0]) for layer, calls in sites.items()}
+            every = [site for calls in sites.values() for site in calls]
+            cuts = list(dict.fromkeys([*every, *(name for name in following.values() if name)]))
+            self.module = module.with_cuts(cuts)
+            modules = dict(zip(cuts, self.module.sites, strict=True))
+        else:
+            self.module = module
+            following, modules = {}, dict(module.named_modules())
+        lost = [layer for layer, calls in sites.items() if not all(site in modules for site in calls)]
+        if lost:
+            raise _no_layer(lost[0], type(module).__name__)
+        self._open: list[str] = []
+        if not isinstance(module, OnnxModule):
+            for leaf in _weighted(module):  # before the layers themselves: a layer does not follow itself
+                leaf.register_forward_hook(self._after)
+        for layer, name in following.items():  # before the layers themselves: what follows may carry a node too
+            if name:
+                modules[name].register_forward_hook(self._watch(layer))
+        for layer, calls in sites.items():
+            for site in calls:
+                modules[site].register_forward_hook(self._hook(layer))
+
+    def _hook(self, layer: str):
+        def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+            exposed, residual = self._maps[layer](output) if layer in self._maps else (output, output)
+            if (layer, "before") not in self._seen:  # else it is called again
+                # Copies: an in-place ReLU, or a sum, may write into what flows on.
+                maps = {"before": output, "exposed": exposed, "readers": residual}
+                self._seen |= {(layer, tap): x.clone() for tap, x in maps.items()}
+                self._open.append(layer)
+            return residual
+
+        return hook
+
+    def _watch(self, layer: str):
+        def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            self._seen.setdefault((layer, "next"), output)
+
+        return hook
+
+    def _after(self, module: nn.Module, inputs: object, output: object) -> None:
+        """The first layer with weights that is called behind a protected one."""
+        waiting, self._open = self._open, []
+        for layer in waiting:
+            if isinstance(output, torch.Tensor):
+                self._seen[layer, "next"] = output.clone()
+
+    def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Pair]) -> Activations:
+        self._maps, self._seen, self._open = maps, {}, []
+        with torch.inference_mode():
+            outputs = _main(teacher, self.module(*teacher.inputs(images.to(teacher.device))))
+        return Activations(outputs, _by_tap(self._sites, self._seen))
+
+
+class _File:
+    """The shipped file: run as it is with its taps as further outputs, and its graph without the nodes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.module = read_onnx(path)
+        model = onnx.ModelProto()
+        model.CopyFrom(self.module.model)
+        fold(model)
+        provenance = read_provenance({entry.key: entry.value for entry in model.metadata_props})
+        calls = [call for call in pairs(model, provenance.layers if provenance else ()) if not call.name.inverse]
+        if not calls:
+            raise InputError(
+                f"{path} carries no ASVP node; give the protected file, or --layers to protect the model here."
+            )
+        self.source_sha256 = provenance.source_sha256 if provenance else ""
+        self.bare = OnnxModule(without_nodes(model), path.parent)
+        self.nodes: dict[str, Perturbation] = {}
+        self.tensors: dict[str, tuple[str, ...]] = {}
+        self._taps: dict[tuple[str, str], str] = {}
+        for call in calls:
+            layer, (clean, exposed) = call.name.layer, (call.node.input[0], call.node.output[0])
+            self.tensors[layer] = (*self.tensors.get(layer, ()), clean)
+            if layer not in self.nodes:  # a layer that is called again has a node at each call; the first is read
+                self.nodes[layer] = call.perturbation()
+                taps = {"before": clean, "exposed": exposed, "readers": call.readers}
+                self._taps |= {(layer, tap): tensor for tap, tensor in taps.items()}
+                if following := _next_tensor(model, call.readers):
+                    self._taps[layer, "next"] = following
+
+    @cached_property
+    def _outputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.module.output_names, *self._taps.values()]))
+
+    @cached_property
+    def _session(self):
+        return self.module.session(self._outputs)
+
+    def run(self, teacher: Teacher, images: torch.Tensor) -> Activations:
+        given = {name: x.numpy() for name, x in self.module.cast(teacher.inputs(images)).items()}
+        values = dict(zip(self._outputs, self._session.run(list(self._outputs), given), strict=True))
+        features = {key: torch.from_numpy(values[name]).float() for key, name in self._taps.items()}
+        outputs = [torch.from_numpy(values[name]) for name in self.module.output_names]
+        return Activations(_main(teacher, tuple(outputs)), _by_tap(self.nodes, features))
+
+
+def _main(teacher: Teacher, result: object) -> torch.Tensor:
+    output = list(named_outputs(result).values())[teacher.signature.main]
+    return teacher.signature.from_model(output).float()
+
+
+def _by_tap(
+    layers: Mapping[str, object] | Sequence[str], seen: Mapping[tuple[str, str], torch.Tensor]
+) -> dict[str, list[torch.Tensor]]:
+    return {
+        tap: [seen[layer, tap] for layer in layers] for tap in TAPS if all((layer, tap) in seen for layer in layers)
+    }
+
+
+def _weighted(module: nn.Module) -> list[nn.Module]:
+    """The layers that have weights of their own, and no others inside."""
+    return [leaf for leaf in module.modules() if not list(leaf.children()) and list(leaf.parameters(recurse=False))]
+
+
+def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
+    """The output of the first layer with weights that reads a tensor, or what follows from it; nodes are sorted."""
+    stored = {initializer.name for initializer in model.graph.initializer}
+    # What does not follow from an input is a weight, whatever it is cast or shaped by.
+    flowing = {value.name for value in model.graph.input} - stored
+    behind = {tensor}
+    for node in model.graph.node:
+        names = reads(node)
+        if behind & names and node.op_type in _LAYERS and any(name not in flowing for name in node.input if name):
+            return node.output[0]
+        if behind & names:
+            behind |= set(node.output)
+        if flowing & names:
+            flowing |= set(node.output)
+    return None
+
+
+def _no_layer(layer: str, where: str) -> InputError:
+    return InputError(
+        f"{layer} carries a node, and {where} has no layer of that name; "
+        "give the teacher that the file was exported from."
+    )
+
+
+def _in_lots(look: Callable[[torch.Tensor], Activations], images: torch.Tensor, size: int | None) -> Activations:
+    """What a model shows that takes no other number of images at a time, None: it takes any."""
+    if size is None or len(images) == size:
+        return look(images)
+    lots = []
+    for lot in images.split(size):
+        padded = look(torch.cat([lot, lot[-1:].expand(size - len(lot), *lot.shape[1:])]))
+        features = {tap: [x[: len(lot)] for x in padded[tap]] for tap in padded.features}
+        lots.append(Activations(padded.outputs[: len(lot)], features))
+    outputs = torch.cat([lot.outputs for lot in lots])
+    features = {
+        tap: [torch.cat(layer) for layer in zip(*(lot[tap] for lot in lots), strict=True)] for tap in lots[0].features
+    }
+    return Activations(outputs, features)
+
+
+def laid_out(features: torch.Tensor, axis: int) -> torch.Tensor:
+    """A feature map as [N, C, H, W] float32: channels moved to axis 1, tokens laid out as a square.
+
+    Raises:
+        InputError: tokens that make no square.
+    """
+    x = features.movedim(axis, 1).float()
+    if x.ndim == 3:
+        side = int(np.sqrt(x.shape[2]))
+        if side * side != x.shape[2]:
+            raise InputError(
+                f"{x.shape[2]} tokens of a square patch make no square; an audit cannot lay them out. "
+                "Protect another layer."
+            )
+        x = x.unflatten(2, (side, side))
+    if x.ndim != 4:
+        raise InputError(f"A feature map of {x.ndim} dimensions cannot be imitated; 3 or 4 were expected.")
+    return x

@@ -1,1 +1,0 @@
-"""From a teacher to a protected ONNX file: insertion, export, metadata, publication."""

@@ -1,0 +1,1 @@
+"""ONNX models in memory: nodes, tensors, the operator's nodes, metadata, publication."""

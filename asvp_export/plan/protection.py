@@ -1,0 +1,309 @@
+"""Protecting a teacher: with given numbers, or with the strongest ones that fit a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Unpack
+
+from asvp_export.errors import InputError
+from asvp_export.images import list_images
+from asvp_export.insertion.plan import Plan, PlannedLayer, RankedLayer
+from asvp_export.insertion.protected import Protected, insert, no_layers, nodes_for
+from asvp_export.keywords import ProtectKeywords
+from asvp_export.operator import Perturbation
+from asvp_export.options import AUTO, GAIN, FileOptions, GateOptions, ProtectOptions, grouped
+from asvp_export.parity.choice import InputsAsked, verification_inputs
+from asvp_export.parity.expected import least_of
+from asvp_export.picture import left_out
+from asvp_export.progress import Say
+from asvp_export.teacher.model import Teacher
+
+DEFAULT_GAIN = 1.1  # beside no tolerance to fit: `Perturbation`'s own
+
+
+def protect(
+    teacher: Teacher,
+    layers: Sequence[str] | str = AUTO,
+    *,
+    progress: Say = lambda line: None,
+    **options: Unpack[ProtectKeywords],
+) -> Protected:
+    """Insert a node, and its inverse, behind each selected layer; a layer that is called several times gets them at each call.
+
+    Each layer has two gains: with `gain` its map is exposed, and with `residual` the layers that read it get it. With a
+    residual of 1, the default, the outputs stay the original's to rounding, and `gain="auto"` is the largest gain up to
+    `max_gain` that leaves 80 dB of them on the verification inputs (float16: that leaves `min_psnr` and 1 dB).
+
+    With `residual="auto"` and `compensate` the readers get the largest gain that keeps `min_psnr` and 1 dB to spare once
+    they are re-solved, where all of them are linear in the map; the exposed gain is free of that. With `residual="gain"`
+    there is no inverse, and `gain="auto"` is what the tolerance allows.
+
+    Args:
+        teacher: from `asvp_export.load`; it is not changed.
+        layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or "auto:N": the
+            N (3) layers that their spectra speak for, spread over the depth; "none" or nothing: no node.
+        progress: called with a line at each step.
+        **options: see `asvp_export.options.ProtectOptions` and `GateOptions`; `verify_images`, a folder of inputs to verify
+            on (without it two fifths of `images` where gains are calibrated, else all of them); `dtype`, "fp32" or
+            "fp16": in which type the file will be exported, whose rounding the exposed gain has to survive.
+
+    Returns:
+        The protected teacher, with its plan where numbers were chosen.
+
+    Raises:
+        InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that no gain
+            meets, too few images, or compensation where no reader is linear.
+    """
+    verify, dtype = options.get("verify_images"), options.get("dtype", FileOptions.dtype)
+    asked = grouped(options, ProtectOptions, GateOptions, also=("verify_images", "dtype"))
+    return protect_teacher(
+        teacher, layers, *asked, verify_images=Path(verify) if verify else None, dtype=dtype, progress=progress
+    )
+
+
+def protect_teacher(
+    teacher: Teacher,
+    layers: Sequence[str] | str,
+    options: ProtectOptions,
+    gate: GateOptions,
+    *,
+    verify_images: Path | None = None,
+    dtype: str = FileOptions.dtype,
+    progress: Say,
+) -> Protected:
+    """`protect`, with the options as objects."""
+    wanted = check_wishes(options)
+    if options.residual is None and wanted.residual == AUTO:
+        progress(
+            "compensation without a residual gain: the largest that the readers can be re-solved for (--residual auto)"
+        )
+    layers, count = _layers(layers)
+    if options.residual is not None and not count and no_layers(layers):
+        raise InputError(
+            f"A residual gain of {options.residual} was asked for and no layer is protected; leave one of the two out."
+        )
+    asked = InputsAsked(verify_images if verify_images is not None else gate.images, gate.sizes, gate.thorough)
+    nodes = nodes_for(teacher, ["**"] if count else layers, _first(options, wanted), options.axis)
+    if not nodes:
+        return insert(teacher, {})
+    ranking: tuple[RankedLayer, ...] = ()
+    if count:
+        nodes, ranking = _ranked(teacher, nodes, count, options, gate, progress)
+    if wanted.calibrated:
+        fitting = _Fitting(wanted, gate, asked, verify_images)
+        protected = _calibrated(teacher, nodes, fitting, progress)
+        if wanted.residual == GAIN:
+            assert protected.plan is not None
+            return replace(protected, plan=replace(protected.plan, ranking=ranking))
+        nodes = {name: replace(node, residual=node.gain) for name, node in protected.nodes.items()}
+        protected = replace(protected, nodes=nodes)
+        asked = replace(asked, images=protected.verify_images or None)
+    else:
+        protected = insert(teacher, nodes)
+    if options.gain == AUTO and wanted.residual != GAIN:
+        from asvp_export.plan.exposure import exposed
+
+        cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.fixed)
+        protected = exposed(protected, options.max_gain, cases, dtype=dtype, min_psnr=gate.min_psnr, progress=progress)
+    elif wanted.calibrated:
+        from asvp_export.plan.exposure import with_gain
+
+        made = with_gain(protected.nodes, float(options.gain))
+        protected = replace(
+            insert(teacher, made, protected.weights, protected.plan), verify_images=protected.verify_images
+        )
+    if options.gain == AUTO or ranking or wanted.calibrated:
+        return _with_plan(protected, ranking, gate.min_psnr, options.max_gain)
+    return protected
+
+
+def _first(options: ProtectOptions, wanted: Wanted) -> Perturbation:
+    """The node that each layer gets before any number is chosen."""
+    return Perturbation(
+        1 if options.rank == AUTO else int(options.rank),
+        wanted.start,
+        options.energy,
+        1 if options.axis is None else options.axis,
+        None if wanted.calibrated or wanted.residual == GAIN else float(wanted.residual),
+    )
+
+
+def _ranked(
+    teacher: Teacher,
+    nodes: dict[str, Perturbation],
+    count: int,
+    options: ProtectOptions,
+    gate: GateOptions,
+    progress: Say,
+) -> tuple[dict[str, Perturbation], tuple[RankedLayer, ...]]:
+    """The layers that are chosen, and their ranking."""
+    from asvp_export.plan.ranking import compensable, rank
+
+    compensated = options.compensate != "none"
+    nodes = compensable(teacher, nodes) if compensated else nodes
+    nodes, ranking = rank(teacher, nodes, count, _calibration_images(gate.images), progress)
+    return nodes, tuple(replace(layer, compensated=compensated) for layer in ranking)
+
+
+def _layers(layers: Sequence[str] | str) -> tuple[Sequence[str], int]:
+    """The names and globs, and how many layers are to be chosen; 0: none is."""
+    names = [layers] if isinstance(layers, str) else list(layers)
+    asked = [word for word in names if word == AUTO or word.startswith(f"{AUTO}:")]
+    if asked and len(names) > 1:
+        raise InputError(f"The layers {', '.join(names)} were asked for; auto stands alone.")
+    return names, _count(asked[0]) if asked else 0
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """What gains, and weights behind them, are fitted to."""
+
+    wanted: Wanted
+    """The numbers and words."""
+
+    gate: GateOptions
+    """The images and the tolerance."""
+
+    asked: InputsAsked
+    """The inputs to verify on."""
+
+    verify_images: Path | None
+    """Their folder, where the user names one."""
+
+
+def _calibrated(teacher: Teacher, nodes: dict[str, Perturbation], fitting: _Fitting, progress: Say) -> Protected:
+    """Gains, and weights behind them, that keep the tolerance without any inverse."""
+    from asvp_export.plan.calibration import split
+    from asvp_export.plan.planner import PlanOptions, plan
+
+    wanted, asked, images = fitting.wanted, fitting.asked, fitting.gate.images
+    wishes = PlanOptions(
+        ranks=() if wanted.rank_free and wanted.fitted is None else (next(iter(nodes.values())).rank,),
+        gain=wanted.fitted,
+        min_psnr=fitting.gate.min_psnr,
+        max_gain=wanted.limit,
+        compensate=wanted.compensate,
+    )
+    calibrate = _calibration_images(images)
+    for line in left_out(calibrate):
+        progress(f"note: {line}")
+    if images is not None and fitting.verify_images is None:
+        calibrate, verify = split(calibrate)
+        asked = replace(asked, images=verify)
+    cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.fixed)
+    made = plan(teacher, nodes, wishes, calibrate, cases, progress)
+    return replace(made, verify_images=tuple(asked.paths) if asked.images is not None else ())
+
+
+def _with_plan(protected: Protected, ranking: tuple[RankedLayer, ...], min_psnr: float, max_gain: float) -> Protected:
+    """The plan brought up to the gains that the nodes have, or made where there was nothing to calibrate."""
+    effects = protected.verified[1].effects if protected.verified else {}
+    layers = []
+    for name, node in protected.nodes.items():
+        before = next((one for one in protected.plan.layers if one.name == name), None) if protected.plan else None
+        effect, ranked = effects.get(name), next((one for one in ranking if one.name == name), None)
+        if node.gain >= max_gain:
+            stopped = f"the largest gain, {max_gain:g}"
+        else:
+            stopped = "rounding, on the verification images" if protected.verified else "the gain that was asked for"
+        if before and before.stopped_by != stopped:
+            stopped = f"exposed: {stopped}; residual: {before.stopped_by}"
+        layers.append(
+            PlannedLayer(
+                name, node,
+                round(effect.strength, 4) if effect else ranked.strength if ranked else None,
+                round(effect.relative_feature_change, 4) if effect else None,
+                stopped,
+                before.consumers if before else (),
+                before.uncompensated if before else "",
+            )
+        )  # fmt: skip
+    if protected.plan:
+        return replace(protected, plan=replace(protected.plan, layers=tuple(layers), ranking=ranking))
+    worst = round(least_of(protected), 2) if protected.verified else None
+    made = Plan(protected.teacher.sha256, tuple(layers), min_psnr, "none", None, worst, None, ranking=ranking)
+    return replace(protected, plan=made)
+
+
+def _calibration_images(images: Path | None) -> list[Path]:
+    from asvp_export.plan.calibration import default_images
+
+    return default_images() if images is None else list_images(images)
+
+
+def _count(word: str) -> int:
+    number = word.partition(":")[2] or "3"
+    if not number.isdecimal() or int(number) < 1:
+        raise InputError(f"The layers {word!r} were asked for; auto or auto:N, N a number from 1 on, was expected.")
+    return int(number)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the numbers and words ask for, once the ones that depend on others are settled."""
+
+    residual: float | str
+    """1 or more, "auto" or "gain"."""
+
+    calibrated: bool
+    """Whether gains, or weights, are fitted on images."""
+
+    fitted: float | None
+    """The gain that the readers are fitted to; None: the largest that the tolerance allows."""
+
+    start: float
+    """The gain that nodes have before any is chosen."""
+
+    limit: float
+    """No gain that readers get is larger."""
+
+    rank_free: bool
+    """Whether the rank may be chosen."""
+
+    compensate: str
+    """"none", "solve" or "refine"."""
+
+
+def check_wishes(options: ProtectOptions) -> Wanted:
+    """What the numbers and words alone ask for, and what is wrong with them.
+
+    Raises:
+        InputError: an attribute out of range, or two that do not go together.
+    """
+    rank, gain, max_gain, energy = options.rank, options.gain, options.max_gain, options.energy
+    compensate, residual = options.compensate, options.residual
+    if residual is None:
+        residual = 1.0 if compensate == "none" else AUTO
+    if residual == AUTO and compensate == "none":
+        raise InputError(
+            "An automatic residual gain was asked for without compensation; only re-solved readers can take one. Add "
+            "--compensate solve, or leave --residual out (1: the outputs stay the original's)."
+        )
+    if compensate != "none" and not isinstance(residual, str):
+        raise InputError(
+            f"Compensation was asked for beside a residual gain of {residual:g}; the readers are re-solved for a gain that "
+            "is found with them. Use --residual auto, or gain."
+        )
+    first = max_gain if gain == AUTO else float(gain)
+    if gain == AUTO and residual == GAIN:
+        first = DEFAULT_GAIN
+    Perturbation(
+        1 if rank == AUTO else int(rank), first, energy, 1, None if isinstance(residual, str) else float(residual)
+    )
+    if energy < 1 and residual != GAIN:
+        raise InputError(
+            f"The energy is {energy:g}; an energy below 1 goes with --residual gain only, since the exposed map does not tell "
+            "how many values were amplified."
+        )
+    calibrated = compensate != "none" or (residual == GAIN and gain == AUTO)
+    return Wanted(
+        residual=residual,
+        calibrated=calibrated,
+        fitted=float(gain) if residual == GAIN and gain != AUTO else None,
+        start=first,
+        limit=max_gain if gain == AUTO else max(float(gain), 1.001),
+        rank_free=rank == AUTO and residual == GAIN,
+        compensate=compensate,
+    )

@@ -1,0 +1,160 @@
+"""Restoring one picture with a shipped file: onnxruntime and numpy, no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from asvp_export.errors import InputError
+from asvp_export.images import as_channels, pad, pad_to
+from asvp_export.onnx_graph.metadata import Provenance, read_provenance, tiling_notes
+from asvp_export.runtime.session import ModelInput, float_outputs, inputs_of, run_model, session
+from asvp_export.runtime.tiles import Tiling, run_tiled
+from asvp_export.signature import NHWC, SizeRule, ValueRange, channels_to_end, channels_to_front, looks_channels_last
+
+
+def restore(
+    model: str | Path,
+    picture: np.ndarray,
+    *,
+    provider: str = "cpu",
+    tiling: Tiling | None = None,
+    others: Mapping[str, np.ndarray] | Sequence[np.ndarray] = (),
+    note: Callable[[str], None] = lambda line: None,
+) -> np.ndarray:
+    """Restore a picture: padded to what the model takes, run once (or tile by tile), cropped back.
+
+    A file of one fixed size restores larger pictures in tiles of that size; one of a fixed batch gets the picture
+    repeated.
+
+    Args:
+        model: an ONNX file; its metadata says the sizes and the value range (else: any size, 0..1).
+        picture: [H, W, 3] float32 in 0..1.
+        provider: of onnxruntime, "cpu" or "cuda".
+        tiling: run tile by tile, for pictures that memory does not hold whole. The SVD of a node is then the tile's
+            own: the result differs from that of one run (docs/compatibility.md says by how much).
+        others: what the model takes besides the image (a noise map, a noise level), by name or in order; a mapping may
+            hold more, such as an example of the image itself.
+        note: called with a line where tiles are not what the architecture is made for, or a fixed size asks for them.
+
+    Returns:
+        [H * scale, W * scale, 3] float32, around 0..1 (not clipped); less where the model cuts a border off.
+
+    Raises:
+        InputError: the model does not load, or its output is not an image of the input.
+    """
+    opened = session(model, provider)
+    provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
+    size, values = (provenance.size, provenance.data_range) if provenance else (SizeRule(), ValueRange())
+    inputs = inputs_of(opened)
+    image = _image(inputs, provenance)
+    image, given = _checked(inputs, image, others, tiling)
+    last = provenance.layout == NHWC if provenance else looks_channels_last(image.shape)
+    batch, channels, *sides = _channels_first([dim if isinstance(dim, int) else None for dim in image.shape], last)
+    height, width = picture.shape[:2]
+    beside = {name: channels_to_front(value) if last and value.ndim == 4 else value for name, value in given.items()}
+    follow = [name for name, value in beside.items() if value.shape[2:] == (height, width)]
+    beside |= {name: _padded(beside[name], size, sides) for name in follow}
+    x = np.ascontiguousarray(values.of(_padded(as_channels(picture[None], channels or 3), size, sides)))
+    tiles = _tiles(x.shape[2:], sides, tiling, size)
+    if tiles:
+        fixed = _fixed_notes(tiles, (height, width), alone=len(inputs) == 1) if any(sides) else []
+        for line in (*fixed, *tiling_notes(provenance)):
+            note(line)
+    main = _main(opened, provenance)
+
+    def run(part: np.ndarray) -> np.ndarray:
+        parts = (_repeated(part if one is image else beside[one.name], batch) for one in inputs)
+        parts = (np.ascontiguousarray(channels_to_end(x)) if last and x.ndim == 4 else x for x in parts)
+        found = np.atleast_1d(run_model(opened, *parts)[main])[:1]
+        return channels_to_front(found) if last and found.ndim == 4 else found
+
+    y = run_tiled(run, x, tiles) if tiles else run(x)
+    if y.ndim != 4 or y.shape[:2] not in [(1, 1), (1, 3)]:
+        raise InputError(
+            f"The model's output has shape {y.shape} for an input of {x.shape}; a grey or RGB image was expected."
+        )
+    rows, columns = (y.shape[axis] * side // x.shape[axis] for axis, side in ((2, height), (3, width)))
+    y = np.broadcast_to(y, (1, 3, *y.shape[2:]))
+    return values.to_unit(y[0, :, :rows, :columns].transpose(1, 2, 0))
+
+
+def _checked(
+    inputs: Sequence[ModelInput],
+    image: ModelInput | None,
+    others: Mapping[str, np.ndarray] | Sequence[np.ndarray],
+    tiling: Tiling | None,
+) -> tuple[ModelInput, Mapping[str, np.ndarray]]:
+    """The image input, and what was given beside it by name, where that is all that the model takes."""
+    rest = [one.name for one in inputs if one is not image]
+    given = others if isinstance(others, Mapping) else dict(zip(rest, others, strict=False))
+    found = "; ".join(map(str, inputs)) or "nothing"
+    if image is None or (not others and rest):
+        raise InputError(
+            f"The model takes {found}; one image batch (N, C, H, W or N, H, W, C) was expected, or the others by "
+            "--inputs."
+        )
+    if missing := [name for name in rest if name not in given]:
+        raise InputError(f"The model takes {found}; {missing[0]} is not among the inputs that were given.")
+    if rest and tiling:
+        raise InputError("Tiles were asked for; they are for models that take one picture and nothing else.")
+    return image, given
+
+
+def _padded(x: np.ndarray, rule: SizeRule, sides: Sequence[int | None]) -> np.ndarray:
+    """Padded to what the rule asks for, and to the sides that are fixed."""
+    x = pad_to(x, rule)
+    height, width = (max(here, fixed or 0) for here, fixed in zip(x.shape[2:], sides, strict=True))
+    return pad(x, height, width)
+
+
+def _tiles(padded: Sequence[int], sides: Sequence[int | None], asked: Tiling | None, rule: SizeRule) -> Tiling | None:
+    """The tiles to run: those asked for, or the file's own size where the picture is larger; None: run it whole."""
+    if not any(sides):
+        return asked.fitting(rule) if asked else None
+    free = rule.fit(asked.size) if asked else max(padded)
+    height, width = (fixed or min(free, here) for fixed, here in zip(sides, padded, strict=True))
+    if (height, width) == tuple(padded):
+        return None
+    overlap = asked.overlap if asked else Tiling.overlap
+    return Tiling(height, min(overlap, height // 2, width // 2), width)
+
+
+def _fixed_notes(tiles: Tiling, picture: Sequence[int], alone: bool) -> list[str]:
+    """What a user has to know of a fixed size run tile by tile; refused where the file takes more than a picture."""
+    found = f"The file takes {_size(tiles.sides)} (height x width) only and the picture is {_size(picture)}"
+    if not alone:
+        raise InputError(f"{found}; tiles are for models that take one picture and nothing else. Cut the picture.")
+    return [
+        f"{found}: it is restored in tiles that share {tiles.overlap} pixels, which differs from one run of the whole."
+    ]
+
+
+def _repeated(x: np.ndarray, batch: int | None) -> np.ndarray:
+    """A batch of 1 as often as a file whose batch is fixed asks for."""
+    return np.repeat(x, batch, axis=0) if batch is not None and x.shape[:1] == (1,) else x
+
+
+def _channels_first(sizes: Sequence[int | None], last: bool) -> list[int | None]:
+    """N, C, H, W of sizes that may be N, H, W, C."""
+    return [sizes[0], sizes[3], sizes[1], sizes[2]] if last else list(sizes)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _image(inputs: Sequence[ModelInput], provenance: Provenance | None) -> ModelInput | None:
+    """The input that the metadata names, else the first, where it is an image batch."""
+    named = [one for one in inputs if provenance and one.name == provenance.image]
+    found = next(iter((*named, *inputs)), None)
+    return found if found and len(found.shape) == 4 else None
+
+
+def _main(opened: ort.InferenceSession, provenance: Provenance | None) -> int:
+    """Which floating output is the restored image: the one that the metadata names, else the first."""
+    names = [one.name for one in float_outputs(opened)]
+    return names.index(provenance.output) if provenance and provenance.output in names else 0

@@ -1,0 +1,248 @@
+"""From a protected teacher to an ONNX model in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.external_data import unload_from_model
+from onnxscript import values
+from torch.export import UnflattenedModule
+
+from asvp_export.errors import AsvpError, InputError
+from asvp_export.insertion.protected import Protected, observed
+from asvp_export.onnx_graph import publish
+from asvp_export.onnx_graph.contents import named_tensors, opset_of
+from asvp_export.onnx_graph.passes import attach_functions, name_by_module, name_nodes, remove_traces
+from asvp_export.onnx_graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, remove_author, with_weights
+from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
+from asvp_export.signature import Signature
+from asvp_export.teacher.backends import OnnxBackend, open_backend
+from asvp_export.teacher.backends.refusal import FixedError, Frozen, refusal
+from asvp_export.teacher.backends.translations import OneTypeOfBounds, translations
+from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.onnx_model import OnnxModule
+
+OPSETS = range(18, 27)
+TRACED = (61, 91)
+"""Height and width that are traced. They fit no window: padding to one, which is nothing at 64 x 96, has to
+get into the graph."""
+
+
+def to_onnx(
+    protected: Protected,
+    *,
+    opset: int | None = None,
+    static: tuple[int, int] | None = None,
+    data_folder: Path | None = None,
+    traced_at: tuple[int, int] = TRACED,
+) -> onnx.ModelProto:
+    """Write the protected module as ONNX, with the operator's function body attached.
+
+    A module is traced; into a teacher that is an ONNX graph, or became one (TorchScript), the nodes are inserted.
+
+    Args:
+        protected: from `protect`.
+        opset: of the default domain, 18 to 26; None: that of an ONNX original, else 18.
+        static: (height, width) to freeze, with a batch of 1; None leaves batch, height and width free.
+        data_folder: where a module's weights are written if they are over 2 GiB, so that memory holds them once; None:
+            they go into the model, whatever their size.
+        traced_at: height and width at which a module is traced where they are free.
+
+    Returns:
+        A model with the inputs and outputs of the teacher's signature, no doc strings, and no metadata.
+
+    Raises:
+        InputError: an opset that is not written, or a teacher whose sizes cannot be left free.
+        AsvpError: the exporter does not take the module.
+    """
+    backend = open_backend(protected.teacher, opset)
+    if isinstance(backend, OnnxBackend):
+        return _inserted(protected, backend.graph, opset, static)
+    opset = backend.opset
+    if opset not in OPSETS:
+        raise InputError(f"The opset {opset} was asked for; {OPSETS[0]} to {OPSETS[-1]} can be written and run.")
+    teacher = protected.teacher
+    frozen = (1, None, *static) if static else teacher.fixed
+    calls = _calls(protected, frozen)
+    try:
+        program = _trace(protected.module, teacher, frozen, opset, traced_at)
+    except Exception as error:  # the exporter wraps whatever went wrong inside
+        attempt = partial(_trace, protected.module, teacher, opset=opset, at=TRACED)
+        raise refusal(error, teacher, frozen, lambda other: attempt(frozen=other)) from error
+    if data_folder is not None and _bytes_of(program.model) > publish.EXTERNAL_LIMIT:
+        unload_from_model(program.model, data_folder, "traced.data", size_threshold_bytes=publish.SMALL - 1)
+    model = program.model_proto
+    written = next(o.version for o in model.opset_import if o.domain == "")
+    if written != opset:
+        raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
+    name_nodes(model, protected.nodes, calls)
+    name_by_module(model)
+    remove_traces(model)
+    if None in (frozen[2], frozen[3]):
+        _name_output(model, teacher)
+    attach_functions(model)
+    return model
+
+
+def _inserted(
+    protected: Protected, graph: OnnxModule, opset: int | None, static: tuple[int, int] | None
+) -> onnx.ModelProto:
+    """The teacher's own graph with the nodes in it; the data of its tensors stays where it is."""
+    source, own = protected.teacher.source, opset_of(graph.model)
+    if opset not in (None, own):
+        raise InputError(
+            f"The opset {opset} was asked for; an ONNX file keeps its own, and {source} is of opset {own}. Leave "
+            "--opset out, or convert the file with onnx's version_converter first."
+        )
+    if static is not None and static != protected.teacher.fixed[2:]:
+        raise InputError(
+            f"--static was given; an ONNX graph keeps its sizes, and those of {source} are not "
+            f"{static[0]}x{static[1]}. Leave --static out, or fix the sizes of the file first "
+            "(onnxruntime.tools.make_dynamic_shape_fixed)."
+        )
+    tensors, _ = named_tensors(graph.model)
+    if own < CAST_LIKE and protected.nodes:
+        outputs = graph.session([tensors[name] for name in protected.nodes]).get_outputs()
+        check_types(graph.model, {one.name: one.type for one in outputs})
+    insertions = [Insertion(name, tensors[name], node) for name, node in protected.nodes.items()]
+    model = insert_nodes(with_weights(graph.model, protected.weights), insertions)
+    remove_author(model)
+    return model
+
+
+def _trace(
+    module: torch.nn.Module, teacher: Teacher, frozen: Frozen, opset: int, at: tuple[int, int]
+) -> torch.onnx.ONNXProgram:
+    """The module as the exporter writes it.
+
+    Raises:
+        Exception: whatever went wrong inside the exporter; FixedError: it froze sizes that were to be free.
+    """
+    signature, stuck = teacher.signature, _frozen_names(frozen)
+    free = tuple({i: name for i, name in axes.items() if name not in stuck} for axes in signature.dimensions)
+    # Modules from .pt2 archives take *args, whose shapes come in a tuple of their own.
+    shapes = (free,) if isinstance(module, UnflattenedModule) else free
+    with _quiet(), torch.no_grad(), OneTypeOfBounds():
+        program = torch.onnx.export(
+            module,
+            teacher.inputs(_example(teacher, frozen, at)),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=shapes if any(free) else None,
+            input_names=list(signature.names),
+            output_names=list(signature.outputs),
+            custom_translation_table={torch.ops.asvp.perturb.default: _translated, **translations()},
+            verbose=False,
+        )
+    if program is None:
+        raise AsvpError("PyTorch's exporter returned no model.")
+    _check_free(program.model, signature, frozen)
+    return program
+
+
+def _bytes_of(model: ir.Model) -> int:
+    values = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(value.nbytes for value in values if value is not None)
+
+
+def _example(teacher: Teacher, frozen: Frozen, at: tuple[int, int]) -> torch.Tensor:
+    return teacher.example(height=frozen[2] or at[0], width=frozen[3] or at[1], batch=frozen[0] or 2)
+
+
+def _frozen_names(frozen: Frozen) -> set[str]:
+    """Which of the image's sizes are frozen, by name; N, C, H, W are given."""
+    return {
+        name for name, size in zip(("batch", "", "height", "width"), frozen, strict=True) if name and size is not None
+    }
+
+
+def _calls(protected: Protected, frozen: Frozen) -> list[str]:
+    """The protected layers in the order in which a forward reaches their nodes.
+
+    Raises:
+        InputError: the forward puts other tensors in the place of its weights; tracing that ends the whole process.
+    """
+    calls: list[str] = []
+    places = {name: weight.data_ptr() for name, weight in protected.module.named_parameters()}
+    with observed(protected, lambda layer, *maps: calls.append(layer)):
+        protected(_example(protected.teacher, frozen, TRACED))
+    moved = [name for name, weight in protected.module.named_parameters() if weight.data_ptr() != places[name]]
+    if moved:
+        raise InputError(
+            f"The model's forward computes {len(moved)} of its weights anew at each run ({', '.join(moved[:2])}), "
+            "which PyTorch's exporter does not survive. Hand in what torch.jit.trace makes of it, a TorchScript file."
+        )
+    return calls
+
+
+_Schema = onnx.defs.OpSchema
+_operator = values.Op(
+    values.Opset(DOMAIN, VERSION),
+    OP_TYPE,
+    _Schema(
+        OP_TYPE,
+        DOMAIN,
+        VERSION,
+        type_constraints=[("T", [f"tensor({t})" for t in ("float", "float16", "bfloat16", "double")], "")],
+        inputs=[_Schema.FormalParameter("X", "T")],
+        outputs=[_Schema.FormalParameter("Y", "T")],
+        attributes=[
+            _Schema.Attribute("rank", _Schema.AttrType.INT),
+            _Schema.Attribute("gain", _Schema.AttrType.FLOAT),
+            _Schema.Attribute("energy", _Schema.AttrType.FLOAT),
+            _Schema.Attribute("axis", _Schema.AttrType.INT),
+        ],
+    ),
+)
+
+
+def _translated(x, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1):
+    """torch.ops.asvp.perturb as a node of our domain, for the exporter's translation table."""
+    return _operator(x, rank=rank, gain=gain, energy=energy, axis=axis)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks: missing packages, its own deprecated calls, constants it does not fold."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as said above
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+def _check_free(model: ir.Model, signature: Signature, frozen: Frozen) -> None:
+    """A size that the trace froze on its way looks free at 64 and fails at 72; refuse it here.
+
+    Raises:
+        FixedError: there is one.
+    """
+    dims = model.graph.inputs[signature.place].shape or ()
+    axes, given = signature.dimensions[signature.place], _frozen_names(frozen)
+    stuck = [f"{name} ({dims[i]})" for i, name in axes.items() if name not in given and isinstance(dims[i], int)]
+    if stuck:
+        raise FixedError(stuck)
+
+
+def _name_output(model: onnx.ModelProto, teacher: Teacher) -> None:
+    """Readable names for the main output's sizes, where the exporter writes 2*((height//2))."""
+    if not isinstance(teacher.scale, int):
+        return
+    dims = model.graph.output[teacher.signature.main].type.tensor_type.shape.dim
+    places = (1, 2) if teacher.signature.channels_last else (-2, -1)
+    for dim, name in zip((dims[place] for place in places), ("height", "width"), strict=True):
+        if dim.dim_param:
+            dim.dim_param = name if teacher.scale == 1 else f"{teacher.scale}*{name}"
