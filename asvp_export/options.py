@@ -19,6 +19,9 @@ AUTO, GAIN = "auto", "gain"
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+DEFAULT_OPSET = 18
+"""What most runtimes read, and what PyTorch's exporters write without a conversion."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -229,7 +232,9 @@ class GateOptions(Options):
 class FileOptions(Options):
     """Which file is written."""
 
-    opset: int | None = option(None, "Of the default ONNX domain, 18 to 26. Default: 18; an ONNX file keeps its own.")
+    opset: int | None = option(
+        None, f"Of the default ONNX domain, 18 to 26. Default: {DEFAULT_OPSET}; an ONNX file keeps its own."
+    )
     dtype: str = option(
         "fp32",
         "fp16: weights and feature maps in float16, the operator's arithmetic in float32.",

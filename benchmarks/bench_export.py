@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 import asvp_export
+from asvp_export.insertion.protected import to_onnx
 from asvp_export.onnx_graph.publish import Staging
 from asvp_export.parity.latency import in_turns
-from asvp_export.teacher.backends.tracing import _quiet, to_onnx
+from asvp_export.teacher.backends.tracing import _quiet
 from benchmarks._teachers import LAYER, TASKS, teacher
 
 

@@ -21,8 +21,8 @@ import onnx
 import torch
 
 import asvp_export
+from asvp_export.insertion.protected import to_onnx
 from asvp_export.runtime.session import run_model, session
-from asvp_export.teacher.backends.tracing import to_onnx
 from tests.helpers.zoo import import_spandrel
 
 _GIB = 2**30

@@ -27,9 +27,9 @@ import onnx
 import onnxruntime as ort
 
 import asvp_export
+from asvp_export.insertion.protected import to_onnx
 from asvp_export.onnx_graph.passes import perturbation_nodes, without_nodes
 from asvp_export.runtime.session import run_model, session
-from asvp_export.teacher.backends.tracing import to_onnx
 from benchmarks._teachers import TASKS, dat_light, teacher
 
 THREADS = 2

@@ -25,12 +25,12 @@ import torch
 import asvp_export
 from asvp_export.errors import AsvpError
 from asvp_export.images import photographs, read_image
+from asvp_export.insertion.protected import to_onnx
 from asvp_export.onnx_graph.inline import inline
 from asvp_export.onnx_graph.passes import without_nodes
 from asvp_export.operator import native
 from asvp_export.parity.latency import in_turns
 from asvp_export.runtime.session import run_model, session
-from asvp_export.teacher.backends.tracing import to_onnx
 from benchmarks._teachers import LAYER, teacher
 from examples.degrade import degrade, generator
 from tests.helpers import web

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import torch
 
 from asvp_export.errors import InputError
@@ -15,6 +16,7 @@ from asvp_export.insertion.plan import Plan
 from asvp_export.operator import Perturbation
 from asvp_export.selection.select import select
 from asvp_export.teacher.backends import open_backend
+from asvp_export.teacher.backends.base import TRACED, ExportSettings, Insertion
 from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:
@@ -104,6 +106,20 @@ def insert(
     for name, node in nodes.items():
         parts[name].register_forward_hook(_Node(name, node))
     return Protected(teacher, module, dict(nodes), dict(weights or {}), plan)
+
+
+def to_onnx(
+    protected: Protected,
+    *,
+    opset: int | None = None,
+    static: tuple[int, int] | None = None,
+    data_folder: Path | None = None,
+    traced_at: tuple[int, int] = TRACED,
+) -> onnx.ModelProto:
+    """Write the protected model as ONNX, with the operator's function body attached; see `Backend.export`."""
+    backend = open_backend(protected.teacher, opset)
+    settings = ExportSettings(opset, static, data_folder, traced_at)
+    return backend.export(Insertion(protected.module, protected.nodes, protected.weights), settings)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ def attributes_of(node: onnx.NodeProto) -> Perturbation:
     return Perturbation(**{k: v for k, v in found.items() if k in Perturbation.__dataclass_fields__})
 
 
-def name_nodes(model: onnx.ModelProto, nodes: dict[str, Perturbation], calls: Sequence[str]) -> None:
+def name_nodes(model: onnx.ModelProto, nodes: Mapping[str, Perturbation], calls: Sequence[str]) -> None:
     """Give each ASVP node its layer's name and, written out in one order, the attributes asked for.
 
     The exposed tensor gets the layer's name, so that whoever looks for the layer finds it; what an inverse makes for
@@ -78,7 +78,7 @@ def write_node(proto: onnx.NodeProto, name: NodeName, node: Perturbation) -> Non
     proto.attribute.extend(helper.make_attribute(key, value) for key, value in node.attributes().items())
 
 
-def _in_order(nodes: dict[str, Perturbation], calls: Sequence[str]) -> list[NodeName]:
+def _in_order(nodes: Mapping[str, Perturbation], calls: Sequence[str]) -> list[NodeName]:
     """The nodes of each call of a layer, one behind the other."""
     count: Counter[str] = Counter()
     names = []
@@ -89,7 +89,7 @@ def _in_order(nodes: dict[str, Perturbation], calls: Sequence[str]) -> list[Node
     return names
 
 
-def _by_scope(protos: Sequence[onnx.NodeProto], nodes: dict[str, Perturbation]) -> list[NodeName]:
+def _by_scope(protos: Sequence[onnx.NodeProto], nodes: Mapping[str, Perturbation]) -> list[NodeName]:
     """What each node is, by the module in whose scope it was made: an inverse reads what its layer's node made."""
     count: Counter[str] = Counter()
     made: dict[str, NodeName] = {}
@@ -121,7 +121,7 @@ def _name_tensors(model: onnx.ModelProto, named: Iterable[tuple[onnx.NodeProto, 
     rename_reads(model.graph.node, names)
 
 
-def _layer_of(proto: onnx.NodeProto, nodes: dict[str, Perturbation]) -> str:
+def _layer_of(proto: onnx.NodeProto, nodes: Mapping[str, Perturbation]) -> str:
     """The protected layer in whose module path the exporter made the node."""
     paths = next((p.value for p in proto.metadata_props if p.key == _SCOPES), "")
     for path in reversed(re.findall(r"'([^']*)'", paths)):

@@ -16,12 +16,12 @@ import onnx
 import torch
 
 from asvp_export.errors import AsvpError, InputError
+from asvp_export.options import DEFAULT_OPSET
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.model import Teacher, named_outputs
 from asvp_export.teacher.onnx_model import OnnxModule
 
 OPSETS = range(11, 21)  # that PyTorch's exporter for TorchScript writes
-_DEFAULT_OPSET = 18
 
 _FILES = re.compile(r"\b(from_file|save)\b")
 _NAMESPACE = re.compile(r"\bops\s*\.\s*(\w+)")
@@ -86,7 +86,7 @@ def converted(teacher: Teacher, opset: int | None = None) -> OnnxModule:
 
     Args:
         teacher: its module is a ScriptModule.
-        opset: of the default domain; None: 18.
+        opset: of the default domain; None: the default.
 
     Returns:
         The graph, which gives the teacher's outputs at two sizes.
@@ -95,7 +95,7 @@ def converted(teacher: Teacher, opset: int | None = None) -> OnnxModule:
         InputError: an opset that is not written.
         AsvpError: the exporter does not take the module, or its graph computes something else.
     """
-    opset = _DEFAULT_OPSET if opset is None else opset
+    opset = DEFAULT_OPSET if opset is None else opset
     if opset not in OPSETS:
         raise InputError(
             f"The opset {opset} was asked for; from TorchScript {OPSETS[0]} to {OPSETS[-1]} can be written. Leave --opset out."

@@ -15,7 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model
 from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
-from asvp_export.insertion.protected import Protected
+from asvp_export.insertion.protected import Protected, to_onnx
 from asvp_export.keywords import ExportKeywords
 from asvp_export.onnx_graph import publish
 from asvp_export.onnx_graph.contents import data_bytes, is_half
@@ -40,7 +40,6 @@ from asvp_export.progress import Say
 from asvp_export.runtime.session import check_provider
 from asvp_export.signature import NCHW, NHWC
 from asvp_export.teacher.backends import open_backend
-from asvp_export.teacher.backends.tracing import to_onnx
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_model import OnnxModule
 

@@ -15,12 +15,12 @@ import torch
 import asvp_export
 from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
+from asvp_export.insertion.protected import to_onnx
 from asvp_export.onnx_graph.inline import fold, inline
 from asvp_export.onnx_graph.metadata import read_provenance
 from asvp_export.onnx_graph.pairs import differing
 from asvp_export.onnx_graph.passes import attach_functions, perturbation_nodes, without_nodes
 from asvp_export.operator import Perturbation
-from asvp_export.teacher.backends.tracing import to_onnx
 from tests.helpers.teachers import recurrent, save_pictures
 from tests.helpers.two_gains import decibels, maps_of, stock, tokens
 

@@ -16,13 +16,13 @@ from torch import nn
 import asvp_export
 from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
+from asvp_export.insertion.protected import to_onnx
 from asvp_export.onnx_graph.contents import reads
 from asvp_export.onnx_graph.inline import fold
 from asvp_export.onnx_graph.pairs import differing, pairs
 from asvp_export.onnx_graph.passes import perturbation_nodes
 from asvp_export.onnx_graph.surgery import Insertion, insert_nodes
 from asvp_export.operator import Perturbation, reference
-from asvp_export.teacher.backends.tracing import to_onnx
 from tests.helpers.teachers import recurrent, save_pictures
 from tests.helpers.two_gains import decibels, stock
 

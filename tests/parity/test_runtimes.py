@@ -19,14 +19,13 @@ from onnx.reference import ReferenceEvaluator
 
 import asvp_export
 from asvp_export.images import list_images, photographs, read_image
-from asvp_export.insertion.protected import Protected, insert
+from asvp_export.insertion.protected import Protected, insert, to_onnx
 from asvp_export.onnx_graph.inline import fold, inline, inlined_bodies
 from asvp_export.onnx_graph.passes import without_nodes
 from asvp_export.operator import Perturbation, native
 from asvp_export.parity.inlined import misbehaving
 from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.runtime.session import run_model, session
-from asvp_export.teacher.backends.tracing import to_onnx
 from tests.helpers.teachers import arch, example, save_pictures, weights
 
 MIXED = {"body.3": Perturbation(4, 1.5, 0.9), "after_body": Perturbation(1, 3.0)}  # plain to see in the output

@@ -13,7 +13,7 @@ from torch import nn
 import asvp_export
 from asvp_export.errors import InputError
 from asvp_export.images import list_images, photographs, read_image
-from asvp_export.insertion.protected import insert
+from asvp_export.insertion.protected import insert, to_onnx
 from asvp_export.onnx_graph.contents import named_tensors, stored_weights
 from asvp_export.onnx_graph.surgery import with_weights
 from asvp_export.operator import Perturbation
@@ -21,7 +21,6 @@ from asvp_export.plan.consumers_onnx import onnx_consumers
 from asvp_export.plan.runner_onnx import OnnxRunner
 from asvp_export.plan.runner_torch import TorchRunner
 from asvp_export.plan.solve import solve
-from asvp_export.teacher.backends.tracing import to_onnx
 from tests.helpers.linear import as_rows
 from tests.helpers.teachers import Flow, example, save_pictures
 

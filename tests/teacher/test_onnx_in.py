@@ -18,11 +18,11 @@ from torch import nn
 
 import asvp_export
 import asvp_export.images
+from asvp_export.insertion.protected import to_onnx
 from asvp_export.onnx_graph import publish
 from asvp_export.onnx_graph.passes import perturbation_nodes, without_nodes
 from asvp_export.onnx_graph.surgery import remove_author
 from asvp_export.teacher import onnx_model
-from asvp_export.teacher.backends.tracing import to_onnx
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 from tests.helpers.teachers import ROOT, Flow, example, save_pictures
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import asvp_export
 from asvp_export.errors import InputError
-from asvp_export.teacher.backends.tracing import to_onnx
+from asvp_export.insertion.protected import to_onnx
 from tests.helpers.teachers import save_pictures
 
 

@@ -18,13 +18,12 @@ from torch.nn import functional
 
 import asvp_export
 from asvp_export.errors import AsvpError, InputError
-from asvp_export.insertion.protected import insert
+from asvp_export.insertion.protected import insert, to_onnx
 from asvp_export.onnx_graph.contents import is_half
 from asvp_export.parity.result import ParityResult
 from asvp_export.selection.select import select
 from asvp_export.signature import SizeRule
 from asvp_export.teacher.backends import refusal
-from asvp_export.teacher.backends.tracing import to_onnx
 from asvp_export.teacher.backends.translations import OneTypeOfBounds
 from asvp_export.teacher.onnx_model import OnnxModule
 from tests.helpers.teachers import save_pictures
@@ -181,7 +180,7 @@ class Unknown(Net):
 
 def test_a_refusal_names_the_users_line_and_what_gets_a_file(monkeypatch):
     protected = insert(asvp_export.load(Branch()), {})
-    found = r"at test_ways_out\.py:\d+ in inside \(if y\.mean\(\) > 0:\)\. It exports with a TorchScript file"
+    found = r"at test_tracing_refusals\.py:\d+ in inside \(if y\.mean\(\) > 0:\)\. It exports with a TorchScript file"
     with pytest.raises(AsvpError, match=found):
         to_onnx(protected)
     with pytest.raises(

@@ -20,13 +20,13 @@ import torch
 
 import asvp_export
 from asvp_export.images import list_images, photographs, read_image
-from asvp_export.insertion.protected import insert
+from asvp_export.insertion.protected import insert, to_onnx
 from asvp_export.onnx_graph import publish
 from asvp_export.onnx_graph.metadata import read_provenance
 from asvp_export.onnx_graph.passes import perturbation_nodes, without_nodes
 from asvp_export.operator import Perturbation
 from asvp_export.parity.verify import GateResult, ImageScore
-from asvp_export.teacher.backends.tracing import OPSETS, to_onnx
+from asvp_export.teacher.backends.tracing import OPSETS
 from tests.helpers import teachers
 from tests.helpers.teachers import EXAMPLES, ROOT, TASKS, arch, example, recurrent, save_pictures, weights
 

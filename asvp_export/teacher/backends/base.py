@@ -7,8 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import onnx
 import torch
 from torch import nn
+
+from asvp_export.operator import Perturbation
+
+TRACED = (61, 91)
+"""Height and width that are traced. They fit no window: padding to one, which is nothing at 64 x 96, has to get into the
+graph."""
 
 Take = Callable[[str, torch.Tensor], None]
 """Called with a layer's name and one of its feature maps."""
@@ -46,6 +53,38 @@ class LayerOutputs:
 
     tensors: set[tuple[int, int]] = field(default_factory=set)
     """Identity and version of each output: an in-place ReLU returns the same tensor in a new version."""
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """A copy of a teacher's model that carries nodes."""
+
+    module: nn.Module
+    """What `Backend.insert` made; the nodes are forward hooks on its parts."""
+
+    nodes: Mapping[str, Perturbation]
+    """Layer name to its node, in the order in which layers are called first."""
+
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Values in the place of the teacher's own, by name."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Which model an export writes."""
+
+    opset: int | None = None
+    """Of the default domain, 18 to 26; None: that of an ONNX original, else the default."""
+
+    static: tuple[int, int] | None = None
+    """Height and width to freeze, with a batch of 1; None leaves batch, height and width free."""
+
+    data_folder: Path | None = None
+    """Where a module's weights are written if they are over 2 GiB, so that memory holds them once; None: they go into
+    the model, whatever their size."""
+
+    traced_at: tuple[int, int] = TRACED
+    """Height and width at which a module is traced where they are free."""
 
 
 class Backend(Protocol):
@@ -126,6 +165,22 @@ class Backend(Protocol):
         Returns:
             A drop-in replacement of the teacher's module, and for each layer the part of it whose output, after the
             forward hooks, is what the readers of the layer get.
+        """
+        ...
+
+    def export(self, inserted: Insertion, settings: ExportSettings) -> onnx.ModelProto:
+        """Write a copy with nodes as ONNX, with the operator's function body attached.
+
+        Args:
+            inserted: made by `insert`, with the nodes on it.
+            settings: which file is wanted.
+
+        Returns:
+            A model with the inputs and outputs of the teacher's signature, no doc strings, and no metadata.
+
+        Raises:
+            InputError: an opset that is not written, or a teacher whose sizes cannot be left free.
+            AsvpError: the exporter does not take the module.
         """
         ...
 

@@ -16,9 +16,27 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from asvp_export.errors import InputError
 from asvp_export.onnx_graph.contents import graphs_in, is_half, named_tensors, opset_of, pruned, stored_weights
-from asvp_export.onnx_graph.surgery import check_carrier, with_weights
-from asvp_export.teacher.backends.base import LayerNames, LayerOutputs, Take, dimensions_problem
+from asvp_export.onnx_graph.surgery import (
+    CAST_LIKE,
+    check_carrier,
+    check_types,
+    insert_nodes,
+    remove_author,
+    with_weights,
+)
+from asvp_export.onnx_graph.surgery import (
+    Insertion as Cut,
+)
+from asvp_export.teacher.backends.base import (
+    ExportSettings,
+    Insertion,
+    LayerNames,
+    LayerOutputs,
+    Take,
+    dimensions_problem,
+)
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_model import OnnxModule, array, guarded, open_session, tensor_of
 
@@ -128,6 +146,33 @@ class OnnxBackend:
         graph = OnnxModule(with_weights(model, weights), self.graph.folder) if weights else self.graph
         module = graph.with_cuts(self.names.sites[layer] for layer in layers)
         return module, dict(zip(layers, module.sites, strict=True))
+
+    def export(self, inserted: Insertion, settings: ExportSettings) -> onnx.ModelProto:
+        """See `Backend`: the graph with the nodes in it; the data of its tensors stays where it is."""
+        self._check_settings(settings)
+        model, nodes = self.graph.model, inserted.nodes
+        tensors = self.names.sites
+        if self.opset < CAST_LIKE and nodes:
+            outputs = self.graph.session([tensors[name] for name in nodes]).get_outputs()
+            check_types(model, {one.name: one.type for one in outputs})
+        cuts = [Cut(name, tensors[name], node) for name, node in nodes.items()]
+        made = insert_nodes(with_weights(model, inserted.weights), cuts)
+        remove_author(made)
+        return made
+
+    def _check_settings(self, settings: ExportSettings) -> None:
+        source, static = self.teacher.source, settings.static
+        if settings.opset not in (None, self.opset):
+            raise InputError(
+                f"The opset {settings.opset} was asked for; an ONNX file keeps its own, and {source} is of opset "
+                f"{self.opset}. Leave --opset out, or convert the file with onnx's version_converter first."
+            )
+        if static is not None and static != self.teacher.fixed[2:]:
+            raise InputError(
+                f"--static was given; an ONNX graph keeps its sizes, and those of {source} are not "
+                f"{static[0]}x{static[1]}. Leave --static out, or fix the sizes of the file first "
+                "(onnxruntime.tools.make_dynamic_shape_fixed)."
+            )
 
     def check_insertable(self) -> None:
         """See `Backend`."""

@@ -15,6 +15,7 @@ import torch
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.signature import Signature
 from asvp_export.teacher.model import Teacher
+from asvp_export.teacher.torchscript import converted
 
 Frozen = tuple[int | None, ...]
 """The dimensions N, C, H, W of the image that are frozen, None where free."""
@@ -25,7 +26,7 @@ _FOREIGN = tuple(
     for folder in (
         *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")),
         *torch.__path__,
-        Path(__file__).parents[1],
+        Path(__file__).parents[2],  # this package
     )
 )
 _STATIC_BATCH, _STATIC = "--static-batch", "--static --size HxW"
@@ -98,13 +99,11 @@ def _way_out(teacher: Teacher, options: dict[str, Frozen | None], attempt: Calla
 
 def _scripted(teacher: Teacher) -> None:
     """Convert what torch.jit.trace makes of the module; this holds the graph against the module at two sizes."""
-    from asvp_export.teacher.backends import open_backend
-
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of what a trace loses: the graph is compared
         traced = torch.jit.trace(teacher.module, teacher.inputs(teacher.example()), check_trace=False, strict=False)
     assert isinstance(traced, torch.jit.ScriptModule)
-    open_backend(replace(teacher, module=traced))
+    converted(replace(teacher, module=traced), None)
 
 
 def _fixed_on_the_way(error: BaseException, signature: Signature) -> list[str]:

@@ -7,21 +7,28 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import nn
 from torch.fx import Graph
 from torch.utils.flop_counter import FlopCounterMode
 
 from asvp_export.errors import InputError
-from asvp_export.teacher.backends.base import LayerNames, LayerOutputs, Take, dimensions_problem
+from asvp_export.options import DEFAULT_OPSET
+from asvp_export.teacher.backends.base import (
+    ExportSettings,
+    Insertion,
+    LayerNames,
+    LayerOutputs,
+    Take,
+    dimensions_problem,
+)
 from asvp_export.teacher.model import Teacher
-
-DEFAULT_OPSET = 18
-"""What most runtimes read, and what the exporter writes without a conversion."""
 
 TIMED_RUNS = 3
 
@@ -142,6 +149,12 @@ class TorchBackend:
             part, _, leaf = name.rpartition(".")
             setattr(modules[part], leaf, nn.Parameter(value.to(self.teacher.device), requires_grad=False))
         return module, {name: modules[name] for name in layers}
+
+    def export(self, inserted: Insertion, settings: ExportSettings) -> onnx.ModelProto:
+        """See `Backend`: the copy is traced."""
+        from asvp_export.teacher.backends.tracing import traced  # PyTorch's exporter takes a second to import
+
+        return traced(self.teacher, inserted, replace(settings, opset=self.opset))
 
     def check_insertable(self) -> None:
         """See `Backend`: any module is."""

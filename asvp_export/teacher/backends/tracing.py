@@ -1,4 +1,4 @@
-"""From a protected teacher to an ONNX model in memory."""
+"""From a module with nodes to an ONNX model in memory: PyTorch's exporter, and what it leaves to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import onnx
 import onnx_ir as ir
@@ -17,65 +16,30 @@ from onnxscript import values
 from torch.export import UnflattenedModule
 
 from asvp_export.errors import AsvpError, InputError
-from asvp_export.insertion.protected import Protected, observed
 from asvp_export.onnx_graph import publish
-from asvp_export.onnx_graph.contents import named_tensors, opset_of
 from asvp_export.onnx_graph.passes import attach_functions, name_by_module, name_nodes, remove_traces
-from asvp_export.onnx_graph.surgery import CAST_LIKE, Insertion, check_types, insert_nodes, remove_author, with_weights
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
+from asvp_export.options import DEFAULT_OPSET
 from asvp_export.signature import Signature
-from asvp_export.teacher.backends import OnnxBackend, open_backend
+from asvp_export.teacher.backends.base import TRACED, ExportSettings, Insertion
 from asvp_export.teacher.backends.refusal import FixedError, Frozen, refusal
 from asvp_export.teacher.backends.translations import OneTypeOfBounds, translations
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_model import OnnxModule
 
 OPSETS = range(18, 27)
-TRACED = (61, 91)
-"""Height and width that are traced. They fit no window: padding to one, which is nothing at 64 x 96, has to
-get into the graph."""
 
 
-def to_onnx(
-    protected: Protected,
-    *,
-    opset: int | None = None,
-    static: tuple[int, int] | None = None,
-    data_folder: Path | None = None,
-    traced_at: tuple[int, int] = TRACED,
-) -> onnx.ModelProto:
-    """Write the protected module as ONNX, with the operator's function body attached.
-
-    A module is traced; into a teacher that is an ONNX graph, or became one (TorchScript), the nodes are inserted.
-
-    Args:
-        protected: from `protect`.
-        opset: of the default domain, 18 to 26; None: that of an ONNX original, else 18.
-        static: (height, width) to freeze, with a batch of 1; None leaves batch, height and width free.
-        data_folder: where a module's weights are written if they are over 2 GiB, so that memory holds them once; None:
-            they go into the model, whatever their size.
-        traced_at: height and width at which a module is traced where they are free.
-
-    Returns:
-        A model with the inputs and outputs of the teacher's signature, no doc strings, and no metadata.
-
-    Raises:
-        InputError: an opset that is not written, or a teacher whose sizes cannot be left free.
-        AsvpError: the exporter does not take the module.
-    """
-    backend = open_backend(protected.teacher, opset)
-    if isinstance(backend, OnnxBackend):
-        return _inserted(protected, backend.graph, opset, static)
-    opset = backend.opset
+def traced(teacher: Teacher, inserted: Insertion, settings: ExportSettings) -> onnx.ModelProto:
+    """Trace a module with nodes; see `asvp_export.teacher.backends.base.Backend.export`."""
+    opset, static, data_folder = settings.opset or DEFAULT_OPSET, settings.static, settings.data_folder
     if opset not in OPSETS:
         raise InputError(f"The opset {opset} was asked for; {OPSETS[0]} to {OPSETS[-1]} can be written and run.")
-    teacher = protected.teacher
     frozen = (1, None, *static) if static else teacher.fixed
-    calls = _calls(protected, frozen)
+    calls = _calls(teacher, inserted, frozen)
     try:
-        program = _trace(protected.module, teacher, frozen, opset, traced_at)
+        program = _trace(inserted.module, teacher, frozen, opset, settings.traced_at)
     except Exception as error:  # the exporter wraps whatever went wrong inside
-        attempt = partial(_trace, protected.module, teacher, opset=opset, at=TRACED)
+        attempt = partial(_trace, inserted.module, teacher, opset=opset, at=TRACED)
         raise refusal(error, teacher, frozen, lambda other: attempt(frozen=other)) from error
     if data_folder is not None and _bytes_of(program.model) > publish.EXTERNAL_LIMIT:
         unload_from_model(program.model, data_folder, "traced.data", size_threshold_bytes=publish.SMALL - 1)
@@ -83,38 +47,12 @@ def to_onnx(
     written = next(o.version for o in model.opset_import if o.domain == "")
     if written != opset:
         raise AsvpError(f"The opset {opset} was asked for and the exporter wrote {written}; choose another opset.")
-    name_nodes(model, protected.nodes, calls)
+    name_nodes(model, inserted.nodes, calls)
     name_by_module(model)
     remove_traces(model)
     if None in (frozen[2], frozen[3]):
         _name_output(model, teacher)
     attach_functions(model)
-    return model
-
-
-def _inserted(
-    protected: Protected, graph: OnnxModule, opset: int | None, static: tuple[int, int] | None
-) -> onnx.ModelProto:
-    """The teacher's own graph with the nodes in it; the data of its tensors stays where it is."""
-    source, own = protected.teacher.source, opset_of(graph.model)
-    if opset not in (None, own):
-        raise InputError(
-            f"The opset {opset} was asked for; an ONNX file keeps its own, and {source} is of opset {own}. Leave "
-            "--opset out, or convert the file with onnx's version_converter first."
-        )
-    if static is not None and static != protected.teacher.fixed[2:]:
-        raise InputError(
-            f"--static was given; an ONNX graph keeps its sizes, and those of {source} are not "
-            f"{static[0]}x{static[1]}. Leave --static out, or fix the sizes of the file first "
-            "(onnxruntime.tools.make_dynamic_shape_fixed)."
-        )
-    tensors, _ = named_tensors(graph.model)
-    if own < CAST_LIKE and protected.nodes:
-        outputs = graph.session([tensors[name] for name in protected.nodes]).get_outputs()
-        check_types(graph.model, {one.name: one.type for one in outputs})
-    insertions = [Insertion(name, tensors[name], node) for name, node in protected.nodes.items()]
-    model = insert_nodes(with_weights(graph.model, protected.weights), insertions)
-    remove_author(model)
     return model
 
 
@@ -164,17 +102,22 @@ def _frozen_names(frozen: Frozen) -> set[str]:
     }
 
 
-def _calls(protected: Protected, frozen: Frozen) -> list[str]:
+def _calls(teacher: Teacher, inserted: Insertion, frozen: Frozen) -> list[str]:
     """The protected layers in the order in which a forward reaches their nodes.
 
     Raises:
         InputError: the forward puts other tensors in the place of its weights; tracing that ends the whole process.
     """
     calls: list[str] = []
-    places = {name: weight.data_ptr() for name, weight in protected.module.named_parameters()}
-    with observed(protected, lambda layer, *maps: calls.append(layer)):
-        protected(_example(protected.teacher, frozen, TRACED))
-    moved = [name for name, weight in protected.module.named_parameters() if weight.data_ptr() != places[name]]
+    module = inserted.module
+    parts = dict(module.named_modules())
+    hooks = [parts[name].register_forward_hook(lambda *_, name=name: calls.append(name)) for name in inserted.nodes]
+    addresses = {name: weight.data_ptr() for name, weight in module.named_parameters()}
+    with torch.inference_mode():
+        module(*teacher.inputs(_example(teacher, frozen, TRACED)))
+    for hook in hooks:
+        hook.remove()
+    moved = [name for name, weight in module.named_parameters() if weight.data_ptr() != addresses[name]]
     if moved:
         raise InputError(
             f"The model's forward computes {len(moved)} of its weights anew at each run ({', '.join(moved[:2])}), "
