@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 T = TypeVar("T")
-Say = Callable[[str], None]
+Printer = Callable[[str], None]
 
 
 class Progress:
@@ -25,7 +25,7 @@ class Progress:
         say: called with each line.
     """
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Printer) -> None:
         self._say = say
 
     def __call__(self, line: str) -> None:
@@ -48,7 +48,7 @@ class Progress:
 class BarProgress(Progress):
     """Lines as above; below them, on stderr, a bar with the count and the time left, which goes with the stage."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Printer) -> None:
         super().__init__(say)
         self._bar: RichProgress | None = None
 
@@ -65,12 +65,12 @@ class BarProgress(Progress):
                 self._bar = outer
 
 
-def reporter(progress: Say) -> Progress:
+def reporter(progress: Printer) -> Progress:
     """A `Progress` from what a caller hands in: one already, or a plain function that takes a line."""
     return progress if isinstance(progress, Progress) else Progress(progress)
 
 
-def for_terminal(say: Say) -> Progress:
+def for_terminal(say: Printer) -> Progress:
     """With bars where stderr is a terminal that somebody watches; without them in a pipe, a log, or CI."""
     return BarProgress(say) if _console().is_interactive and not os.environ.get("CI") else Progress(say)
 

@@ -195,7 +195,7 @@ def test_what_the_probe_finds(tmp_path: Path) -> None:
     level = loaded(made(NoiseLevel), tmp_path, sigma=NOISE[:, 0, 0, 0], x=X)
     assert level.inputs(level.example(batch=3))[0].shape == (3,)
     one = loaded(made(OneLevel), tmp_path, x=X, sigma=NOISE[0, 0, 0, :1])
-    assert one.fixed[0] is None and one.inputs(one.example(batch=3))[1].shape == (1,)
+    assert one.static_shape[0] is None and one.inputs(one.example(batch=3))[1].shape == (1,)
     noisy = loaded(made(NoiseMap), tmp_path, x=X, noise=NOISE)
     assert noisy.inputs(noisy.example(64, 80, batch=2))[1].shape == (2, 1, 32, 40)
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from asvp_export.console import alone, echo
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 
 DEBUG = "asvp_export.debug"  # in a command's context
 
@@ -35,7 +35,7 @@ class Output:
     """Nothing but errors."""
 
     @property
-    def progress(self) -> Say:
+    def progress(self) -> Printer:
         """Called with a line at each step, on stderr."""
         from asvp_export.progress import for_terminal
 

@@ -15,7 +15,7 @@ from asvp_export.distillation.victim import Victim
 from asvp_export.errors import InputError
 from asvp_export.insertion.protected import Protected
 from asvp_export.options import AuditOptions
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.teacher.model import Teacher, natural_images
 
 
@@ -57,7 +57,7 @@ def run_audit(
     file: str | Path | None = None,
     *,
     options: AuditOptions,
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
 ) -> AuditResult:
     """Train students on what a shipped model gives away, and say what the defence in it costs them.
 

@@ -222,7 +222,7 @@ def cut_patches(teacher: Teacher, pairs: Sequence[Pair], count: int, seed: int) 
 
 def fitting(teacher: Teacher, wanted: int) -> tuple[int, int]:
     """The height and width of inputs that the teacher takes, about as large as wanted."""
-    height, width = (fixed or _rule(teacher).fit(wanted) for fixed in teacher.fixed[2:])
+    height, width = (fixed or _rule(teacher).fit(wanted) for fixed in teacher.static_shape[2:])
     return (height, width)
 
 
@@ -234,7 +234,7 @@ def _rule(teacher: Teacher) -> SizeRule:
 def centre_crop(teacher: Teacher, pair: Pair) -> Pair:
     """The middle of a picture, as large as the teacher takes and 256 clean pixels at most on a side."""
     size, rule = [], _rule(teacher)
-    for side, fixed in zip(pair.degraded.shape[:2], teacher.fixed[2:], strict=True):
+    for side, fixed in zip(pair.degraded.shape[:2], teacher.static_shape[2:], strict=True):
         most = min(side, math.floor(_LARGEST / teacher.scale))
         size.append(fixed or max(most // rule.multiple * rule.multiple, rule.minimum))
     if teacher.size.square:

@@ -32,7 +32,7 @@ from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.images import as_channels
 from asvp_export.parity.metrics import peak_of, psnr, ssim
-from asvp_export.progress import Say, reporter
+from asvp_export.progress import Printer, reporter
 from asvp_export.signature import ValueRange
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
@@ -116,7 +116,7 @@ def run(
     experiment: Experiment,
     cache: Path,
     workers: Workers | None = None,
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
 ) -> Findings:
     """Train and evaluate a student for each row and seed, and for the rows that these are compared with.
 
@@ -184,8 +184,8 @@ def _particulars(teacher: Teacher) -> Iterator[object]:
         yield teacher.data_range
     for other in teacher.signature.others:
         yield other.name, other.follows, hashlib.sha256(other.example.tobytes()).hexdigest()
-    if any(teacher.fixed[2:]):
-        yield teacher.fixed[2:]
+    if any(teacher.static_shape[2:]):
+        yield teacher.static_shape[2:]
     if _device(teacher) != "cpu":  # the bits of a GPU are others
         yield torch.device(_device(teacher)).type
 

@@ -82,9 +82,11 @@ class Victim:
         """
         file = _File(path)
         dims = frozen(file.module.image_sizes(teacher.signature), teacher.signature.channels_last)
-        for ours, theirs in zip((teacher.fixed[0], teacher.channels, *teacher.fixed[2:]), dims, strict=True):
+        for ours, theirs in zip(
+            (teacher.static_shape[0], teacher.channels, *teacher.static_shape[2:]), dims, strict=True
+        ):
             if ours and theirs and ours != theirs:
-                shapes = dims, (teacher.fixed[0], teacher.channels, *teacher.fixed[2:])
+                shapes = dims, (teacher.static_shape[0], teacher.channels, *teacher.static_shape[2:])
                 taken, wanted = ("x".join(str(side or "?") for side in shape) for shape in shapes)
                 raise InputError(
                     f"{path} takes images of {taken} (N x C x H x W) and {teacher.source} of {wanted}; "
@@ -95,8 +97,8 @@ class Victim:
                 f"{path} has {len(file.module.output_names)} outputs and {teacher.source} "
                 f"{len(teacher.signature.outputs)}; give the teacher that the file was exported from."
             )
-        batch, _, height, width = (ours or theirs for ours, theirs in zip(teacher.fixed, dims, strict=True))
-        teacher = replace(teacher, fixed=(batch, teacher.fixed[1], height, width))
+        batch, _, height, width = (ours or theirs for ours, theirs in zip(teacher.static_shape, dims, strict=True))
+        teacher = replace(teacher, static_shape=(batch, teacher.static_shape[1], height, width))
         return cls(Protected(teacher, file.bare, file.nodes), file)
 
     @property
@@ -163,7 +165,7 @@ class Victim:
         return lambda images: self._look(lambda lot: tapped.run(self.teacher, lot, {}), images)
 
     def _look(self, look: Callable[[torch.Tensor], Activations], images: torch.Tensor) -> Activations:
-        return _in_lots(look, images, self.teacher.fixed[0])
+        return _in_lots(look, images, self.teacher.static_shape[0])
 
     def fits(self, images: torch.Tensor) -> dict[str, NodeFit]:
         """For each layer what attackers can fit instead of node and inverse: from the clean and the residual map."""

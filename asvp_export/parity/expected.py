@@ -14,7 +14,7 @@ from asvp_export.insertion.strength import EffectMeter, NodeEffect
 from asvp_export.operator import native
 from asvp_export.parity.cases import Case
 from asvp_export.parity.verify import least_psnr
-from asvp_export.progress import Say, reporter
+from asvp_export.progress import Printer, reporter
 from asvp_export.runtime.session import is_out_of_memory
 from asvp_export.teacher.model import Teacher, named_outputs
 
@@ -33,7 +33,7 @@ class Expected:
 def expected_of_teacher(
     protected: Protected,
     cases: Sequence[Case],
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
     original: list[list[np.ndarray]] | None = None,
 ) -> Expected:
     """Outputs of the original and of the protected module in PyTorch, and the effect of the nodes meanwhile.
@@ -63,7 +63,7 @@ def least_of(protected: Protected) -> float:
 
 
 def original_outputs(
-    teacher: Teacher, cases: Sequence[Case], progress: Say = lambda line: None
+    teacher: Teacher, cases: Sequence[Case], progress: Printer = lambda line: None
 ) -> list[list[np.ndarray]]:
     """The floating outputs of the original for each case."""
     with reporter(progress).track(cases, "original in PyTorch") as tracked:

@@ -15,7 +15,7 @@ from asvp_export.onnx_graph.metadata import INLINE
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected
 from asvp_export.parity.verify import GateResult, Thresholds, score, worse
-from asvp_export.progress import Say, reporter
+from asvp_export.progress import Printer, reporter
 from asvp_export.runtime.session import PROVIDERS, library_unused, run_model, session
 from asvp_export.runtime.tiles import Tiling, run_tiled, seam_energy
 from asvp_export.signature import ValueRange
@@ -41,7 +41,7 @@ def judge(
     thresholds: Thresholds,
     provider: str,
     portable: str = "",
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
 ) -> tuple[GateResult | None, GateResult]:
     """Run a file by its function body and, where the native library serves the provider, by it too; the worse counts.
 

@@ -15,7 +15,7 @@ from asvp_export.parity.expected import Expected, torch_outputs
 from asvp_export.parity.metrics import peak_of, psnr
 from asvp_export.parity.truth import clean_of, truth_psnr
 from asvp_export.parity.verify import compared
-from asvp_export.progress import Say, reporter
+from asvp_export.progress import Printer, reporter
 from asvp_export.teacher.model import Teacher
 
 SHIPPED, DELETED, SCALAR, MAP = "shipped", "nodes deleted", "best scalar", "best 1x1 map"
@@ -69,7 +69,7 @@ def removal_tests(
     cases: Sequence[Case],
     calibrate: Sequence[tuple[torch.Tensor, ...]],
     truth: Mapping[str, np.ndarray] | None = None,
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
     expected: Expected | None = None,
 ) -> tuple[RemovalTest, ...]:
     """Run the shipped graph as it is, with its nodes deleted, and with static maps fitted in their place.

@@ -30,7 +30,7 @@ from asvp_export.parity.judge import GateInputs, judge, judge_tiled, library_not
 from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.verify import Thresholds, check_threshold
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.runtime.session import check_provider, inputs_of, session
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import NHWC, Signature
@@ -48,7 +48,7 @@ def check(
     tiling: Tiling | None = None,
     plan: Plan | None = None,
     evidence: bool = False,
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
     **options: Unpack[GateKeywords],
 ) -> ParityResult:
     """Compare a shipped file with its original; nothing is written.
@@ -82,7 +82,7 @@ def check_file(
     tiling: Tiling | None,
     plan: Plan | None,
     evidence: bool,
-    progress: Say,
+    progress: Printer,
 ) -> ParityResult:
     """`check`, with the options as an object."""
     min_psnr, provider = gate.min_psnr, gate.provider
@@ -213,7 +213,7 @@ def _check_plan(plan: Plan, provenance: Provenance) -> None:
 
 
 def _expected(
-    original: Teacher, provenance: Provenance | None, cases: Sequence[Case], plan: Plan | None, progress: Say
+    original: Teacher, provenance: Provenance | None, cases: Sequence[Case], plan: Plan | None, progress: Printer
 ) -> tuple[Expected, list[str]]:
     """What the file's outputs are held against, and what the reader of the verdict has to know of it."""
     nodes = provenance.layers if provenance else {}

@@ -95,12 +95,12 @@ def _cut(teacher: Teacher, picture: np.ndarray, rng: np.random.Generator, sides:
     """A crop of a size that the teacher takes, from a random location."""
     low = max(teacher.size.minimum, min(sides[0], *picture.shape[:2]))
     size = []
-    for limit, fixed in zip(picture.shape[:2], teacher.fixed[2:], strict=True):
+    for limit, fixed in zip(picture.shape[:2], teacher.static_shape[2:], strict=True):
         asked = int(rng.integers(min(low, limit), min(sides[1], limit) + 1))
         size.append(fixed or min(teacher.size.fit(asked), max(teacher.size.fit(limit), teacher.size.minimum)))
     if teacher.size.square:
         size = [min(size)] * 2
-    if teacher.fixed[2] and (picture.shape[0] < size[0] or picture.shape[1] < size[1]):
+    if teacher.static_shape[2] and (picture.shape[0] < size[0] or picture.shape[1] < size[1]):
         raise InputError(
             f"An image for calibration is {picture.shape[0]}x{picture.shape[1]} (height x width) and the model takes "
             f"{size[0]}x{size[1]} only; use larger images."
@@ -131,5 +131,5 @@ def _inputs(teacher: Teacher, picture: np.ndarray) -> Inputs:
     x = teacher.data_range.of(pad_to(as_channels(frames, teacher.channels), teacher.size))
     x = x if teacher.signature.frames else x[:1]
     x = x[None] if teacher.signature.frames else x
-    batch = teacher.fixed[0] or 1
+    batch = teacher.static_shape[0] or 1
     return teacher.inputs(torch.from_numpy(np.ascontiguousarray(np.repeat(x, batch, axis=0))).to(teacher.device))

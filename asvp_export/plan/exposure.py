@@ -21,7 +21,7 @@ from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected, expected_of_teacher, original_outputs, torch_outputs
 from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.parity.verify import least_psnr
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.onnx_model import OnnxModule
 
@@ -43,7 +43,7 @@ def exposed(
     *,
     dtype: str = "fp32",
     min_psnr: float,
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
 ) -> Protected:
     """Give all layers the largest common exposed gain at which their residual maps are still what they should be.
 
@@ -91,7 +91,7 @@ def _lower_target(protected: Protected, half: bool, min_psnr: float) -> float:
 class _Trials:
     """Runs the protected model at several gains, in the type of the file that is to be."""
 
-    def __init__(self, protected: Protected, cases: Sequence[Case], dtype: str, progress: Say) -> None:
+    def __init__(self, protected: Protected, cases: Sequence[Case], dtype: str, progress: Printer) -> None:
         self._start, self._cases, self._progress = protected, list(cases), progress
         self.half = dtype == "fp16" or open_backend(protected.teacher).half
         self._convert = dtype == "fp16"

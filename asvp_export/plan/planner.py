@@ -18,7 +18,7 @@ from asvp_export.plan.calibration import Calibration, draw
 from asvp_export.plan.runners import open_runner
 from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Goal, Search, TrialResult, scaled
 from asvp_export.plan.solve import Weights
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
@@ -62,7 +62,7 @@ def plan(
     options: PlanOptions,
     calibrate: Sequence[Path],
     cases: Sequence[Case],
-    progress: Say,
+    progress: Printer,
 ) -> Protected:
     """Fit ranks, gains and weights on one set of images so that they hold on another.
 
@@ -140,7 +140,7 @@ def _search(
     ), unseen
 
 
-def _first_fit(search: Search, options: PlanOptions, progress: Say) -> TrialResult:
+def _first_fit(search: Search, options: PlanOptions, progress: Printer) -> TrialResult:
     """Gains, ranks and weights that fit the calibration images: those that were asked for, or the largest."""
     nodes, fitted = search.nodes, len(search.crops) + len(search.held_out)
     progress(f"calibrating {len(nodes)} node(s) on {fitted} inputs")
@@ -153,7 +153,7 @@ def _first_fit(search: Search, options: PlanOptions, progress: Say) -> TrialResu
 
 
 def _reduce_gains(
-    search: Search, trial: TrialResult, options: PlanOptions, unseen: range, progress: Say
+    search: Search, trial: TrialResult, options: PlanOptions, unseen: range, progress: Printer
 ) -> tuple[TrialResult, bool]:
     """Smaller gains until the verification images keep the tolerance too; these lower a plan and never raise it."""
     reduced = False
@@ -181,7 +181,7 @@ def _refined(
     trial: TrialResult,
     options: PlanOptions,
     images: Calibration,
-    progress: Say,
+    progress: Printer,
 ) -> TrialResult:
     if options.compensate != "refine":
         return trial

@@ -17,7 +17,7 @@ from asvp_export.options import AUTO, GAIN, FileOptions, GateOptions, ProtectOpt
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.expected import least_of
 from asvp_export.picture import left_out
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.teacher.model import Teacher
 
 DEFAULT_GAIN = 1.1  # beside no tolerance to fit: `Perturbation`'s own
@@ -27,7 +27,7 @@ def protect(
     teacher: Teacher,
     layers: Sequence[str] | str = AUTO,
     *,
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
     **options: Unpack[ProtectKeywords],
 ) -> Protected:
     """Insert a node, and its inverse, behind each selected layer; a layer that is called several times gets them at each call.
@@ -71,10 +71,10 @@ def protect_teacher(
     *,
     verify_images: Path | None = None,
     dtype: str = FileOptions.dtype,
-    progress: Say,
+    progress: Printer,
 ) -> Protected:
     """`protect`, with the options as objects."""
-    wanted = check_wishes(options)
+    wanted = resolved(options)
     if options.residual is None and wanted.residual == AUTO:
         progress(
             "compensation without a residual gain: the largest that the readers can be re-solved for (--residual auto)"
@@ -105,7 +105,7 @@ def protect_teacher(
     if options.gain == AUTO and wanted.residual != GAIN:
         from asvp_export.plan.exposure import exposed
 
-        cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.fixed)
+        cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.static_shape)
         protected = exposed(protected, options.max_gain, cases, dtype=dtype, min_psnr=gate.min_psnr, progress=progress)
     elif wanted.calibrated:
         from asvp_export.plan.exposure import with_gain
@@ -119,7 +119,7 @@ def protect_teacher(
     return protected
 
 
-def _first(options: ProtectOptions, wanted: Wanted) -> Perturbation:
+def _first(options: ProtectOptions, wanted: ResolvedOptions) -> Perturbation:
     """The node that each layer gets before any number is chosen."""
     return Perturbation(
         1 if options.rank == AUTO else int(options.rank),
@@ -136,7 +136,7 @@ def _ranked(
     count: int,
     options: ProtectOptions,
     gate: GateOptions,
-    progress: Say,
+    progress: Printer,
 ) -> tuple[dict[str, Perturbation], tuple[RankedLayer, ...]]:
     """The layers that are chosen, and their ranking."""
     from asvp_export.plan.ranking import compensable, rank
@@ -160,7 +160,7 @@ def _layers(layers: Sequence[str] | str) -> tuple[Sequence[str], int]:
 class _Fitting:
     """What gains, and weights behind them, are fitted to."""
 
-    wanted: Wanted
+    wanted: ResolvedOptions
     """The numbers and words."""
 
     gate: GateOptions
@@ -173,13 +173,13 @@ class _Fitting:
     """Their folder, where the user names one."""
 
 
-def _calibrated(teacher: Teacher, nodes: dict[str, Perturbation], fitting: _Fitting, progress: Say) -> Protected:
+def _calibrated(teacher: Teacher, nodes: dict[str, Perturbation], fitting: _Fitting, progress: Printer) -> Protected:
     """Gains, and weights behind them, that keep the tolerance without any inverse."""
     from asvp_export.plan.calibration import split
     from asvp_export.plan.planner import PlanOptions, plan
 
     wanted, asked, images = fitting.wanted, fitting.asked, fitting.gate.images
-    wishes = PlanOptions(
+    asked_of_plan = PlanOptions(
         ranks=() if wanted.rank_free and wanted.fitted is None else (next(iter(nodes.values())).rank,),
         gain=wanted.fitted,
         min_psnr=fitting.gate.min_psnr,
@@ -192,8 +192,8 @@ def _calibrated(teacher: Teacher, nodes: dict[str, Perturbation], fitting: _Fitt
     if images is not None and fitting.verify_images is None:
         calibrate, verify = split(calibrate)
         asked = replace(asked, images=verify)
-    cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.fixed)
-    made = plan(teacher, nodes, wishes, calibrate, cases, progress)
+    cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.static_shape)
+    made = plan(teacher, nodes, asked_of_plan, calibrate, cases, progress)
     return replace(made, verify_images=tuple(asked.paths) if asked.images is not None else ())
 
 
@@ -241,7 +241,7 @@ def _count(word: str) -> int:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ResolvedOptions:
     """What the numbers and words ask for, once the ones that depend on others are settled."""
 
     residual: float | str
@@ -266,7 +266,7 @@ class Wanted:
     """"none", "solve" or "refine"."""
 
 
-def check_wishes(options: ProtectOptions) -> Wanted:
+def resolved(options: ProtectOptions) -> ResolvedOptions:
     """What the numbers and words alone ask for, and what is wrong with them.
 
     Raises:
@@ -298,7 +298,7 @@ def check_wishes(options: ProtectOptions) -> Wanted:
             "how many values were amplified."
         )
     calibrated = compensate != "none" or (residual == GAIN and gain == AUTO)
-    return Wanted(
+    return ResolvedOptions(
         residual=residual,
         calibrated=calibrated,
         fitted=float(gain) if residual == GAIN and gain != AUTO else None,

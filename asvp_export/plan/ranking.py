@@ -14,7 +14,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.plan.calibration import draw
 from asvp_export.plan.runners import open_runner
 from asvp_export.plan.search import energies, strength_of
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.cost import multiply_adds
 from asvp_export.teacher.model import Teacher
@@ -73,7 +73,7 @@ def compensable(teacher: Teacher, nodes: Mapping[str, Perturbation]) -> dict[str
 
 
 def rank(
-    teacher: Teacher, nodes: Mapping[str, Perturbation], count: int, images: Sequence[Path], progress: Say
+    teacher: Teacher, nodes: Mapping[str, Perturbation], count: int, images: Sequence[Path], progress: Printer
 ) -> tuple[dict[str, Perturbation], tuple[RankedLayer, ...]]:
     """Choose the layers whose exposed maps hurt most for what the nodes cost, spread over the depth of the teacher.
 

@@ -10,7 +10,7 @@ import torch
 from asvp_export.plan.calibration import Calibration
 from asvp_export.plan.search import Search, TrialResult
 from asvp_export.plan.solve import Weights
-from asvp_export.progress import Say, reporter
+from asvp_export.progress import Printer, reporter
 from asvp_export.teacher.model import Teacher
 
 STEPS = 400
@@ -23,7 +23,7 @@ _SEED = 2510
 
 
 def refine(
-    teacher: Teacher, search: Search, trial: TrialResult, images: Calibration, progress: Say, steps: int = STEPS
+    teacher: Teacher, search: Search, trial: TrialResult, images: Calibration, progress: Printer, steps: int = STEPS
 ) -> Weights:
     """Train what lies behind the first node so that the outputs come closer to the original's.
 

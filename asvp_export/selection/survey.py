@@ -123,7 +123,9 @@ def _survey(teacher: Teacher, backend: Backend) -> Survey:
     with _refusing(teacher, image):
         first = backend.outputs(image)
     second = _second_run(teacher, backend, image.shape[-2])
-    probe = Probe((image.shape[0], teacher.fixed[0] or 2), (image.shape[-2], image.shape[-1]), teacher.signature.frames)
+    probe = Probe(
+        (image.shape[0], teacher.static_shape[0] or 2), (image.shape[-2], image.shape[-1]), teacher.signature.frames
+    )
     excluded = backend.excluded(first)
     axes: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -141,7 +143,7 @@ def _survey(teacher: Teacher, backend: Backend) -> Survey:
 
 def _second_run(teacher: Teacher, backend: Backend, height: int) -> dict[str, LayerOutputs] | None:
     """What the layers return at another height, width and batch; None where the teacher takes no other size."""
-    if teacher.fixed[2] is not None or teacher.fixed[3] is not None:
+    if teacher.static_shape[2] is not None or teacher.static_shape[3] is not None:
         return None
     # Not 128 x 64, which has as many positions as 64 x 96 once both are padded to a multiple of 64.
     image = teacher.example(height * (2 if teacher.size.square else 3), height, batch=2)

@@ -109,7 +109,7 @@ def load_teacher(model: str | Path | nn.Module, options: LoadOptions) -> Teacher
         found.scale,
         size,
         found.data_range,
-        found.fixed,
+        found.static_shape,
         options.device,
         known,
         assumptions,

@@ -67,12 +67,12 @@ class Teacher:
     """Height of the main output by that of the image: 1 for restoration, 2 for x2 super-resolution."""
 
     size: SizeRule
-    """Which H and W it takes; where a dimension is `fixed`, that one number is the only valid one."""
+    """Which H and W it takes; where a dimension is in `static_shape`, that one number is the only valid one."""
 
     data_range: ValueRange
     """The pixel values for black and white."""
 
-    fixed: tuple[int | None, int | None, int | None, int | None] = (None, None, None, None)
+    static_shape: tuple[int | None, int | None, int | None, int | None] = (None, None, None, None)
     """Frozen dimensions of the image (N, C, H, W, in whatever layout the model takes it), None where free. A .pt2 archive always freezes C; one that was
     exported with static sizes freezes N, H and W too. N is 1 where a model refuses to run two images at a time."""
 
@@ -96,12 +96,12 @@ class Teacher:
         Args:
             height: in pixels, rounded up to a valid size; about 64 when not given.
             width: likewise; about 32 more than the height when not given (the same for a model of square images).
-            batch: how many images, each of them different. A dimension in `fixed` wins over all three arguments.
+            batch: how many images, each of them different. A dimension in `static_shape` wins over all three arguments.
 
         Returns:
             N,C,H,W (a video model: N,T,C,H,W), float32 in the data range, on the teacher's device.
         """
-        n, _, h, w = self.fixed
+        n, _, h, w = self.static_shape
         tall = self.size.fit(64 if height is None else height)
         wide = self.size.fit(tall + 32 if width is None else width)
         if self.size.square and h is w is None:

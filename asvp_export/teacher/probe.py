@@ -44,7 +44,7 @@ class Findings:
     data_range: ValueRange
     """The values of black and white: as asked for, or as detected."""
 
-    fixed: Dims
+    static_shape: Dims
     """The frozen dimensions that were given, with N = 1 added where two images at a time made the model fail."""
 
     assumptions: tuple[Assumption, ...] = ()
@@ -140,7 +140,7 @@ def probe(
         whole = scale.numerator if scale.denominator == 1 else scale
         told = (*run.main.assumptions, *about_values, *_about_sizes(run, shrinkage, size, fixed))
         both = run.takes_channels_last(height, width, shrinkage)
-        return Findings(run.signature, whole, size, values, run.fixed, told, both)
+        return Findings(run.signature, whole, size, values, run.static_shape, told, both)
     raise problems[0]
 
 
@@ -169,7 +169,7 @@ def _layouts(channels: int | None, channels_last: bool) -> Iterator[Signature]:
 
 def _sizes(run: _Runner, stated: SizeRule) -> tuple[_Shrinkage, SizeRule, int, int]:
     """How the output follows from the image, the size rule, and a height and a width that work."""
-    _, _, height, width = run.fixed
+    _, _, height, width = run.static_shape
     if height is not None and width is not None:
         shrinkage = run.shrinkage(height, width)
         if shrinkage is None:
@@ -182,7 +182,7 @@ def _sizes(run: _Runner, stated: SizeRule) -> tuple[_Shrinkage, SizeRule, int, i
         alone = run.shrinkage(least, least) if least > 1 else None
         if alone is None:
             raise
-        run.fixed = (run.fixed[0], run.fixed[1], least, least)
+        run.static_shape = (run.static_shape[0], run.static_shape[1], least, least)
         return alone, SizeRule(), least, least
     smallest, least = min(height, width) // multiple, -(-stated.minimum // multiple)
     if run.works(multiple * least, multiple * least, shrinkage):
@@ -226,7 +226,7 @@ class _Runner:
         self.module, self.source, self.device = subject.module, subject.source, subject.device
         self.runs = subject.runs or subject.module
         self.main = MainOutput(subject.module, subject.source, subject.main_output)
-        self.signature, self.fixed, self.values = signature, fixed, values
+        self.signature, self.static_shape, self.values = signature, fixed, values
         self.problem = ""
 
     def main_output(self, image: torch.Tensor) -> torch.Tensor | None:
@@ -252,7 +252,7 @@ class _Runner:
 
         A border shows only in other sizes: those that are larger by one and three times the `multiple` are tried.
         """
-        n, _, h, w = self.fixed
+        n, _, h, w = self.static_shape
         height, width = h or height, w or width
         sides = self._sides(n or 1, height, width)
         if sides is None:
@@ -308,7 +308,7 @@ class _Runner:
 
     def frozen_batch(self, height: int, width: int, shrinkage: _Shrinkage) -> None:
         """Freeze N at 1 where a batch of two makes the model fail, also with one noise level for both, say."""
-        if self.fixed[0] is not None or self.works(height, width, shrinkage, batch=2):
+        if self.static_shape[0] is not None or self.works(height, width, shrinkage, batch=2):
             return
         tried = self.signature
         common = [replace(o, follows=tuple(f for f in o.follows if f[1] != "batch")) for o in tried.others]
@@ -316,12 +316,12 @@ class _Runner:
             self.signature = replace(tried, others=tuple(common))
             if self.works(height, width, shrinkage, batch=2):
                 return
-        self.signature, self.fixed = tried, (1, *self.fixed[1:])
+        self.signature, self.static_shape = tried, (1, *self.static_shape[1:])
 
     def takes_channels_last(self, height: int, width: int, shrinkage: _Shrinkage) -> bool:
         """Whether a model that takes this size N,C,H,W takes it N,H,W,C too, so that running it does not tell them apart."""
         tried = self.signature
-        if tried.channels_last or tried.frames or self.fixed[2] or self.fixed[3]:
+        if tried.channels_last or tried.frames or self.static_shape[2] or self.static_shape[3]:
             return False
         self.signature = replace(tried, channels_last=True)
         try:
@@ -350,7 +350,7 @@ class _Runner:
 
 def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, given: Dims) -> tuple[Assumption, ...]:
     """What was concluded of sizes, scale and batches, all of it by running the model."""
-    _, _, height, width = run.fixed
+    _, _, height, width = run.static_shape
     scale = f"{shrinkage.scale}" + (f", less a border of {shrinkage.border} pixels" if shrinkage.border else "")
     if height is not None and width is not None:
         only = f"{height}x{width}"
@@ -370,7 +370,7 @@ def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, given: Dim
             Assumption("sizes", ", ".join(rule) or "any", why, not crash),
             Assumption("scale", scale, "of what comes out at each size that was tried", True),
         ]
-    if run.fixed[0] is not None:
+    if run.static_shape[0] is not None:
         why = "the model is fixed to it" if given[0] is not None else "two images at a time make the model fail"
-        told.append(Assumption("batch", str(run.fixed[0]), why, True))
+        told.append(Assumption("batch", str(run.static_shape[0]), why, True))
     return tuple(told)

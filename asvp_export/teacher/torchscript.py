@@ -101,14 +101,14 @@ def converted(teacher: Teacher, opset: int | None = None) -> OnnxModule:
             f"The opset {opset} was asked for; from TorchScript {OPSETS[0]} to {OPSETS[-1]} can be written. Leave --opset out."
         )
     made = _graphs.setdefault(teacher.module, {})
-    if (opset, teacher.fixed) not in made:
-        made[opset, teacher.fixed] = _verified(teacher, OnnxModule(_convert(teacher, opset)))
-    return made[opset, teacher.fixed]
+    if (opset, teacher.static_shape) not in made:
+        made[opset, teacher.static_shape] = _verified(teacher, OnnxModule(_convert(teacher, opset)))
+    return made[opset, teacher.static_shape]
 
 
 def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
     signature = teacher.signature
-    frozen = {name for name, size in zip(("batch", "", "height", "width"), teacher.fixed, strict=True) if size}
+    frozen = {name for name, size in zip(("batch", "", "height", "width"), teacher.static_shape, strict=True) if size}
     free = [{axis: name for axis, name in axes.items() if name not in frozen} for axes in signature.dimensions]
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -12,8 +12,8 @@ from asvp_export.errors import InputError
 from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
 from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
-from asvp_export.plan.protection import check_wishes, protect_teacher
-from asvp_export.progress import Say
+from asvp_export.plan.protection import protect_teacher, resolved
+from asvp_export.progress import Printer
 from asvp_export.report.audit_page import write_audit_page
 from asvp_export.report.report import write_json
 from asvp_export.teacher.load import load_teacher
@@ -47,7 +47,9 @@ class AuditJob:
     """The images that gains are fitted to, and their tolerance."""
 
 
-def audit(model: Path, protected: Path | None, job: AuditJob, progress: Say, note: Say) -> tuple[AuditResult, Files]:
+def audit(
+    model: Path, protected: Path | None, job: AuditJob, progress: Printer, note: Printer
+) -> tuple[AuditResult, Files]:
     """Train students on what a shipped model gives away, and say what the defence costs them.
 
     Args:
@@ -68,7 +70,7 @@ def audit(model: Path, protected: Path | None, job: AuditJob, progress: Say, not
     if sum((protected is not None, job.plan is not None, bool(job.layers))) != 1:
         raise InputError("One of a protected file, a plan and layers was expected: what is shipped?")
     check_requirements(asked.require)
-    check_wishes(job.protect)
+    resolved(job.protect)
     files = audit_files(asked.report or Path(), (protected or model).stem)
     read = {"model": model, **({"protected file": protected} if protected else {})}
     keep_apart(read | ({"plan": job.plan} if job.plan else {}), files)

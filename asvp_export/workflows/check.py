@@ -9,7 +9,7 @@ from asvp_export.insertion.plan import Plan
 from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.shipped import check_file
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.load import load_teacher
@@ -38,7 +38,9 @@ class CheckJob:
     """Which reports."""
 
 
-def check(original: Path, protected: Path, job: CheckJob, progress: Say, note: Say) -> tuple[ParityResult, Files]:
+def check(
+    original: Path, protected: Path, job: CheckJob, progress: Printer, note: Printer
+) -> tuple[ParityResult, Files]:
     """Compare a shipped file with its original; nothing is written but the reports that are asked for.
 
     Args:

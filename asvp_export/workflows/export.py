@@ -12,8 +12,8 @@ from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected
 from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
 from asvp_export.parity.result import ParityResult
-from asvp_export.plan.protection import check_wishes, protect_teacher
-from asvp_export.progress import Say
+from asvp_export.plan.protection import protect_teacher, resolved
+from asvp_export.progress import Printer
 from asvp_export.teacher.load import load_teacher
 from asvp_export.workflows.artifacts import Files, keep_apart, shipped_files, write_artifacts
 from asvp_export.workflows.preflight import tell, warn_of_two_runtimes
@@ -49,7 +49,9 @@ class ExportJob:
     """Which reports."""
 
 
-def export(model: Path, output: Path | None, job: ExportJob, progress: Say, note: Say) -> tuple[ParityResult, Files]:
+def export(
+    model: Path, output: Path | None, job: ExportJob, progress: Printer, note: Printer
+) -> tuple[ParityResult, Files]:
     """Protect a model's file, export it, and give the new file its name once it is verified.
 
     Args:
@@ -69,7 +71,7 @@ def export(model: Path, output: Path | None, job: ExportJob, progress: Say, note
     if not job.layers and job.plan is None:
         raise InputError("No layers were named; layers (auto chooses them) or a plan was expected.")
     chosen = Plan.load(job.plan) if job.plan else None  # what is wrong is told before a large model is loaded
-    check_wishes(job.protect)
+    resolved(job.protect)
     output = output or default_output(model)
     check_output(output, force=job.file.force)
     files = shipped_files(output, job.report, job.file.force, planned=chosen is None and _planned(job))

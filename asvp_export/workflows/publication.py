@@ -36,7 +36,7 @@ from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.traced import fitted
 from asvp_export.parity.truth import read_truth
 from asvp_export.parity.verify import GateResult, Thresholds, check_threshold, least_psnr
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.runtime.session import check_provider
 from asvp_export.signature import NCHW, NHWC
 from asvp_export.teacher.backends import open_backend
@@ -53,7 +53,7 @@ def export(
     output: str | Path,
     *,
     evidence: bool = False,
-    progress: Say = lambda line: None,
+    progress: Printer = lambda line: None,
     **options: Unpack[ExportKeywords],
 ) -> ParityResult:
     """Export, verify, and only then give the file its name.
@@ -81,7 +81,7 @@ def export(
 
 
 def export_protected(
-    protected: Protected, path: Path, gate: GateOptions, file: FileOptions, *, evidence: bool, progress: Say
+    protected: Protected, path: Path, gate: GateOptions, file: FileOptions, *, evidence: bool, progress: Printer
 ) -> ParityResult:
     """`export`, with the options as objects."""
     check_threshold(gate.min_psnr)
@@ -96,14 +96,14 @@ def export_protected(
         check_output(failed, force=file.force)
     notes = [
         *library_notes(provider, portable),
-        *frozen_notes(*(frozen or teacher.fixed[2:])),
+        *frozen_notes(*(frozen or teacher.static_shape[2:])),
         *_half_notes(teacher, dtype),
         *(["The file takes one image at a time (--static-batch)."] if file.static_batch and not frozen else []),
     ]
     backend = open_backend(teacher, opset)
     folder = backend.data_folder
     with Staging(path, force=file.force, external_data=file.external_data, data_folder=folder) as staging:
-        fixed = (1, None, *frozen) if frozen else teacher.fixed
+        fixed = (1, None, *frozen) if frozen else teacher.static_shape
         asked = InputsAsked(
             protected.verify_images or None if gate.images is None else gate.images, gate.sizes, gate.thorough
         )
@@ -184,7 +184,7 @@ def export_protected(
     )
 
 
-def _expected(protected: Protected, cases: Sequence[Case], progress: Say) -> Expected:
+def _expected(protected: Protected, cases: Sequence[Case], progress: Printer) -> Expected:
     """What the file is held against: what is known of these inputs already, else from a run of both models."""
     if protected.verified and same_inputs(protected.verified[0], cases):
         return protected.verified[1]
@@ -272,7 +272,7 @@ def _one_at_a_time(teacher: Teacher) -> Teacher:
     Raises:
         InputError: its batch is another number, or that of a graph which keeps its sizes.
     """
-    own = teacher.fixed[0]
+    own = teacher.static_shape[0]
     if own == 1:
         return teacher
     if own is not None or isinstance(teacher.module, OnnxModule):
@@ -281,7 +281,7 @@ def _one_at_a_time(teacher: Teacher) -> Teacher:
             f"--static-batch was given; the batch of {teacher.source} is {theirs}, and a graph keeps its sizes. Leave "
             "--static-batch out, or fix the batch of an ONNX file first (onnxruntime.tools.make_dynamic_shape_fixed)."
         )
-    return replace(teacher, fixed=(1, *teacher.fixed[1:]))
+    return replace(teacher, static_shape=(1, *teacher.static_shape[1:]))
 
 
 def _size_note(teacher: Teacher) -> str:
@@ -301,10 +301,10 @@ def _half_notes(teacher: Teacher, dtype: str) -> list[str]:
 
 def _frozen_size(teacher: Teacher, sizes: Sequence[tuple[int, int]], static: bool) -> tuple[int, int] | None:
     """The height and width to freeze, or None for free ones."""
-    _, _, height, width = teacher.fixed
+    _, _, height, width = teacher.static_shape
     if height is not None and width is not None and static:
         return height, width
-    if any(dim is not None for dim in teacher.fixed[2:]) and not static and open_backend(teacher).traced:
+    if any(dim is not None for dim in teacher.static_shape[2:]) and not static and open_backend(teacher).traced:
         raise InputError(
             f"{teacher.source} was traced with fixed sizes ({height} x {width}) and cannot become dynamic. Give --static, "
             "or trace it again with dynamic shapes."

@@ -8,7 +8,7 @@ from pathlib import Path
 from asvp_export.files import check_output
 from asvp_export.images import image_format, read_npz, read_picture, write_image
 from asvp_export.options import RunOptions, TileOptions
-from asvp_export.progress import Say
+from asvp_export.progress import Printer
 from asvp_export.runtime.restoration import restore
 from asvp_export.workflows.artifacts import keep_apart
 from asvp_export.workflows.check import tiling_of
@@ -39,7 +39,7 @@ class Restored:
     """Height and width of what was written."""
 
 
-def run(protected: Path, image: Path, output: Path, job: RunJob, note: Say) -> Restored:
+def run(protected: Path, image: Path, output: Path, job: RunJob, note: Printer) -> Restored:
     """Restore a picture with a shipped file, at any size.
 
     Args:

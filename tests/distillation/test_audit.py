@@ -152,7 +152,7 @@ def test_a_file_of_frozen_sizes_shows_the_same_and_another_model_is_refused(vict
     del model.graph.value_info[:]
     onnx.save(model, tmp_path / "frozen.onnx")
     other = Victim.of_file(victim.teacher, tmp_path / "frozen.onnx")
-    assert other.teacher.fixed[0] == 3
+    assert other.teacher.static_shape[0] == 3
     ours, theirs = victim.shipped(patches.inputs[:4]), other.shipped(patches.inputs[:4])
     assert near(theirs.outputs, ours.outputs) < 1e-4 and near(theirs["exposed"][0], ours["exposed"][0]) < 1e-4
     grey = asvp_export.load(torch.nn.Conv2d(1, 1, 3, padding=1))

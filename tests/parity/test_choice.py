@@ -49,7 +49,7 @@ def teachers() -> dict[int, asvp_export.Teacher]:
 
 
 def chosen(teacher: asvp_export.Teacher, **asked) -> tuple[list[Case], Comparison]:
-    return verification_inputs(teacher, InputsAsked(**asked), teacher.size, teacher.fixed)
+    return verification_inputs(teacher, InputsAsked(**asked), teacher.size, teacher.static_shape)
 
 
 def pictures_in(cases: Sequence[Case]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The gain that rounding allows, the residual that compensation allows, layers by their spectra, and bad wishes."""
+"""The gain that rounding allows, the residual that compensation allows, layers by their spectra, and bad options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.options import ProtectOptions
 from asvp_export.parity.expected import least_of
 from asvp_export.plan.exposure import FULL_DB, LEAST
-from asvp_export.plan.protection import check_wishes
+from asvp_export.plan.protection import resolved
 from tests.helpers.commands import call, complaint
 from tests.helpers.teachers import ROOT, example, recurrent, save_pictures
 from tests.helpers.two_gains import decibels, maps_of
@@ -152,8 +152,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def solved(derain, folders) -> asvp_export.Protected:
-    wishes = {"residual": "auto", "compensate": "solve", "min_psnr": 42.0}
-    return asvp_export.protect(derain, "after_body", **wishes, **folders)
+    options = {"residual": "auto", "compensate": "solve", "min_psnr": 42.0}
+    return asvp_export.protect(derain, "after_body", **options, **folders)
 
 
 def test_with_compensation_the_exposed_gain_is_full_and_the_residual_what_the_tolerance_allows(solved):
@@ -257,16 +257,16 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_wishes_that_do_not_go_together_are_refused(case, derain):
-    wishes, expected = BAD[case]
-    wishes = {name: float("nan") if value == "nan" else value for name, value in wishes.items()}
+    options, expected = BAD[case]
+    options = {name: float("nan") if value == "nan" else value for name, value in options.items()}
     with pytest.raises(InputError, match=expected):
-        asvp_export.protect(derain, "after_body", **wishes)
+        asvp_export.protect(derain, "after_body", **options)
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_the_command_line_says_so_in_a_sentence_before_it_loads_anything(case, tmp_path):
-    wishes, expected = BAD[case]
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in wishes.items()]
+    options, expected = BAD[case]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     model = ROOT / "examples" / "teachers" / "derain.safetensors"
     answer = call(model, "--layers=after_body", f"--output={tmp_path / 'p.onnx'}", *options)
     assert re.search(expected, complaint(answer)) and "loading" not in answer.err
@@ -282,14 +282,14 @@ def test_a_residual_without_layers_is_refused(derain):
 def test_an_energy_below_1_goes_with_a_residual_of_gain(derain):
     node = asvp_export.protect(derain, "after_body", gain=2.0, energy=0.9, residual="gain").nodes["after_body"]
     assert (node.energy, node.left, node.inverse) == (0.9, 2.0, None)
-    assert check_wishes(ProtectOptions(energy=0.9, residual="gain")).calibrated
+    assert resolved(ProtectOptions(energy=0.9, residual="gain")).calibrated
 
 
-@pytest.mark.parametrize("wishes, expected", [
+@pytest.mark.parametrize("options, expected", [
     ({"gain": 2.0, "residual": 2.5}, "residual"), ({"gain": 2.0, "residual": math.nan}, "residual"),
     ({"gain": 2.0, "residual": math.inf}, "residual"), ({"gain": 2.0, "residual": "1"}, "residual"),
     ({"gain": 2.0, "residual": 1.0, "energy": 0.5}, "energy"),
 ])  # fmt: skip
-def test_a_value_that_cannot_be_is_refused_when_it_is_made(wishes, expected):
+def test_a_value_that_cannot_be_is_refused_when_it_is_made(options, expected):
     with pytest.raises(InputError, match=f"The {expected}"):
-        Perturbation(**wishes)
+        Perturbation(**options)

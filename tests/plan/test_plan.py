@@ -43,9 +43,9 @@ def folders(tmp_path_factory):
     return root
 
 
-def protect(teacher, layers, folders, **wishes):
+def protect(teacher, layers, folders, **options):
     return asvp_export.protect(
-        teacher, layers, images=folders / "calibrate", verify_images=folders / "verify", **wishes
+        teacher, layers, images=folders / "calibrate", verify_images=folders / "verify", **options
     )
 
 
@@ -246,7 +246,7 @@ def test_an_export_is_planned_kept_and_repeated_from_the_plan(folders, tmp_path)
 
 def test_bad_wishes_are_told_in_one_sentence(folders, solved, tmp_path):
     derain = example("derain")
-    for layers, wishes, told in (
+    for layers, options, told in (
         (LAYER, {"compensate": "magic"}, "'magic' was asked for; none or solve or refine"),
         (LAYER, {"gain": "loud"}, "'loud' was asked for; a number or auto"),
         (LAYER, {"max_gain": 1.0}, "max gain 1 was asked for; a number over 1"),
@@ -260,7 +260,7 @@ def test_bad_wishes_are_told_in_one_sentence(folders, solved, tmp_path):
         ),
     ):
         with pytest.raises(InputError, match=told):
-            protect(derain, layers, folders, **wishes)
+            protect(derain, layers, folders, **options)
     (tmp_path / "two").mkdir()
     for path in list_images(folders / "calibrate")[:2]:
         save(tmp_path / "two" / path.name, read_image(path)[:4, :4])

@@ -136,7 +136,7 @@ def test_channels_last_is_found_and_told_whatever_the_teacher_comes_as(name, why
     assert told.concluded == "N,H,W,C (channels last)" and why in told.because
     assert told.certain and told.option == "--layout nchw|nhwc"
     if name == "last_fixed.onnx":
-        assert teacher.fixed == (1, 3, 64, 80)
+        assert teacher.static_shape == (1, 3, 64, 80)
     else:
         assert teacher.size.multiple == 2
 
@@ -314,7 +314,7 @@ def test_the_option_overrides_what_was_found(files, tmp_path, pictures):
     teacher = asvp_export.load(files / "last_fixed.onnx", layout="nchw")
     assert (
         not teacher.signature.channels_last
-        and teacher.fixed == (1, 64, 80, 3)
+        and teacher.static_shape == (1, 64, 80, 3)
         and "layout" not in {one.about for one in teacher.assumptions}
     )
     with pytest.raises(asvp_export.InputError, match="nchw or nhwc was expected"):

@@ -178,7 +178,7 @@ def left() -> object:
 def test_a_crash_below_some_size_is_a_size_that_does_not_work(kind, least, runner, tmp_path: Path, left):
     path = crashing(tmp_path) if kind == "onnx" else scripted(Dividing(), tmp_path / "dividing.pt")
     teacher = load(path)
-    assert (teacher.size, teacher.scale, teacher.fixed[2:]) == (SizeRule(least, 1), 1, (None, None))
+    assert (teacher.size, teacher.scale, teacher.static_shape[2:]) == (SizeRule(least, 1), 1, (None, None))
     (told,) = [one for one in teacher.assumptions if "SIGFPE" in one.because]
     assert (told.about, told.concluded, told.certain) == ("sizes", f"at least {least}", False)
     assert told.because == f"{runner} is ended by SIGFPE at {least - 1}x{least - 1}"

@@ -201,7 +201,7 @@ def test_a_state_dict_with_its_architecture_computes_what_the_original_did(
     assert torch.equal(teacher.module(image), original.eval()(image))
     assert (teacher.source, teacher.format) == (path.name, "state-dict")
     assert teacher.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (teacher.channels, teacher.scale, teacher.size, teacher.fixed) == (3, 1, SizeRule(1, 1), (None,) * 4)
+    assert (teacher.channels, teacher.scale, teacher.size, teacher.static_shape) == (3, 1, SizeRule(1, 1), (None,) * 4)
     assert not teacher.module.training
     assert not any(weight.requires_grad for weight in teacher.module.parameters())
 
@@ -394,7 +394,7 @@ def test_arguments_without_an_architecture_and_architectures_without_need_are_re
 def test_a_dynamic_archive_takes_other_sizes_and_hooks(tmp_path: Path) -> None:
     module = Residual()
     teacher = load(exported(tmp_path / "m.pt2", module, (2, 3, 24, 40), n=AUTO, h=AUTO, w=AUTO))
-    assert (teacher.format, teacher.fixed, teacher.scale) == ("pt2", (None, 3, None, None), 1)
+    assert (teacher.format, teacher.static_shape, teacher.scale) == ("pt2", (None, 3, None, None), 1)
     image = teacher.example(33, 57, batch=3)
     assert image.shape == (3, 3, 33, 57)
     assert torch.equal(teacher.module(image), module(image))
@@ -405,7 +405,7 @@ def test_a_dynamic_archive_takes_other_sizes_and_hooks(tmp_path: Path) -> None:
 
 def test_a_static_archive_keeps_its_size(tmp_path: Path) -> None:
     teacher = load(exported(tmp_path / "m.pt2"))
-    assert teacher.fixed == (1, 3, 24, 40)
+    assert teacher.static_shape == (1, 3, 24, 40)
     assert teacher.example().shape == teacher.example(64, 64, batch=2).shape == (1, 3, 24, 40)
     assert teacher.module(teacher.example()).shape == (1, 3, 24, 40)
 
@@ -418,7 +418,7 @@ def test_an_archive_is_known_by_its_content(tmp_path: Path) -> None:
 def test_an_archive_with_a_multiple_of_its_own(tmp_path: Path) -> None:
     rows, columns = 8 * torch.export.Dim("rows"), torch.export.Dim("columns", min=16)
     teacher = load(exported(tmp_path / "m.pt2", h=rows, w=columns))
-    assert (teacher.size, teacher.fixed) == (SizeRule(16, 8), (1, 3, None, None))
+    assert (teacher.size, teacher.static_shape) == (SizeRule(16, 8), (1, 3, None, None))
 
 
 @pytest.mark.parametrize(
@@ -764,7 +764,7 @@ def fits_only_one(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("function", [fits_only_one, lambda y, x: y.mean(0, keepdim=True)])
 def test_a_model_for_one_image_at_a_time_has_its_batch_frozen(function: Any) -> None:
     teacher = load(Returns(function))
-    assert teacher.fixed == (1, None, None, None)
+    assert teacher.static_shape == (1, None, None, None)
     assert teacher.example(batch=2).shape[0] == 1
 
 

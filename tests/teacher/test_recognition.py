@@ -67,7 +67,9 @@ def test_a_model_of_one_size_alone_is_known_by_what_is_stated():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + 0 * self.head.weight.new_ones(1, 3, 40, 40)
 
-    fixed = probe(Subject(Fixed().eval(), "a model"), None, (None, None, None, None), None, SizeRule(40, 1)).fixed
+    fixed = probe(
+        Subject(Fixed().eval(), "a model"), None, (None, None, None, None), None, SizeRule(40, 1)
+    ).static_shape
     assert fixed[2:] == (40, 40)
 
 

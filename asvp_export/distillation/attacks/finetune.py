@@ -31,7 +31,7 @@ class FineTune(Attack):
         generator = torch.Generator().manual_seed(_SEED)
         with torch.enable_grad():
             for _ in range(_STEPS):
-                chosen = torch.randint(len(images), (teacher.fixed[0] or _BATCH,), generator=generator)
+                chosen = torch.randint(len(images), (teacher.static_shape[0] or _BATCH,), generator=generator)
                 result = module(*teacher.inputs(images[chosen].to(teacher.device)))
                 output = list(named_outputs(result).values())[teacher.signature.main]
                 restored = teacher.signature.from_model(output)

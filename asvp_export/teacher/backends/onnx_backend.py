@@ -167,7 +167,7 @@ class OnnxBackend:
                 f"The opset {settings.opset} was asked for; an ONNX file keeps its own, and {source} is of opset "
                 f"{self.opset}. Leave --opset out, or convert the file with onnx's version_converter first."
             )
-        if static is not None and static != self.teacher.fixed[2:]:
+        if static is not None and static != self.teacher.static_shape[2:]:
             raise InputError(
                 f"--static was given; an ONNX graph keeps its sizes, and those of {source} are not "
                 f"{static[0]}x{static[1]}. Leave --static out, or fix the sizes of the file first "

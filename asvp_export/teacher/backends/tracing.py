@@ -34,7 +34,7 @@ def traced(teacher: Teacher, inserted: Insertion, settings: ExportSettings) -> o
     opset, static, data_folder = settings.opset or DEFAULT_OPSET, settings.static, settings.data_folder
     if opset not in OPSETS:
         raise InputError(f"The opset {opset} was asked for; {OPSETS[0]} to {OPSETS[-1]} can be written and run.")
-    frozen = (1, None, *static) if static else teacher.fixed
+    frozen = (1, None, *static) if static else teacher.static_shape
     calls = _calls(teacher, inserted, frozen)
     try:
         program = _trace(inserted.module, teacher, frozen, opset, settings.traced_at)
