@@ -136,6 +136,7 @@ setup(
             "hypothesis",
             "openvino",
             "ruff",
+            "import-linter",
             "pyright[nodejs]",
             "cmake",
             "filelock",

@@ -10,26 +10,30 @@ if TYPE_CHECKING:
     from asvp_export.insertion.apply import apply
     from asvp_export.insertion.plan import Plan
     from asvp_export.insertion.protected import Protected
-    from asvp_export.onnx_graph.describe import describe
     from asvp_export.operator.native import library_path
     from asvp_export.operator.reference import reference
     from asvp_export.operator.schema import Perturbation
     from asvp_export.parity.result import ParityResult
-    from asvp_export.parity.shipped import check
-    from asvp_export.plan.protection import protect
-    from asvp_export.report.card import write_card
-    from asvp_export.report.manifest import verify, write_manifest
-    from asvp_export.report.page import write_page
-    from asvp_export.runtime.restoration import restore
     from asvp_export.runtime.session import InferenceSession
-    from asvp_export.selection.survey import Layer, candidates
+    from asvp_export.selection.survey import Layer
     from asvp_export.signature import Signature, SizeRule, ValueRange
     from asvp_export.teacher.load import load
     from asvp_export.teacher.model import Teacher
-    from asvp_export.workflows.publication import export
+    from asvp_export.workflows.audit import audit
+    from asvp_export.workflows.check import check
+    from asvp_export.workflows.export import export
+    from asvp_export.workflows.inspect import inspect, verify_manifest
+    from asvp_export.workflows.layers import layers
+    from asvp_export.workflows.protect import protect
+    from asvp_export.workflows.run import run
 
 # Names are imported when first used: `asvp-export --help` must not wait for torch.
 _HOME = {
+    "audit": "workflows.audit",
+    "inspect": "workflows.inspect",
+    "layers": "workflows.layers",
+    "run": "workflows.run",
+    "verify_manifest": "workflows.inspect",
     "AsvpError": "errors",
     "InferenceSession": "runtime.session",
     "InputError": "errors",
@@ -44,19 +48,12 @@ _HOME = {
     "Teacher": "teacher.model",
     "ValueRange": "signature",
     "apply": "insertion.apply",
-    "candidates": "selection.survey",
-    "check": "parity.shipped",
-    "describe": "onnx_graph.describe",
-    "export": "workflows.publication",
+    "check": "workflows.check",
+    "export": "workflows.export",
     "library_path": "operator.native",
     "load": "teacher.load",
-    "protect": "plan.protection",
+    "protect": "workflows.protect",
     "reference": "operator.reference",
-    "restore": "runtime.restoration",
-    "verify": "report.manifest",
-    "write_card": "report.card",
-    "write_manifest": "report.manifest",
-    "write_page": "report.page",
 }
 
 # One list of names; pyright wants them written out, and the imports above tell it what they are.

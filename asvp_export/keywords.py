@@ -48,15 +48,8 @@ class GateKeywords(TypedDict, total=False):
     provider: str
 
 
-class ProtectKeywords(NodeKeywords, GateKeywords, total=False):
-    """Of `protect`."""
-
-    verify_images: _Path | None
-    dtype: str
-
-
-class ExportKeywords(GateKeywords, total=False):
-    """`GateOptions` and `FileOptions`, of `export`."""
+class FileKeywords(TypedDict, total=False):
+    """`FileOptions`."""
 
     opset: int | None
     dtype: str
@@ -67,3 +60,57 @@ class ExportKeywords(GateKeywords, total=False):
     force: bool
     keep_failed: bool
     ground_truth: _Path | None
+
+
+class ReportKeywords(TypedDict, total=False):
+    """`ReportOptions`."""
+
+    report: _Path | None
+    junit: _Path | None
+    model_card: bool
+
+
+class TileKeywords(TypedDict, total=False):
+    """`TileOptions`."""
+
+    tile: int | None
+    overlap: int
+
+
+class ProtectKeywords(LoadKeywords, NodeKeywords, GateKeywords, total=False):
+    """Of `protect`."""
+
+
+class ExportKeywords(ProtectKeywords, FileKeywords, ReportKeywords, total=False):
+    """Of `export`."""
+
+
+class CheckKeywords(LoadKeywords, GateKeywords, TileKeywords, ReportKeywords, total=False):
+    """Of `check`."""
+
+
+class RunKeywords(TileKeywords, total=False):
+    """`RunOptions` and `TileOptions`, of `run`."""
+
+    provider: str
+    force: bool
+    inputs: _Path | None
+
+
+class AuditKeywords(ProtectKeywords, total=False):
+    """`AuditOptions` and those of `protect`, of `audit`."""
+
+    task: str | None
+    data: _Path | None
+    student: str
+    student_args: dict[str, Any] | None
+    profile: str
+    rows: tuple[str, ...] | list[str]
+    seeds: int | None
+    steps: int | None
+    require: tuple[str, ...] | list[str]
+    report: _Path | None
+    cache: _Path
+    jobs: int
+    backend: str
+    address: str

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Printer = Callable[[str], None]
+"""Called with a line of text."""
+
+
+def silent(line: str) -> None:
+    """Print nothing."""
 
 
 class Progress:

@@ -11,6 +11,7 @@ import numpy as np
 import asvp_export
 from asvp_export.images import list_images, photographs, read_image, write_image
 from asvp_export.parity.metrics import psnr
+from asvp_export.runtime.restoration import restore
 from asvp_export.runtime.tiles import Tiling, seam_energy
 from benchmarks._teachers import GAINS, LAYER, TASKS, teacher
 
@@ -44,9 +45,7 @@ def main() -> None:
 def _row(file: Path, pictures: list[np.ndarray], tiling: Tiling) -> tuple[str, str]:
     decibels, seams = [], []
     for picture in pictures:
-        whole, tiled = (
-            asvp_export.restore(file, picture, tiling=how).transpose(2, 0, 1)[None] for how in (None, tiling)
-        )
+        whole, tiled = (restore(file, picture, tiling=how).transpose(2, 0, 1)[None] for how in (None, tiling))
         scale = whole.shape[2] // picture.shape[0]
         decibels.append(psnr(whole, tiled, 1.0))
         seams.append(seam_energy(whole, tiled, Tiling(tiling.size * scale, tiling.overlap * scale)))

@@ -228,9 +228,9 @@ def test_inputs_follow_the_image_where_they_did_in_the_example() -> None:
 
 
 def test_a_video_node_works_a_frame_at_a_time_and_says_its_axis(tmp_path: Path) -> None:
-    found = {layer.name: layer for layer in asvp_export.candidates(loaded(made(Video), tmp_path))[0]}
+    found = {layer.name: layer for layer in asvp_export.layers(loaded(made(Video), tmp_path)).layers}
     assert (found["body"].shape, found["body"].axis) == ((5, 8, 64, 96), 1)
-    cells = {layer.name: layer for layer in asvp_export.candidates(loaded(made(Recurrence), tmp_path))[0]}
+    cells = {layer.name: layer for layer in asvp_export.layers(loaded(made(Recurrence), tmp_path)).layers}
     assert cells["cell"].calls == 5
 
 

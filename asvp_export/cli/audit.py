@@ -44,13 +44,12 @@ def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output
         raise click.UsageError("No pictures were named: --task NAME, --data DIR, or both, was expected.")
 
     from asvp_export.report.audit_table import audit_table, missed_lines
-    from asvp_export.workflows.audit import AuditJob
-    from asvp_export.workflows.audit import audit as train
+    from asvp_export.workflows.audit import AuditJob, audit_model
 
     rows = tuple(name.strip() for row in asked.rows for name in row.split(",") if name.strip())
     job = AuditJob(plan=plan, audit=replace(asked, rows=rows), **options)
-    result, files = train(model, protected, job, screen.progress, screen.note)
-    screen.show(result.as_dict(), lambda: audit_table(result, files))
+    result = audit_model(model, protected, job, screen.progress, screen.note)
+    screen.show(result.as_dict(), lambda: audit_table(result, result.files))
     for line in missed_lines(result):
         echo(line, err=True)
     return 0 if result.passed else 1

@@ -24,9 +24,8 @@ from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOpt
 @prints
 def check(original: Path, protected: Path, plan: Path | None, screen: Output, **options: object) -> int:
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
-    from asvp_export.workflows.check import CheckJob
-    from asvp_export.workflows.check import check as compare
+    from asvp_export.workflows.check import CheckJob, check_shipped
 
     job = CheckJob(plan, **options)  # pyright: ignore[reportArgumentType]  `takes` made them
-    result, files = compare(original, protected, job, screen.progress, screen.note)
-    return verdict(result, protected, files, screen)
+    result = check_shipped(original, protected, job, screen.progress, screen.note)
+    return verdict(result, protected, screen)

@@ -51,10 +51,9 @@ def export(model: Path, plan: Path | None, output: Path | None, screen: Output, 
     if plan:
         refuse_given(PROTECTING, f"{plan} says what is put in; give one of the two.")
 
-    from asvp_export.workflows.export import ExportJob, default_output
-    from asvp_export.workflows.export import export as ship
+    from asvp_export.workflows.export import ExportJob, default_output, export_model
 
     job = ExportJob(plan=plan, **options)  # pyright: ignore[reportArgumentType]  `takes` made them
     output = output or default_output(model)
-    result, files = ship(model, output, job, screen.progress, screen.note)
-    return verdict(result, output, files, screen)
+    result = export_model(model, output, job, screen.progress, screen.note)
+    return verdict(result, output, screen)

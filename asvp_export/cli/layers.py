@@ -10,6 +10,7 @@ from asvp_export.cli.from_options import takes
 from asvp_export.cli.output import Command, Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.options import LoadOptions
+from asvp_export.progress import silent
 
 
 @click.command(cls=Command)
@@ -19,12 +20,8 @@ from asvp_export.options import LoadOptions
 def layers(model: Path, load: LoadOptions, screen: Output) -> int:
     """List the layers of MODEL that can carry the node."""
     from asvp_export.report.tables import layers_as_dict, layers_table
-    from asvp_export.workflows.layers import layers as survey
+    from asvp_export.workflows.layers import list_layers
 
-    found = survey(model, load)
-    if screen.as_json:
-        for assumption in found.teacher.assumptions:
-            if not assumption.certain:
-                screen.note(f"assumed, {assumption}")
+    found = list_layers(model, load, screen.note if screen.as_json else silent)  # the table names them itself
     screen.show(layers_as_dict(found), lambda: layers_table(found))
     return 0

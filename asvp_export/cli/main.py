@@ -18,6 +18,7 @@ from asvp_export.cli.check import check
 from asvp_export.cli.export import export
 from asvp_export.cli.inspect import inspect
 from asvp_export.cli.layers import layers
+from asvp_export.cli.protect import protect
 from asvp_export.cli.run import run
 from asvp_export.console import echo
 from asvp_export.errors import AsvpError
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (export, check, audit, layers, inspect, run):
+for command in (export, check, audit, layers, protect, inspect, run):
     cli.add_command(command)
 
 

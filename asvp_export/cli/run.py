@@ -22,10 +22,9 @@ from asvp_export.options import RunOptions, TileOptions
 @prints
 def run(protected: Path, image: Path, output: Path, options: RunOptions, tiles: TileOptions, screen: Output) -> int:
     """Restore IMAGE with PROTECTED, at any size."""
-    from asvp_export.workflows.run import RunJob
-    from asvp_export.workflows.run import run as restore
+    from asvp_export.workflows.run import RunJob, restore_picture
 
-    made = restore(protected, image, output, RunJob(options, tiles), screen.note)
+    made = restore_picture(protected, image, output, RunJob(options, tiles), screen.note)
     (tall, wide), (height, width) = made.before, made.after
     data = {"written": output.name, "input": list(made.before), "output": list(made.after)}
     screen.show(data, lambda: echo(f"{output}: {width} x {height} (from {wide} x {tall})"))

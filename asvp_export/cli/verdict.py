@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from asvp_export.workflows.check import ParityResult
 
 
-def verdict(result: ParityResult, file: Path, files: dict[str, Path], screen: Output) -> int:
+def verdict(result: ParityResult, file: Path, screen: Output) -> int:
     """Print the verdict; the exit code is 0 where every gate passed, else 1."""
     from asvp_export.report.tables import failure_lines, result_table
 
-    screen.show(result.as_dict(), lambda: result_table(result, file, files))
+    screen.show(result.as_dict(), lambda: result_table(result, file))
     if not result.passed and not screen.as_json:
         for line in failure_lines(result):
             echo(line, err=True)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,9 @@ class AuditResult:
 
     requirements: tuple[Requirement, ...] = ()
     """"bars" in JSON."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """The reports that were written, by what they are."""
 
     @property
     def passed(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from asvp_export.parity.removal import RemovalTest
 
 FIDELITY_DB = {"fp32": 80.0, "fp16": 50.0}  # the export is right, up to the type's rounding
-PRESERVATION_DB = 48.0  # an RMSE of one 8-bit step
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ class ParityResult:
 
     assumptions: tuple[Assumption, ...] = ()
     """What was concluded of the original when it was loaded."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """What was written beside the ONNX file, by what it is."""
 
     @property
     def gates(self) -> dict[str, GateResult]:

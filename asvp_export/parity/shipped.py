@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
 
 import onnx
 import onnxruntime as ort
@@ -15,12 +14,11 @@ from asvp_export.files import sha256
 from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import insert
-from asvp_export.keywords import GateKeywords
 from asvp_export.onnx_graph.contents import is_half
 from asvp_export.onnx_graph.metadata import INLINE, Provenance, read_provenance, tiling_notes
 from asvp_export.onnx_graph.pairs import differing, same
 from asvp_export.onnx_graph.passes import perturbation_nodes
-from asvp_export.options import GateOptions, grouped
+from asvp_export.options import GateOptions
 from asvp_export.parity.cases import Case, fits
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.evidence import gather
@@ -41,39 +39,6 @@ from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
 
 
-def check(
-    original: Teacher | str | Path,
-    protected: str | Path,
-    *,
-    tiling: Tiling | None = None,
-    plan: Plan | None = None,
-    evidence: bool = False,
-    progress: Printer = lambda line: None,
-    **options: Unpack[GateKeywords],
-) -> ParityResult:
-    """Compare a shipped file with its original; nothing is written.
-
-    Args:
-        original: a teacher, or a file that `load` takes without further words, an ONNX file for instance; its value range
-            is then the one that the protected file names.
-        protected: the shipped ONNX file.
-        tiling: compare a run of the file tile by tile as well, against the original's run on the whole image.
-        plan: of a compensated file: fidelity is then measured too.
-        evidence: keep what `asvp_export.write_page` shows beside the numbers: pictures, singular values.
-        progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
-        **options: see `asvp_export.options.GateOptions`.
-
-    Returns:
-        The verdict. Fidelity is measured where the file names its protected layers, and they are layers of the original.
-
-    Raises:
-        InputError: a file that cannot be read, or whose inputs do not fit the original's.
-    """
-    (gate,) = grouped(options, GateOptions)
-    source = original if isinstance(original, Teacher) else Path(original)
-    return check_file(source, Path(protected), gate, tiling=tiling, plan=plan, evidence=evidence, progress=progress)
-
-
 def check_file(
     original: Teacher | Path,
     path: Path,
@@ -84,7 +49,23 @@ def check_file(
     evidence: bool,
     progress: Printer,
 ) -> ParityResult:
-    """`check`, with the options as an object."""
+    """Compare a shipped file with its original; nothing is written.
+
+    Args:
+        original: a teacher, or an ONNX file.
+        path: the shipped ONNX file.
+        gate: what is compared.
+        tiling: compare a run of the file tile by tile as well, against the original's run on the whole image.
+        plan: of a compensated file: fidelity is then measured too.
+        evidence: keep what the page shows beside the numbers: pictures, singular values.
+        progress: called with a line at each stage.
+
+    Returns:
+        The verdict. Fidelity is measured where the file names its protected layers, and they are layers of the original.
+
+    Raises:
+        InputError: a file that cannot be read, or whose inputs do not fit the original's.
+    """
     min_psnr, provider = gate.min_psnr, gate.provider
     check_threshold(min_psnr)
     check_provider(provider)

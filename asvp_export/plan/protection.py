@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
 
 from asvp_export.errors import InputError
 from asvp_export.images import list_images
 from asvp_export.insertion.plan import Plan, PlannedLayer, RankedLayer
 from asvp_export.insertion.protected import Protected, insert, no_layers, nodes_for
-from asvp_export.keywords import ProtectKeywords
 from asvp_export.operator import Perturbation
-from asvp_export.options import AUTO, GAIN, FileOptions, GateOptions, ProtectOptions, grouped
+from asvp_export.options import AUTO, GAIN, FileOptions, GateOptions, ProtectOptions
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.expected import least_of
 from asvp_export.picture import left_out
@@ -21,46 +19,6 @@ from asvp_export.progress import Printer
 from asvp_export.teacher.model import Teacher
 
 DEFAULT_GAIN = 1.1  # beside no tolerance to fit: `Perturbation`'s own
-
-
-def protect(
-    teacher: Teacher,
-    layers: Sequence[str] | str = AUTO,
-    *,
-    progress: Printer = lambda line: None,
-    **options: Unpack[ProtectKeywords],
-) -> Protected:
-    """Insert a node, and its inverse, behind each selected layer; a layer that is called several times gets them at each call.
-
-    Each layer has two gains: with `gain` its map is exposed, and with `residual` the layers that read it get it. With a
-    residual of 1, the default, the outputs stay the original's to rounding, and `gain="auto"` is the largest gain up to
-    `max_gain` that leaves 80 dB of them on the verification inputs (float16: that leaves `min_psnr` and 1 dB).
-
-    With `residual="auto"` and `compensate` the readers get the largest gain that keeps `min_psnr` and 1 dB to spare once
-    they are re-solved, where all of them are linear in the map; the exposed gain is free of that. With `residual="gain"`
-    there is no inverse, and `gain="auto"` is what the tolerance allows.
-
-    Args:
-        teacher: from `asvp_export.load`; it is not changed.
-        layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or "auto:N": the
-            N (3) layers that their spectra speak for, spread over the depth; "none" or nothing: no node.
-        progress: called with a line at each step.
-        **options: see `asvp_export.options.ProtectOptions` and `GateOptions`; `verify_images`, a folder of inputs to verify
-            on (without it two fifths of `images` where gains are calibrated, else all of them); `dtype`, "fp32" or
-            "fp16": in which type the file will be exported, whose rounding the exposed gain has to survive.
-
-    Returns:
-        The protected teacher, with its plan where numbers were chosen.
-
-    Raises:
-        InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that no gain
-            meets, too few images, or compensation where no reader is linear.
-    """
-    verify, dtype = options.get("verify_images"), options.get("dtype", FileOptions.dtype)
-    asked = grouped(options, ProtectOptions, GateOptions, also=("verify_images", "dtype"))
-    return protect_teacher(
-        teacher, layers, *asked, verify_images=Path(verify) if verify else None, dtype=dtype, progress=progress
-    )
 
 
 def protect_teacher(
@@ -73,7 +31,7 @@ def protect_teacher(
     dtype: str = FileOptions.dtype,
     progress: Printer,
 ) -> Protected:
-    """`protect`, with the options as objects."""
+    """Insert a node, and its inverse, behind each selected layer; see `asvp_export.protect`, which takes the options as keywords."""
     wanted = resolved(options)
     if options.residual is None and wanted.residual == AUTO:
         progress(
@@ -115,7 +73,7 @@ def protect_teacher(
             insert(teacher, made, protected.weights, protected.plan), verify_images=protected.verify_images
         )
     if options.gain == AUTO or ranking or wanted.calibrated:
-        return _with_plan(protected, ranking, gate.min_psnr, options.max_gain)
+        return replace(protected, plan=plan_of(protected, gate, options, ranking))
     return protected
 
 
@@ -197,34 +155,37 @@ def _calibrated(teacher: Teacher, nodes: dict[str, Perturbation], fitting: _Fitt
     return replace(made, verify_images=tuple(asked.paths) if asked.images is not None else ())
 
 
-def _with_plan(protected: Protected, ranking: tuple[RankedLayer, ...], min_psnr: float, max_gain: float) -> Protected:
+def plan_of(
+    protected: Protected, gate: GateOptions, options: ProtectOptions, ranking: tuple[RankedLayer, ...] = ()
+) -> Plan:
     """The plan brought up to the gains that the nodes have, or made where there was nothing to calibrate."""
-    effects = protected.verified[1].effects if protected.verified else {}
-    layers = []
-    for name, node in protected.nodes.items():
-        before = next((one for one in protected.plan.layers if one.name == name), None) if protected.plan else None
-        effect, ranked = effects.get(name), next((one for one in ranking if one.name == name), None)
-        if node.gain >= max_gain:
-            stopped = f"the largest gain, {max_gain:g}"
-        else:
-            stopped = "rounding, on the verification images" if protected.verified else "the gain that was asked for"
-        if before and before.stopped_by != stopped:
-            stopped = f"exposed: {stopped}; residual: {before.stopped_by}"
-        layers.append(
-            PlannedLayer(
-                name, node,
-                round(effect.strength, 4) if effect else ranked.strength if ranked else None,
-                round(effect.relative_feature_change, 4) if effect else None,
-                stopped,
-                before.consumers if before else (),
-                before.uncompensated if before else "",
-            )
-        )  # fmt: skip
+    layers = tuple(_planned_layer(protected, name, options.max_gain, ranking) for name in protected.nodes)
     if protected.plan:
-        return replace(protected, plan=replace(protected.plan, layers=tuple(layers), ranking=ranking))
+        return replace(protected.plan, layers=layers, ranking=ranking)
     worst = round(least_of(protected), 2) if protected.verified else None
-    made = Plan(protected.teacher.sha256, tuple(layers), min_psnr, "none", None, worst, None, ranking=ranking)
-    return replace(protected, plan=made)
+    return Plan(protected.teacher.sha256, layers, gate.min_psnr, "none", None, worst, None, ranking=ranking)
+
+
+def _planned_layer(protected: Protected, name: str, max_gain: float, ranking: tuple[RankedLayer, ...]) -> PlannedLayer:
+    node = protected.nodes[name]
+    effect = protected.verified[1].effects.get(name) if protected.verified else None
+    before = next((one for one in protected.plan.layers if one.name == name), None) if protected.plan else None
+    ranked = next((one for one in ranking if one.name == name), None)
+    if node.gain >= max_gain:
+        stopped = f"the largest gain, {max_gain:g}"
+    else:
+        stopped = "rounding, on the verification images" if protected.verified else "the gain that was asked for"
+    if before and before.stopped_by != stopped:
+        stopped = f"exposed: {stopped}; residual: {before.stopped_by}"
+    return PlannedLayer(
+        name,
+        node,
+        round(effect.strength, 4) if effect else ranked.strength if ranked else None,
+        round(effect.relative_feature_change, 4) if effect else None,
+        stopped,
+        before.consumers if before else (),
+        before.uncompensated if before else "",
+    )
 
 
 def _calibration_images(images: Path | None) -> list[Path]:

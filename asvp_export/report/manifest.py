@@ -120,7 +120,7 @@ def write_manifest(result: ParityResult, *, report: Path | None = None, card: Pa
     return path
 
 
-def verify(model: str | Path) -> Verification:
+def verify_manifest(model: str | Path) -> Verification:
     """Hold an ONNX file, and what was shipped with it, against its manifest.
 
     Checked are size and SHA-256 of every listed file (of the card the part that this tool wrote: the rest is its

@@ -115,7 +115,7 @@ def layers_table(survey: Survey) -> None:
         console.print(f"no node: {escape(shown)}: {escape(reason)}", style="dim")
 
 
-def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) -> None:
+def result_table(result: ParityResult, file: Path) -> None:
     """Print the verdict of an export or a check: layers, gates, latency, and where the files lie, by what they are."""
     console = terminal()
     if result.nodes:
@@ -153,7 +153,7 @@ def result_table(result: ParityResult, file: Path, written: Mapping[str, Path]) 
         console.print(f"[bold red]failed[/]  {shown}", soft_wrap=True)
     else:
         console.print(f"[bold red]failed[/]  nothing was written to {shown}", soft_wrap=True)
-    for what, path in written.items():
+    for what, path in result.files.items():
         console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
@@ -165,6 +165,20 @@ def failure_lines(result: ParityResult) -> list[str]:
         other = " Or accept a lower --min-psnr, or leave --residual gain out: the outputs then stay the original's at any gain."
         lines.append(f"At these layers --gain {result.fitting_gain:g} would about fit.{'' if taken_back else other}")
     return lines
+
+
+def plan_table(plan: Plan, written: Mapping[str, Path]) -> None:
+    """Print a plan, and where it was written."""
+    console = terminal()
+    table = bare_table("layer", "rank", "gain", "residual", "energy", "axis", "strength")
+    for layer in plan.layers:
+        node, strength = layer.node, layer.strength
+        row = [str(node.rank), f"{node.gain:g}", f"{node.left:g}", f"{node.energy:g}", str(node.axis)]
+        table.add_row(escape(layer.name), *row, "" if strength is None else f"{strength:.4f}")
+    console.print(table)
+    _print_plan(console, plan)
+    for what, path in written.items():
+        console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
 
 
 def _print_plan(console: Console, plan: Plan) -> None:

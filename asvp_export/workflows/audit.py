@@ -2,23 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from asvp_export.distillation.auditing import run_audit
 from asvp_export.distillation.results import AuditResult, check_requirements
 from asvp_export.errors import InputError
 from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
-from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
+from asvp_export.insertion.protected import Protected
+from asvp_export.keywords import AuditKeywords
+from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions, grouped
 from asvp_export.plan.protection import protect_teacher, resolved
-from asvp_export.progress import Printer
+from asvp_export.progress import Printer, silent
 from asvp_export.report.audit_page import write_audit_page
 from asvp_export.report.report import write_json
-from asvp_export.teacher.load import load_teacher
+from asvp_export.teacher.model import Teacher
 from asvp_export.workflows.artifacts import Files, audit_files, keep_apart, make_folder
-from asvp_export.workflows.preflight import tell
+from asvp_export.workflows.preflight import Model, stem_of, teacher_of
+
+
+def audit(
+    model: Protected | Model,
+    protected: str | Path | None = None,
+    *,
+    layers: Sequence[str] | str = (),
+    plan: Plan | str | Path | None = None,
+    verify_images: str | Path | None = None,
+    progress: Printer = silent,
+    note: Printer = silent,
+    **options: Unpack[AuditKeywords],
+) -> AuditResult:
+    """Train students on what a shipped model gives away, and say what the defence costs them.
+
+    Args:
+        model: the original: a teacher, or what `load` takes; or what `protect` made, which is then what is shipped.
+        protected: the shipped ONNX file; None: a plan, or layers, say what is shipped.
+        layers: what is protected here, see `protect`.
+        plan: of what is shipped, or its file.
+        verify_images: folder of inputs on which gains are verified.
+        progress: called with a line at each step; a `asvp_export.progress.Progress` counts too.
+        note: called with what the user has to know.
+        **options: see `asvp_export.options`: `AuditOptions`; `LoadOptions` for a model that is loaded here, `ProtectOptions`
+            and `GateOptions` for one that is protected here.
+
+    Returns:
+        The verdict; `passed` says whether all requirements are met, `files` where the reports lie.
+
+    Raises:
+        InputError: options, a file or pictures cannot be used.
+        MachineError: the disk or the memory is full.
+    """
+    groups = grouped(options, AuditOptions, LoadOptions, ProtectOptions, GateOptions)
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    chosen = Path(plan) if isinstance(plan, str) else plan
+    job = AuditJob(names, chosen, Path(verify_images) if verify_images else None, *groups)
+    return audit_model(model, Path(protected) if protected else None, job, progress, note)
 
 
 @dataclass(frozen=True)
@@ -28,8 +69,8 @@ class AuditJob:
     layers: tuple[str, ...] = ()
     """What is protected on the spot, where neither a file nor a plan says what is shipped."""
 
-    plan: Path | None = None
-    """The plan of what is shipped."""
+    plan: Plan | Path | None = None
+    """The plan of what is shipped, or its file."""
 
     verify_images: Path | None = None
     """Folder of inputs on which gains are verified."""
@@ -47,46 +88,40 @@ class AuditJob:
     """The images that gains are fitted to, and their tolerance."""
 
 
-def audit(
-    model: Path, protected: Path | None, job: AuditJob, progress: Printer, note: Printer
-) -> tuple[AuditResult, Files]:
-    """Train students on what a shipped model gives away, and say what the defence costs them.
-
-    Args:
-        model: the original teacher's file.
-        protected: the shipped ONNX file; None: a plan, or layers, say what is shipped.
-        job: everything else.
-        progress: called with a line at each step, or counting.
-        note: called with what the user has to know.
-
-    Returns:
-        The verdict, and the reports by what they are.
-
-    Raises:
-        InputError: options, a file or pictures cannot be used.
-        MachineError: the disk or the memory is full.
-    """
+def audit_model(
+    model: Protected | Model, protected: Path | None, job: AuditJob, progress: Printer, note: Printer
+) -> AuditResult:
+    """`audit`, with the options as objects."""
     asked = job.audit
-    if sum((protected is not None, job.plan is not None, bool(job.layers))) != 1:
-        raise InputError("One of a protected file, a plan and layers was expected: what is shipped?")
+    given = isinstance(model, Protected)
+    if sum((protected is not None, job.plan is not None, bool(job.layers), given)) != 1:
+        raise InputError("One of a protected model, its file, a plan and layers was expected: what is shipped?")
     check_requirements(asked.require)
     resolved(job.protect)
-    files = audit_files(asked.report or Path(), (protected or model).stem)
-    read = {"model": model, **({"protected file": protected} if protected else {})}
-    keep_apart(read | ({"plan": job.plan} if job.plan else {}), files)
-    chosen = Plan.load(job.plan) if job.plan else None
-    progress(f"loading {model.name}")
-    teacher = load_teacher(model, job.load)
-    tell(teacher.assumptions, note)
-    subject: Any = teacher
-    if chosen:
-        subject = apply(teacher, chosen)
-    elif protected is None:
-        subject = protect_teacher(
-            teacher, job.layers, job.protect, job.gate, verify_images=job.verify_images, progress=progress
-        )
+    files = audit_files(asked.report or Path(), protected.stem if protected else stem_of(model))
+    keep_apart(_read(model, protected, job), files)
+    plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan
+    subject = model if given else _subject(teacher_of(model, job.load, progress, note), plan, job, progress)
     result = run_audit(subject, protected, options=asked, progress=progress)
     make_folder(files["report"])
     write_json(files["report"], result.as_dict())
     write_audit_page(result, files["page"])
-    return result, files
+    return replace(result, files=files)
+
+
+def _subject(teacher: Teacher, plan: Plan | None, job: AuditJob, progress: Printer) -> Protected | Teacher:
+    """What is audited: protected here, or the original of a shipped file."""
+    if plan:
+        return apply(teacher, plan)
+    if not job.layers:
+        return teacher
+    return protect_teacher(
+        teacher, job.layers, job.protect, job.gate, verify_images=job.verify_images, progress=progress
+    )
+
+
+def _read(model: Protected | Model, protected: Path | None, job: AuditJob) -> Files:
+    """The files that are read, by what they are."""
+    read = {"model": Path(model)} if isinstance(model, str | Path) else Files()
+    read |= {"protected file": protected} if protected else {}
+    return read | ({"plan": job.plan} if isinstance(job.plan, Path) else {})

@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Unpack
 
 from asvp_export.insertion.plan import Plan
-from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions
+from asvp_export.keywords import CheckKeywords
+from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions, grouped
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.shipped import check_file
-from asvp_export.progress import Printer
+from asvp_export.progress import Printer, silent
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher
 from asvp_export.workflows.artifacts import Files, keep_apart, report_files, write_artifacts
-from asvp_export.workflows.preflight import tell, warn_of_two_runtimes
+from asvp_export.workflows.preflight import refuse_options, tell, warn_of_two_runtimes
+
+
+def check(
+    original: Teacher | str | Path,
+    protected: str | Path,
+    *,
+    plan: Plan | str | Path | None = None,
+    progress: Printer = silent,
+    note: Printer = silent,
+    **options: Unpack[CheckKeywords],
+) -> ParityResult:
+    """Compare a shipped file with its original; nothing is written but the reports that are asked for.
+
+    Args:
+        original: a teacher, or a file that `load` takes; of an ONNX file without further options the value range is the one
+            that the protected file names.
+        protected: the shipped ONNX file.
+        plan: of a compensated file, or its file: fidelity is then measured too.
+        progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
+        note: called with what the user has to know.
+        **options: see `asvp_export.options`: `LoadOptions` (of the original), `GateOptions`, `TileOptions` (the file is
+            run tile by tile as well, against the original's run on the whole image) and `ReportOptions`.
+
+    Returns:
+        The verdict; `files` says which reports were written. Fidelity is measured where the file names its protected
+        layers, and they are layers of the original.
+
+    Raises:
+        InputError: a file that cannot be read, or whose inputs do not fit the original's.
+        MachineError: the disk or the memory is full.
+    """
+    groups = grouped(options, LoadOptions, GateOptions, TileOptions, ReportOptions)
+    source = Path(original) if isinstance(original, str) else original
+    job = CheckJob(Path(plan) if isinstance(plan, str) else plan, *groups)
+    return check_shipped(source, Path(protected), job, progress, note)
 
 
 @dataclass(frozen=True)
 class CheckJob:
     """What a check is told."""
 
-    plan: Path | None = None
-    """The plan of a compensated file."""
+    plan: Plan | Path | None = None
+    """The plan of a compensated file, or its file."""
 
     load: LoadOptions = field(default_factory=LoadOptions)
     """How the original is loaded."""
@@ -38,38 +75,30 @@ class CheckJob:
     """Which reports."""
 
 
-def check(
-    original: Path, protected: Path, job: CheckJob, progress: Printer, note: Printer
-) -> tuple[ParityResult, Files]:
-    """Compare a shipped file with its original; nothing is written but the reports that are asked for.
-
-    Args:
-        original: a teacher's file, or an ONNX file.
-        protected: the shipped ONNX file.
-        job: everything else.
-        progress: called with a line at each step.
-        note: called with what the user has to know.
-
-    Returns:
-        The verdict, and the reports by what they are.
-
-    Raises:
-        InputError: options, a file or images cannot be used.
-        MachineError: the disk or the memory is full.
-    """
+def check_shipped(
+    original: Teacher | Path, protected: Path, job: CheckJob, progress: Printer, note: Printer
+) -> ParityResult:
+    """`check`, with the options as objects."""
     tiling = tiling_of(job.tiles)
     files = report_files(protected, job.report, None)
-    keep_apart({"original": original, "protected file": protected}, files)
+    keep_apart(_read(original, protected, job), files)
     warn_of_two_runtimes(note)
-    source: Path | Teacher = original
-    if not is_onnx(original) or job.load != LoadOptions():
-        source = load_teacher(original, job.load)
-    plan = Plan.load(job.plan) if job.plan else None
+    if isinstance(original, Teacher):
+        refuse_options("A teacher was given", job.load)
+    elif not is_onnx(original) or job.load != LoadOptions():
+        original = load_teacher(original, job.load)
+    plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan
     result = check_file(
-        source, protected, job.gate, tiling=tiling, plan=plan, evidence="page" in files, progress=progress
+        original, protected, job.gate, tiling=tiling, plan=plan, evidence="page" in files, progress=progress
     )
     tell(result.assumptions, note)
-    return result, write_artifacts(result, protected, files)
+    return replace(result, files=write_artifacts(result, protected, files))
+
+
+def _read(original: Teacher | Path, protected: Path, job: CheckJob) -> Files:
+    """The files that are read, by what they are."""
+    read = {"protected file": protected} | ({} if isinstance(original, Teacher) else {"original": original})
+    return read | ({"plan": job.plan} if isinstance(job.plan, Path) else {})
 
 
 def tiling_of(asked: TileOptions) -> Tiling | None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Unpack
 
 from asvp_export.errors import InputError
 from asvp_export.files import check_output
 from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected
-from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
+from asvp_export.keywords import ExportKeywords
+from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions, grouped
 from asvp_export.parity.result import ParityResult
 from asvp_export.plan.protection import protect_teacher, resolved
-from asvp_export.progress import Printer
-from asvp_export.teacher.load import load_teacher
+from asvp_export.progress import Printer, silent
 from asvp_export.workflows.artifacts import Files, keep_apart, shipped_files, write_artifacts
-from asvp_export.workflows.preflight import tell, warn_of_two_runtimes
-from asvp_export.workflows.publication import export_protected
+from asvp_export.workflows.preflight import Model, refuse_options, stem_of, teacher_of, warn_of_two_runtimes
+from asvp_export.workflows.publication import publish_verified
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class ExportJob:
     layers: tuple[str, ...] = ()
     """Names and globs; none where a plan is given."""
 
-    plan: Path | None = None
-    """The plan of an earlier export, instead of layers."""
+    plan: Plan | Path | None = None
+    """The plan of an earlier export, or its file, instead of layers."""
 
     verify_images: Path | None = None
     """Folder of inputs to verify on; the gate's images are then what gains and weights are fitted to."""
@@ -50,56 +52,98 @@ class ExportJob:
 
 
 def export(
-    model: Path, output: Path | None, job: ExportJob, progress: Printer, note: Printer
-) -> tuple[ParityResult, Files]:
-    """Protect a model's file, export it, and give the new file its name once it is verified.
+    model: Protected | Model,
+    output: str | Path | None = None,
+    *,
+    layers: Sequence[str] | str = (),
+    plan: Plan | str | Path | None = None,
+    verify_images: str | Path | None = None,
+    progress: Printer = silent,
+    note: Printer = silent,
+    **options: Unpack[ExportKeywords],
+) -> ParityResult:
+    """Export a protected model, verify the file, give it its name once it passed, and write the reports beside it.
 
     Args:
-        model: a file that `load` takes.
+        model: from `protect`; or a model that is protected here, as `layers` or `plan` say.
         output: the ONNX file; None: the model's stem + .protected.onnx, in the working folder.
-        job: everything else.
-        progress: called with a line at each step.
+        layers: see `protect`.
+        plan: of an earlier export, or its file.
+        verify_images: folder of inputs to verify on; `images` is then what gains and weights are fitted to.
+        progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
         note: called with what the user has to know.
+        **options: see `asvp_export.options`: `LoadOptions` and `ProtectOptions` (for a model that is protected here),
+            `GateOptions`, `FileOptions` and `ReportOptions`. By default the inputs are those that the plan was verified on,
+            else the project's own photographs: as many, and as large crops of them, as the model's cost allows
+            (`asvp_export.parity.choice`). With `static`, `sizes` has exactly one.
 
     Returns:
-        The verdict, and what was written beside the file by what it is.
+        The verdict; `files` says what was written beside the ONNX file. When a gate failed, `passed` is False and no file
+        stands at `output`. Where the protected model was planned, or ground truth is given, the removal tests are in it
+        (`asvp_export.parity.removal`), with maps fitted on crops of the verification images themselves, which is in the
+        attackers' favour; they never change the verdict.
 
     Raises:
-        InputError: options, the model, images or output cannot be used.
+        InputError: bad options, model, images or output; the exporter's refusals are AsvpError.
         MachineError: the disk or the memory is full.
     """
-    if not job.layers and job.plan is None:
+    groups = grouped(options, LoadOptions, ProtectOptions, GateOptions, FileOptions, ReportOptions)
+    verify = Path(verify_images) if verify_images else None
+    chosen = Path(plan) if isinstance(plan, str) else plan
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    return export_model(
+        model, Path(output) if output else None, ExportJob(names, chosen, verify, *groups), progress, note
+    )
+
+
+def export_model(
+    model: Protected | Model, output: Path | None, job: ExportJob, progress: Printer, note: Printer
+) -> ParityResult:
+    """`export`, with the options as objects."""
+    given = isinstance(model, Protected)
+    if given:
+        _refuse_choices(job)
+    elif not job.layers and job.plan is None:
         raise InputError("No layers were named; layers (auto chooses them) or a plan was expected.")
-    chosen = Plan.load(job.plan) if job.plan else None  # what is wrong is told before a large model is loaded
+    plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan  # told before a large model is loaded
     resolved(job.protect)
     output = output or default_output(model)
     check_output(output, force=job.file.force)
-    files = shipped_files(output, job.report, job.file.force, planned=chosen is None and _planned(job))
+    planned = model.plan is not None if given else plan is None and _planned(job)
+    files = shipped_files(output, job.report, job.file.force, planned)
     keep_apart(_read(model, job), {"output": output, **files})
     warn_of_two_runtimes(note)
-    progress(f"loading {model.name}")
-    teacher = load_teacher(model, job.load)
-    tell(teacher.assumptions, note)
-    if chosen:
-        protected = apply(teacher, chosen)
-    else:
-        protected = protect_teacher(
-            teacher,
-            job.layers,
-            job.protect,
-            job.gate,
-            verify_images=job.verify_images,
-            dtype=job.file.dtype,
-            progress=progress,
-        )
-    gate = replace(job.gate, images=_verified_on(job, protected))
-    result = export_protected(protected, output, gate, job.file, evidence="page" in files, progress=progress)
-    return result, write_artifacts(result, output, files)
+    protected = model if given else _protected(model, job, plan, progress, note)
+    gate = replace(job.gate, images=job.gate.images if given else _verified_on(job, protected))
+    result = publish_verified(protected, output, gate, job.file, evidence="page" in files, progress=progress)
+    return replace(result, files=write_artifacts(result, output, files))
 
 
-def default_output(model: Path) -> Path:
+def _refuse_choices(job: ExportJob) -> None:
+    found = "A protected model was given"
+    if job.layers or job.plan or job.verify_images:
+        raise InputError(f"{found}, and layers, a plan or verify_images beside it; leave one of the two out.")
+    refuse_options(found, job.load, job.protect)
+
+
+def _protected(model: Model, job: ExportJob, plan: Plan | None, progress: Printer, note: Printer) -> Protected:
+    teacher = teacher_of(model, job.load, progress, note)
+    if plan:
+        return apply(teacher, plan)
+    return protect_teacher(
+        teacher,
+        job.layers,
+        job.protect,
+        job.gate,
+        verify_images=job.verify_images,
+        dtype=job.file.dtype,
+        progress=progress,
+    )
+
+
+def default_output(model: Protected | Model) -> Path:
     """Where a model's protected file goes by default."""
-    return Path(f"{model.stem}.protected.onnx")
+    return Path(f"{stem_of(model)}.protected.onnx")
 
 
 def _verified_on(job: ExportJob, protected: Protected) -> Path | None:
@@ -114,9 +158,9 @@ def _planned(job: ExportJob) -> bool:
     return job.protect.gain == AUTO or job.protect.compensate != "none" or chooses
 
 
-def _read(model: Path, job: ExportJob) -> Files:
+def _read(model: Protected | Model, job: ExportJob) -> Files:
     """The files that are read, by what they are."""
-    read = {"model": model}
+    read = {"model": Path(model)} if isinstance(model, str | Path) else Files()
     if job.load.arch:
         read["architecture"] = Path(job.load.arch.rpartition(":")[0])
-    return read | ({"plan": job.plan} if job.plan else {})
+    return read | ({"plan": job.plan} if isinstance(job.plan, Path) else {})

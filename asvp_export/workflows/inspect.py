@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from asvp_export.onnx_graph.describe import describe as inspect
-from asvp_export.report.manifest import Verification
-from asvp_export.report.manifest import verify as verify_manifest
+from pathlib import Path
+
+from asvp_export.onnx_graph.describe import describe
+from asvp_export.report.manifest import Verification, verify_manifest
 
 __all__ = ["Verification", "inspect", "verify_manifest"]
+
+
+def inspect(protected: str | Path) -> dict[str, object]:
+    """Say what stands in a shipped file: inputs, outputs, opsets, nodes with their attributes, provenance.
+
+    Args:
+        protected: an ONNX file.
+
+    Returns:
+        What `asvp-export inspect --json` prints.
+
+    Raises:
+        InputError: it is no ONNX file, or its metadata cannot be read.
+    """
+    return describe(protected)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Unpack
 
-from asvp_export.options import LoadOptions
+from asvp_export.keywords import LoadKeywords
+from asvp_export.options import LoadOptions, grouped
+from asvp_export.progress import Printer, silent
 from asvp_export.selection.survey import Layer, candidates
-from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher
+from asvp_export.workflows.preflight import Model, teacher_of
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,23 @@ class LayersFound:
     """The others, and why not."""
 
 
-def layers(model: Path | Teacher, load: LoadOptions) -> LayersFound:
+def layers(model: Model, *, note: Printer = silent, **options: Unpack[LoadKeywords]) -> LayersFound:
     """List the layers of a model that can carry the node, with their spectra and the node's cost.
 
     Args:
-        model: a file, or a teacher that is loaded.
-        load: how a file is loaded.
+        model: a teacher, or what `load` takes.
+        note: called with what was concluded of the model and is not certain.
+        **options: see `asvp_export.options.LoadOptions`.
 
     Raises:
         InputError: the model cannot be used.
     """
-    teacher = model if isinstance(model, Teacher) else load_teacher(model, load)
-    found, refused = candidates(teacher)
-    return LayersFound(teacher, tuple(found), refused)
+    (load,) = grouped(options, LoadOptions)
+    return list_layers(model, load, note)
+
+
+def list_layers(model: Model, load: LoadOptions, note: Printer) -> LayersFound:
+    """`layers`, with the options as an object."""
+    teacher = teacher_of(model, load, silent, note)
+    able, refused = candidates(teacher)
+    return LayersFound(teacher, tuple(able), refused)

@@ -1,22 +1,77 @@
-"""What is told before the long work."""
+"""What happens before the long work: the model is opened, and the user told what was concluded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+from torch import nn
 
 from asvp_export.assumptions import Assumption
 from asvp_export.environment import conflicting_onnxruntime
+from asvp_export.errors import InputError
+from asvp_export.insertion.protected import Protected
+from asvp_export.options import LoadOptions, Options
 from asvp_export.progress import Printer
+from asvp_export.teacher.load import load_teacher
+from asvp_export.teacher.model import Teacher
+
+Model = Teacher | nn.Module | str | Path
+"""A teacher, or what `load` makes one of."""
+
+
+def stem_of(model: Protected | Model) -> str:
+    """What files that belong to a model are called: its file's stem, or its class."""
+    if isinstance(model, Protected):
+        model = model.teacher
+    if isinstance(model, nn.Module):
+        return type(model).__name__
+    return Path(model.source if isinstance(model, Teacher) else model).stem
+
+
+def teacher_of(model: Model, load: LoadOptions, progress: Printer, note: Printer) -> Teacher:
+    """Load a model, where it is not a teacher already, and say what was concluded of it and is not certain.
+
+    Raises:
+        InputError: the model cannot be used, or a teacher came with options for loading one.
+    """
+    if isinstance(model, Teacher):
+        refuse_options("A teacher was given", load)
+        return model
+    progress(f"loading {Path(model).name if isinstance(model, str | Path) else type(model).__name__}")
+    teacher = load_teacher(model, load)
+    tell(teacher.assumptions, note)
+    return teacher
+
+
+def refuse_options(found: str, *groups: Options) -> None:
+    """Refuse options that would say nothing here.
+
+    Args:
+        found: what was given in their place, as the beginning of a sentence.
+        *groups: which have to be as they are by default.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    for group in groups:
+        default = type(group)()
+        for one in fields(group):
+            if getattr(group, one.name) != getattr(default, one.name):
+                raise InputError(
+                    f"{found}, and {one.name} beside it, which says nothing then; leave one of the two out."
+                )
 
 
 def tell(assumptions: Iterable[Assumption], note: Printer) -> None:
-    """Printer what was concluded of a model and is not certain."""
+    """Say what was concluded of a model and is not certain."""
     for assumption in assumptions:
         if not assumption.certain:
             note(f"assumed, {assumption}")
 
 
 def warn_of_two_runtimes(note: Printer) -> None:
-    """Printer that several onnxruntime packages overwrite each other, where that is so."""
+    """Say that several onnxruntime packages overwrite each other, where that is so."""
     if warning := conflicting_onnxruntime():
         note(f"Warning: {warning}")

@@ -1,4 +1,4 @@
-"""The road from a protected teacher to a published file."""
+"""From a protected teacher to a published file: staged, exported, verified, and only then named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Unpack
 
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
@@ -16,14 +15,13 @@ from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import check_output, sha256
 from asvp_export.insertion.protected import Protected, to_onnx
-from asvp_export.keywords import ExportKeywords
 from asvp_export.onnx_graph import publish
 from asvp_export.onnx_graph.contents import data_bytes, is_half
 from asvp_export.onnx_graph.float16 import check_convertible, to_half
 from asvp_export.onnx_graph.inline import inline
 from asvp_export.onnx_graph.metadata import Provenance, write_provenance
 from asvp_export.onnx_graph.publish import Staging
-from asvp_export.options import FileOptions, GateOptions, grouped
+from asvp_export.options import FileOptions, GateOptions
 from asvp_export.parity.cases import Case
 from asvp_export.parity.choice import InputsAsked, same_inputs, verification_inputs
 from asvp_export.parity.evidence import gather
@@ -48,140 +46,187 @@ Stamps = dict[str, dict[str, float | None]]
 _ROUNDING_DB = 100.0
 
 
-def export(
-    protected: Protected,
-    output: str | Path,
-    *,
-    evidence: bool = False,
-    progress: Printer = lambda line: None,
-    **options: Unpack[ExportKeywords],
+def publish_verified(
+    protected: Protected, path: Path, gate: GateOptions, file: FileOptions, *, evidence: bool, progress: Printer
 ) -> ParityResult:
-    """Export, verify, and only then give the file its name.
+    """Export a protected teacher, verify the file, and only then give it its name.
 
     Args:
-        protected: from `protect`.
-        output: the ONNX file to write.
-        evidence: keep what `asvp_export.write_page` shows beside the numbers: pictures, singular values.
-        progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
-        **options: see `asvp_export.options.GateOptions` and `FileOptions`. By default the inputs are those that the plan was
-            verified on, else the project's own photographs: as many, and as large crops of them, as the model's cost allows
-            (`asvp_export.parity.choice`). With `static`, `sizes` has exactly one.
+        protected: what is exported.
+        path: the ONNX file.
+        gate: what is compared.
+        file: which file is written.
+        evidence: keep what the page shows beside the numbers: pictures, singular values.
+        progress: called with a line at each stage.
 
     Returns:
-        The verdict. When a gate failed, `passed` is False and no file stands at `output`. Where the protected model was
-        planned, or ground truth is given, the removal tests are in it (`asvp_export.parity.removal`), with maps fitted on
-        crops of the verification images themselves, which is in the attackers' favour; they never change the verdict.
+        The verdict. When a gate failed, `passed` is False and no file stands at `path`.
 
     Raises:
         InputError: bad options, images or output; the exporter's refusals are AsvpError.
         MachineError: the disk or the memory is full.
     """
-    gate, file = grouped(options, GateOptions, FileOptions)
-    return export_protected(protected, Path(output), gate, file, evidence=evidence, progress=progress)
-
-
-def export_protected(
-    protected: Protected, path: Path, gate: GateOptions, file: FileOptions, *, evidence: bool, progress: Printer
-) -> ParityResult:
-    """`export`, with the options as objects."""
     check_threshold(gate.min_psnr)
     check_provider(gate.provider)
-    opset, dtype, portable, provider = file.opset, file.dtype, file.portable, gate.provider
     if file.static_batch:
         protected = replace(protected, teacher=_one_at_a_time(protected.teacher))
-    teacher = protected.teacher
-    frozen = _frozen_size(teacher, gate.sizes, file.static)
+    frozen = _frozen_size(protected.teacher, gate.sizes, file.static)
     failed = path.with_name(f"{path.stem}.failed.onnx")
     if file.keep_failed:
         check_output(failed, force=file.force)
-    notes = [
-        *library_notes(provider, portable),
-        *frozen_notes(*(frozen or teacher.static_shape[2:])),
-        *_half_notes(teacher, dtype),
-        *(["The file takes one image at a time (--static-batch)."] if file.static_batch and not frozen else []),
-    ]
-    backend = open_backend(teacher, opset)
-    folder = backend.data_folder
+    folder = open_backend(protected.teacher, file.opset).data_folder
     with Staging(path, force=file.force, external_data=file.external_data, data_folder=folder) as staging:
-        fixed = (1, None, *frozen) if frozen else teacher.static_shape
-        asked = InputsAsked(
-            protected.verify_images or None if gate.images is None else gate.images, gate.sizes, gate.thorough
-        )
-        cases, comparison = verification_inputs(teacher, asked, teacher.size, fixed)
-        truth = read_truth(file.ground_truth, asked.paths, teacher) if file.ground_truth is not None else None
-        notes += asked.notes
-        progress(f"exporting {teacher.source} with {len(protected.nodes)} node(s), opset {backend.opset}")
-        model, overflow = to_onnx(protected, opset=opset, static=frozen, data_folder=staging.data_folder), None
-        if backend.traced and None in fixed[2:]:
-            again = partial(to_onnx, protected, opset=opset, data_folder=staging.data_folder)
-            model, protected = fitted(model, protected, lambda at: again(traced_at=at), staging.data_folder)
-            if protected.teacher.size != teacher.size:
-                teacher = protected.teacher
-                cases, comparison = verification_inputs(teacher, asked, teacher.size, fixed)
-                notes.append(_size_note(teacher))
-        if dtype == "fp16":
-            check_convertible(model)
-            if folder is not None and data_bytes(model) <= publish.EXTERNAL_LIMIT:
-                load_external_data_for_model(model, str(folder))
-            progress(f"looking for overflow in float16 on {len(cases)} inputs")
-            overflow = first_overflow(model, staging.path.parent, cases, staging.data_folder)
-            notes += [str(overflow)] if overflow else []
-            model = to_half(model, staging.data_folder, staging.scratch)
-            staging.data_folder = staging.scratch
-        if portable:
+        export = _Export(protected, gate, file, frozen, staging, progress)
+        result = export.result(export.model(), evidence)
+        if result.passed:
+            staging.publish()
+            return replace(result, output=path)
+        if not file.keep_failed:
+            return result
+        kept = staging.publish(staging.output.with_name(failed.name))
+        return replace(result, notes=(*result.notes, f"The file that failed was kept as {kept.name}."))
+
+
+class _Export:
+    """One export on its way, within its staging folder.
+
+    Args:
+        protected: what is exported.
+        gate: what is compared.
+        file: which file is written.
+        frozen: height and width to freeze; None: they stay free.
+        staging: where the bytes go.
+        progress: called with a line at each stage.
+    """
+
+    def __init__(
+        self,
+        protected: Protected,
+        gate: GateOptions,
+        file: FileOptions,
+        frozen: tuple[int, int] | None,
+        staging: Staging,
+        progress: Printer,
+    ) -> None:
+        self.protected, self.gate, self.file = protected, gate, file
+        self.frozen, self.staging, self.progress = frozen, staging, progress
+        teacher = protected.teacher
+        images = protected.verify_images or None if gate.images is None else gate.images
+        self.asked = InputsAsked(images, gate.sizes, gate.thorough)
+        self.overflow: str = ""
+        self._choose_inputs()
+        truth = file.ground_truth
+        self.truth = None if truth is None else read_truth(truth, self.asked.paths, teacher)
+        one_at_a_time = file.static_batch and not frozen
+        self.notes = [
+            *library_notes(gate.provider, file.portable),
+            *frozen_notes(*(frozen or teacher.static_shape[2:])),
+            *_half_notes(teacher, file.dtype),
+            *(["The file takes one image at a time (--static-batch)."] if one_at_a_time else []),
+            *self.asked.notes,
+        ]
+
+    def _choose_inputs(self) -> None:
+        teacher = self.protected.teacher
+        shape = (1, None, *self.frozen) if self.frozen else teacher.static_shape
+        self.cases, self.comparison = verification_inputs(teacher, self.asked, teacher.size, shape)
+
+    def model(self) -> onnx.ModelProto:
+        """The protected teacher as ONNX, in the type and the form that are asked for."""
+        model = self._exported()
+        if self.file.dtype == "fp16":
+            model = self._halved(model)
+        if self.file.portable:
             inline(model)
-        progress(f"verifying: {comparison}")
-        expected = _expected(protected, cases, progress)
-        backend.release()
+        return model
+
+    def _exported(self) -> onnx.ModelProto:
+        teacher, opset, data_folder = self.protected.teacher, self.file.opset, self.staging.data_folder
+        backend = open_backend(teacher, opset)
+        nodes = len(self.protected.nodes)
+        self.progress(f"exporting {teacher.source} with {nodes} node(s), opset {backend.opset}")
+        model = to_onnx(self.protected, opset=opset, static=self.frozen, data_folder=data_folder)
+        if self.frozen or not backend.traced or None not in teacher.static_shape[2:]:
+            return model
+        again = partial(to_onnx, self.protected, opset=opset, data_folder=data_folder)
+        model, self.protected = fitted(model, self.protected, lambda at: again(traced_at=at), data_folder)
+        if self.protected.teacher.size != teacher.size:
+            self._choose_inputs()
+            self.notes.append(_size_note(self.protected.teacher))
+        return model
+
+    def _halved(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The model in float16; `overflow` says where its feature maps do not fit into it."""
+        staging, folder = self.staging, open_backend(self.protected.teacher, self.file.opset).data_folder
+        check_convertible(model)
+        if folder is not None and data_bytes(model) <= publish.EXTERNAL_LIMIT:
+            load_external_data_for_model(model, str(folder))
+        self.progress(f"looking for overflow in float16 on {len(self.cases)} inputs")
+        overflow = first_overflow(model, staging.path.parent, self.cases, staging.data_folder)
+        self.overflow = str(overflow) if overflow else ""
+        self.notes += [self.overflow] if overflow else []
+        model = to_half(model, staging.data_folder, staging.scratch)
+        staging.data_folder = staging.scratch
+        return model
+
+    def result(self, model: onnx.ModelProto, evidence: bool) -> ParityResult:
+        """Write the file into the staging folder, measure it there, and judge."""
+        gate, protected, cases = self.gate, self.protected, self.cases
+        teacher = protected.teacher
+        self.progress(f"verifying: {self.comparison}")
+        expected = _expected(protected, cases, self.progress)
+        open_backend(teacher, self.file.opset).release()
         if isinstance(protected.module, OnnxModule):
             protected.module.release()
-        thresholds = Thresholds(FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
-        inputs = GateInputs(cases, expected, teacher.data_range)
-        near = least_psnr(cases, expected.original, expected.protected, teacher.data_range.peak)
-        fidelity, preservation = write_until_stable(
-            staging,
-            model,
-            {
-                "fidelity": _stamp(thresholds.fidelity, _ROUNDING_DB),
-                "preservation": _stamp(thresholds.preservation, near),
-            },
-            partial(_provenance, protected, portable),
-            lambda: judge(staging.path, inputs, thresholds, provider, portable, progress),
+        fidelity, preservation = self._measured(model, expected)
+        first = affordable(self.comparison.first)
+        path = self.staging.path
+        return ParityResult(
+            passed=fidelity.passed and preservation.passed and not self.overflow,
+            model=teacher.source,
+            source_sha256=teacher.sha256,
+            output=None,
+            output_sha256=sha256(path),
+            nodes=protected.nodes,
+            effects=expected.effects,
+            fidelity=fidelity,
+            preservation=preservation,
+            latency_ms=file_latency(path, None, cases[0].inputs, gate.provider, first),
+            notes=tuple(self.notes),
+            evidence=gather(path, protected, cases, expected, preservation, gate.provider) if evidence else None,
+            removal_tests=self._removal_tests(expected),
+            plan=protected.plan,
+            comparison=self.comparison,
+            assumptions=teacher.assumptions,
         )
-        timed = file_latency(staging.path, None, cases[0].inputs, provider, affordable(comparison.first))
-        seen = gather(staging.path, protected, cases, expected, preservation, provider) if evidence else None
-        removals: tuple[RemovalTest, ...] = ()
-        changed = any(
-            node.left != 1 for node in protected.nodes.values()
-        )  # else the graph without its nodes is the original
-        if protected.nodes and (truth is not None or (protected.plan is not None and changed)):
-            progress("removal tests: the nodes deleted, and fitted maps in their place")
-            removals = removal_tests(protected, cases, smallest(cases, teacher.device), truth, progress, expected)
-        passed = fidelity.passed and preservation.passed and overflow is None
-        digest = sha256(staging.path)
-        if passed:
-            staging.publish()
-        elif file.keep_failed:
-            kept = staging.publish(staging.output.with_name(failed.name))
-            notes.append(f"The file that failed was kept as {kept.name}.")
-    return ParityResult(
-        passed=passed,
-        model=teacher.source,
-        source_sha256=teacher.sha256,
-        output=path if passed else None,
-        output_sha256=digest,
-        nodes=protected.nodes,
-        effects=expected.effects,
-        fidelity=fidelity,
-        preservation=preservation,
-        latency_ms=timed,
-        notes=tuple(notes),
-        evidence=seen,
-        removal_tests=removals,
-        plan=protected.plan,
-        comparison=comparison,
-        assumptions=teacher.assumptions,
-    )
+
+    def _measured(self, model: onnx.ModelProto, expected: Expected) -> tuple[GateResult, GateResult]:
+        """Fidelity and preservation of the file, which has both in its metadata."""
+        data_range, gate, portable = self.protected.teacher.data_range, self.gate, self.file.portable
+        thresholds = Thresholds(FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
+        inputs = GateInputs(self.cases, expected, data_range)
+        near = least_psnr(self.cases, expected.original, expected.protected, data_range.peak)
+        stamps = {
+            "fidelity": _stamp(thresholds.fidelity, _ROUNDING_DB),
+            "preservation": _stamp(thresholds.preservation, near),
+        }
+        return write_until_stable(
+            self.staging,
+            model,
+            stamps,
+            partial(_provenance, self.protected, portable),
+            lambda: judge(self.staging.path, inputs, thresholds, gate.provider, portable, self.progress),
+        )
+
+    def _removal_tests(self, expected: Expected) -> tuple[RemovalTest, ...]:
+        """What the graph is worth without its nodes, where anybody asked, or a plan says what they are worth."""
+        protected, truth = self.protected, self.truth
+        changed = any(node.left != 1 for node in protected.nodes.values())  # else without nodes it is the original
+        if not protected.nodes or (truth is None and (protected.plan is None or not changed)):
+            return ()
+        self.progress("removal tests: the nodes deleted, and fitted maps in their place")
+        few = smallest(self.cases, protected.teacher.device)
+        return removal_tests(protected, self.cases, few, truth, self.progress, expected)
 
 
 def _expected(protected: Protected, cases: Sequence[Case], progress: Printer) -> Expected:

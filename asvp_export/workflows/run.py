@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
+import numpy as np
+
+from asvp_export.errors import InputError
 from asvp_export.files import check_output
 from asvp_export.images import image_format, read_npz, read_picture, write_image
-from asvp_export.options import RunOptions, TileOptions
-from asvp_export.progress import Printer
+from asvp_export.keywords import RunKeywords
+from asvp_export.options import RunOptions, TileOptions, grouped
+from asvp_export.picture import Picture
+from asvp_export.progress import Printer, silent
 from asvp_export.runtime.restoration import restore
 from asvp_export.workflows.artifacts import keep_apart
 from asvp_export.workflows.check import tiling_of
+
+
+def run(
+    protected: str | Path,
+    image: str | Path | np.ndarray,
+    output: str | Path | None = None,
+    *,
+    others: Mapping[str, np.ndarray] | Sequence[np.ndarray] = (),
+    note: Printer = silent,
+    **options: Unpack[RunKeywords],
+) -> Restored:
+    """Restore a picture with a shipped file, at any size.
+
+    The picture is padded to what the model takes, run once (or tile by tile), and cropped back.
+
+    Args:
+        protected: the ONNX file; its metadata says the sizes and the value range (else: any size, 0..1).
+        image: a picture's file, or [H, W, 3] float32 in 0..1.
+        output: the picture to write: .png, .jpg or .webp; None: none is written.
+        others: what the model takes besides the image (a noise map, a noise level), by name or in order.
+        note: called with what is not kept of the picture, and where tiles are not what the architecture is made for.
+        **options: see `asvp_export.options.RunOptions` and `TileOptions`.
+
+    Raises:
+        InputError: a file cannot be used, or the output is there already.
+        MachineError: the disk or the memory is full.
+    """
+    run, tiles = grouped(options, RunOptions, TileOptions)
+    if run.inputs and len(others):
+        raise InputError("Others were given, and inputs, a file of them, beside; leave one of the two out.")
+    picture = Path(image) if isinstance(image, str) else image
+    job = RunJob(run, tiles, others)
+    return restore_picture(Path(protected), picture, Path(output) if output else None, job, note)
 
 
 @dataclass(frozen=True)
@@ -24,46 +64,47 @@ class RunJob:
     tiles: TileOptions = field(default_factory=TileOptions)
     """Whether it runs tile by tile."""
 
+    others: Mapping[str, np.ndarray] | Sequence[np.ndarray] = ()
+    """What the model takes beside the picture, where no file of it is named."""
+
 
 @dataclass(frozen=True)
 class Restored:
-    """A picture that was written."""
+    """A picture that was restored."""
 
-    output: Path
-    """The file."""
+    pixels: np.ndarray
+    """[H * scale, W * scale, 3] float32, around 0..1 (not clipped); less where the model cuts a border off."""
 
     before: tuple[int, int]
-    """Height and width of the picture."""
+    """Height and width of the picture in pixels."""
 
-    after: tuple[int, int]
-    """Height and width of what was written."""
+    output: Path | None
+    """The file that was written."""
+
+    @property
+    def after(self) -> tuple[int, int]:
+        """Height and width of what was made, in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def run(protected: Path, image: Path, output: Path, job: RunJob, note: Printer) -> Restored:
-    """Restore a picture with a shipped file, at any size.
-
-    Args:
-        protected: the ONNX file.
-        image: the picture.
-        output: the picture to write: .png, .jpg or .webp.
-        job: everything else.
-        note: called with what is not kept of the picture.
-
-    Raises:
-        InputError: a file cannot be used, or the output is there already.
-        MachineError: the disk or the memory is full.
-    """
-    image_format(output)
-    check_output(output, force=job.run.force)
-    keep_apart({"protected file": protected, "image": image}, {"output": output})
-    picture = read_picture(image)
-    image_format(output, picture)
-    for line in picture.notes:
-        note(line)
-    others = read_npz(job.run.inputs) if job.run.inputs else ()
-    restored = restore(
-        protected, picture.pixels, provider=job.run.provider, tiling=tiling_of(job.tiles), others=others, note=note
-    )
-    write_image(output, restored, picture, note)
+def restore_picture(
+    protected: Path, image: Path | np.ndarray, output: Path | None, job: RunJob, note: Printer
+) -> Restored:
+    """`run`, with the options as objects."""
+    if output is not None:
+        image_format(output)
+        check_output(output, force=job.run.force)
+        read = {"protected file": protected} | ({"image": image} if isinstance(image, Path) else {})
+        keep_apart(read | ({"inputs": job.run.inputs} if job.run.inputs else {}), {"output": output})
+    picture = read_picture(image) if isinstance(image, Path) else Picture(image)
+    if output is not None:
+        image_format(output, picture)
+        for line in picture.notes:
+            note(line)
+    others = read_npz(job.run.inputs) if job.run.inputs else job.others
+    provider, tiling = job.run.provider, tiling_of(job.tiles)
+    pixels = restore(protected, picture.pixels, provider=provider, tiling=tiling, others=others, note=note)
+    if output is not None:
+        write_image(output, pixels, picture, note)
     height, width = picture.pixels.shape[:2]
-    return Restored(output, (height, width), (restored.shape[0], restored.shape[1]))
+    return Restored(pixels, (height, width), output)

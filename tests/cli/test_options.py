@@ -17,7 +17,17 @@ import asvp_export
 from asvp_export import keywords, options
 from asvp_export.cli import cli
 from asvp_export.errors import InputError
-from asvp_export.options import FileOptions, GateOptions, LoadOptions, Options, ProtectOptions
+from asvp_export.options import (
+    AuditOptions,
+    FileOptions,
+    GateOptions,
+    LoadOptions,
+    Options,
+    ProtectOptions,
+    ReportOptions,
+    RunOptions,
+    TileOptions,
+)
 
 PACKAGE = Path(asvp_export.__file__).parent
 GROUPS = [
@@ -26,18 +36,23 @@ GROUPS = [
 
 
 @pytest.mark.parametrize(
-    ("words", "groups", "more"),
+    ("words", "groups"),
     [
-        (keywords.LoadKeywords, (LoadOptions,), set()),
-        (keywords.ProtectKeywords, (ProtectOptions, GateOptions), {"verify_images", "dtype"}),
-        (keywords.GateKeywords, (GateOptions,), set()),
-        (keywords.ExportKeywords, (GateOptions, FileOptions), set()),
+        (keywords.LoadKeywords, (LoadOptions,)),
+        (keywords.ProtectKeywords, (LoadOptions, ProtectOptions, GateOptions)),
+        (
+            keywords.ExportKeywords,
+            (LoadOptions, ProtectOptions, GateOptions, FileOptions, ReportOptions),
+        ),
+        (keywords.CheckKeywords, (LoadOptions, GateOptions, TileOptions, ReportOptions)),
+        (keywords.RunKeywords, (RunOptions, TileOptions)),
+        (keywords.AuditKeywords, (LoadOptions, ProtectOptions, GateOptions, AuditOptions)),
     ],
 )
-def test_keywords_are_the_options(words: Any, groups: tuple[type[Options], ...], more: set[str]) -> None:
+def test_keywords_are_the_options(words: Any, groups: tuple[type[Options], ...]) -> None:
     named = {one.name for group in groups for one in fields(group)}
     hints = get_type_hints(words)
-    assert set(hints) - more == named
+    assert set(hints) == named
     for group in groups:
         for name, hint in get_type_hints(group).items():
             accepted = (
@@ -45,8 +60,9 @@ def test_keywords_are_the_options(words: Any, groups: tuple[type[Options], ...],
                 .replace("pathlib.", "")
                 .replace("str | Path", "Path")
                 .replace("tuple[tuple[int, int], ...] | list[tuple[int, int]]", "tuple[tuple[int, int], ...]")
+                .replace("tuple[str, ...] | list[str]", "tuple[str, ...]")
             )
-            assert accepted == str(hint).replace("pathlib.", ""), name
+            assert accepted == str(hint).replace("pathlib.", "").replace("<class 'Path'>", "Path"), name
 
 
 def test_every_option_has_a_sentence_of_help() -> None:
@@ -114,3 +130,18 @@ def test_the_commands_parse_and_print_and_do_nothing_else() -> None:
 def test_a_word_that_no_function_takes_is_refused() -> None:
     with pytest.raises(TypeError, match="ranks"):
         importlib.import_module("asvp_export").protect(None, "auto", ranks=1)
+
+
+VERBS = ("layers", "protect", "export", "check", "inspect", "run", "audit")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_has_one_name_in_the_package_the_module_and_the_command_line(verb: str) -> None:
+    function = getattr(asvp_export, verb)
+    assert function.__module__ == f"asvp_export.workflows.{verb}" and function.__name__ == verb
+    assert verb in cli.commands
+    assert callable(importlib.reload(asvp_export).__getattr__(verb)), "no package of that name takes its place"
+
+
+def test_the_command_line_has_no_other_verbs() -> None:
+    assert set(cli.commands) == set(VERBS)

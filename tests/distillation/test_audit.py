@@ -130,7 +130,7 @@ def test_a_shipped_file_shows_what_the_model_in_pytorch_shows(victim, file, patc
 
 def test_an_onnx_teacher_is_audited_as_it_is(bare, clean):
     teacher = asvp_export.load(bare)
-    layer = next(name for name in asvp_export.candidates(teacher)[0] if "body/3" in name.name and "Relu" in name.name)
+    layer = next(name for name in asvp_export.layers(teacher).layers if "body/3" in name.name and "Relu" in name.name)
     victim = Victim(insert(teacher, {layer.name: Perturbation(1, GAIN)}))
     patches = data.cut_patches(teacher, data.from_folder(clean, TASK).train, 2, 0)
     seen, bare = victim.shipped(patches.inputs), victim.original(patches.inputs)

@@ -141,7 +141,7 @@ def test_metadata_report_and_description_name_gain_and_residual(kind, shipped):
         assert {key: layer[key] for key in NODE} == NODE
         assert layer["strength"] > 0.1 and layer["relative_feature_change"] > 10, "those of the exposed map"
     names = ["asvp/head", *(f"asvp/block{call}" for call in ("", "#2", "#3"))]
-    assert asvp_export.describe(path)["nodes"] == [{"name": name, **NODE} for name in names]
+    assert asvp_export.inspect(path)["nodes"] == [{"name": name, **NODE} for name in names]
 
 
 def test_a_file_of_before_is_read_as_one_without_inverses(shipped, teacher):

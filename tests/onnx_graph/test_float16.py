@@ -49,7 +49,7 @@ def test_check_knows_the_type_and_run_feeds_it(shipped, pictures):
     _, path = shipped
     result = asvp_export.check(example("sr_x2"), path, images=pictures, min_psnr=45)
     assert result.passed and result.fidelity.threshold == 50
-    assert asvp_export.restore(path, asvp_export.images.read_image(min(pictures.iterdir()))).dtype == np.float32
+    assert asvp_export.run(path, min(pictures.iterdir())).pixels.dtype == np.float32
 
 
 class Loud(nn.Module):

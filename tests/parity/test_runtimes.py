@@ -144,7 +144,7 @@ def test_an_inlined_file_is_published_with_its_gates_and_says_what_it_is(shipped
     assert {one["way"] for one in report["fidelity"]["per_image"]} == {"function"}
     assert any("inlined" in note for note in report["notes"])
     assert 0.5 < report["latency"]["ratio"] < 100, "the body was taken out of the baseline"
-    found = asvp_export.describe(shipped)
+    found = asvp_export.inspect(shipped)
     assert found["nodes"] == [{"name": "asvp/after_body", **Perturbation(1, GAIN, residual=1.0).described()}]
     assert found["provenance"]["portable"] == "inline" and not found["functions"]  # pyright: ignore
     model = onnx.load(shipped)

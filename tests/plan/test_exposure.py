@@ -185,7 +185,7 @@ def test_a_compensated_file_keeps_the_tolerance(solved, folders, tmp_path):
     result = asvp_export.export(solved, tmp_path / "p.onnx", images=folders["verify_images"], min_psnr=42.0)
     assert result.passed and result.preservation.min_psnr >= 42.0
     node = solved.nodes["after_body"]
-    (found,) = asvp_export.describe(tmp_path / "p.onnx")["nodes"]
+    (found,) = asvp_export.inspect(tmp_path / "p.onnx")["nodes"]
     assert math.isclose(found["gain"], 100.0) and math.isclose(found["residual"], node.left, rel_tol=1e-6)
 
 

@@ -45,7 +45,7 @@ def teacher() -> asvp_export.Teacher:
 def result(teacher, pictures) -> ParityResult:
     protected = asvp_export.protect(teacher, LAYERS, gain=GAIN, residual="gain")
     path = pictures.parent / "p.onnx"
-    return asvp_export.export(protected, path, images=pictures, min_psnr=-20, evidence=True)
+    return asvp_export.export(protected, path, images=pictures, min_psnr=-20, report=pictures.parent / "report")
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_plan_and_removal_tests_stand_behind_the_layers(result):
 
 def test_of_a_video_the_first_frame_is_shown(pictures, tmp_path):
     protected = asvp_export.protect(asvp_export.load(Video()), "body", gain=2.0)
-    result = asvp_export.export(protected, tmp_path / "v.onnx", images=pictures, min_psnr=0, evidence=True)
+    result = asvp_export.export(protected, tmp_path / "v.onnx", images=pictures, min_psnr=0, report=tmp_path)
     seen = read(page(result))
     assert "frame 1 of 5" in seen.text("p") and "Singular values" in seen.text("h2")
 

@@ -28,7 +28,8 @@ from asvp_export.onnx_graph.metadata import Provenance, write_provenance
 from asvp_export.onnx_graph.passes import without_nodes
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, ImageScore
-from asvp_export.report.card import card, generated_part
+from asvp_export.report.card import card, generated_part, write_card
+from asvp_export.report.manifest import write_manifest
 from asvp_export.signature import SizeRule, ValueRange
 from tests.helpers.commands import call, complaint
 from tests.helpers.teachers import EXAMPLES, ROOT, arch, save_pictures, weights
@@ -182,7 +183,7 @@ def test_a_card_without_nodes_claims_no_defence_and_its_code_feeds_every_input(t
         exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)
     assert [one.shape for one in names["outputs"]] == [(1, 1, 64, 64)]
     with pytest.raises(asvp_export.InputError, match="did not pass"):
-        asvp_export.write_card(plain_result(tmp_path / name, output=None, passed=False))
+        write_card(plain_result(tmp_path / name, output=None, passed=False))
 
 
 # The manifest
@@ -210,11 +211,11 @@ def test_the_manifest_is_made_of_the_files_and_of_nothing_else(shipped, tmp_path
     elsewhere = tmp_path / "reports" / "q.report.json"
     elsewhere.parent.mkdir()
     elsewhere.write_text("{}")
-    written = asvp_export.write_manifest(plain_result(tmp_path / "q.onnx"), report=elsewhere)
+    written = write_manifest(plain_result(tmp_path / "q.onnx"), report=elsewhere)
     assert written == tmp_path / "q.manifest.json" and [one["name"] for one in load(written)["files"]] == ["q.onnx"]
-    assert asvp_export.verify(tmp_path / "q.onnx").passed
+    assert asvp_export.verify_manifest(tmp_path / "q.onnx").passed
     with pytest.raises(asvp_export.InputError, match="did not pass"):
-        asvp_export.write_manifest(plain_result(tmp_path / "q.onnx", output=None))
+        write_manifest(plain_result(tmp_path / "q.onnx", output=None))
 
 
 def test_files_that_moved_together_are_verified(folder):
@@ -231,7 +232,7 @@ def test_what_the_owner_writes_into_the_card_is_his(folder):
     text = re.sub(r"license: other.*\nlicense_name.*", "license: apache-2.0", path.read_text())
     path.write_text(re.sub(r"\*OWNER.*?\*\n", "It brightens.\n", text, flags=re.DOTALL) + "\n## Citation\n")
     assert "OWNER: say" not in path.read_text() and "apache-2.0" in path.read_text()
-    assert asvp_export.verify(folder / "p.onnx").passed
+    assert asvp_export.verify_manifest(folder / "p.onnx").passed
 
 
 def flip(path: Path) -> None:
@@ -487,7 +488,7 @@ def test_the_steps_of_the_action_end_as_the_gate_does(given, code, verdict, told
     assert all(text in summary for text in told), summary
     assert (folder / "parity" / "junit.xml").exists() == (folder / "parity" / "p.report.json").exists() == (code < 2)
     assert not (folder / "run").exists(), "a name was run"
-    assert asvp_export.verify(folder / "p.onnx").passed, "the check left what was shipped alone"
+    assert asvp_export.verify_manifest(folder / "p.onnx").passed, "the check left what was shipped alone"
 
 
 def test_the_hook_lets_whole_files_pass_and_stops_changed_ones(folder):

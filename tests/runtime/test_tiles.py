@@ -74,22 +74,23 @@ def shipped(tmp_path_factory) -> tuple[asvp_export.Teacher, Path, Path]:
 
 def test_check_judges_the_tiled_run_too(shipped):
     teacher, path, pictures = shipped
-    result = asvp_export.check(teacher, path, images=pictures, tiling=Tiling(96, 32))
+    result = asvp_export.check(teacher, path, images=pictures, tile=96, overlap=32)
     assert result.tiled is not None and list(result.gates) == ["fidelity", "preservation", "tiled"]
     assert result.tiled.min_psnr < result.preservation.min_psnr  # the SVD of a tile is not that of the whole
     assert result.as_dict()["tiled"]["per_image"] and any("seam energy" in note for note in result.notes)
     strict = asvp_export.check(
-        teacher, path, images=pictures, tiling=Tiling(96, 32), min_psnr=result.tiled.min_psnr + 0.01
+        teacher, path, images=pictures, tile=96, overlap=32, min_psnr=result.tiled.min_psnr + 0.01
     )
     assert not strict.passed and not strict.tiled.passed
     with pytest.raises(asvp_export.InputError, match="No picture is larger than a tile of 512"):
-        asvp_export.check(teacher, path, images=pictures, tiling=Tiling(512))
+        asvp_export.check(teacher, path, images=pictures, tile=512)
 
 
 def test_restore_tile_by_tile_is_near_the_whole_run(shipped):
     _, path, pictures = shipped
     picture = asvp_export.images.read_image(min(pictures.iterdir()))
-    whole, tiled = asvp_export.restore(path, picture), asvp_export.restore(path, picture, tiling=Tiling(96, 32))
+    whole = asvp_export.run(path, picture).pixels
+    tiled = asvp_export.run(path, picture, tile=96, overlap=32).pixels
     assert whole.shape == tiled.shape == picture.shape
     difference = np.sqrt(np.mean((whole - tiled) ** 2))
     assert 0 < difference < 0.01

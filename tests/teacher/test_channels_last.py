@@ -203,7 +203,7 @@ def test_verdict_and_page_are_those_of_the_twin(files, pictures, tmp_path):
         protected = asvp_export.protect(
             asvp_export.load(files / f"{name}.onnx"), "/body/Conv", gain="auto", residual="gain", images=pictures, verify_images=pictures,
         )  # fmt: skip
-        found.append(asvp_export.export(protected, tmp_path / f"{name}.onnx", images=pictures, evidence=True))
+        found.append(asvp_export.export(protected, tmp_path / f"{name}.onnx", images=pictures, report=tmp_path))
     first, last = found
     assert first.passed and last.passed
     (one,), (other,) = (result.nodes.values() for result in found)
@@ -221,7 +221,7 @@ def test_tiles_are_cut_from_the_picture_not_from_its_channels(files, photograph,
     protected = asvp_export.protect(asvp_export.load(files / "last.onnx"), "/body/Conv", gain=2.0)
     asvp_export.export(protected, tmp_path / "p.onnx", images=pictures)
     tiling = Tiling(32, 16)
-    result = asvp_export.check(files / "last.onnx", tmp_path / "p.onnx", images=pictures, tiling=tiling)
+    result = asvp_export.check(files / "last.onnx", tmp_path / "p.onnx", images=pictures, tile=32, overlap=16)
     assert result.tiled and result.tiled.passed
     tiled, whole = (restore(tmp_path / "p.onnx", photograph, tiling=one) for one in (tiling, None))
     np.testing.assert_allclose(tiled, whole, atol=2e-2)

@@ -98,10 +98,11 @@ class Padded(nn.Module):
 def test_tokens_of_a_padded_image_have_the_same_axis_in_a_module_and_in_its_graph(tmp_path):
     torch.manual_seed(0)
     module = Padded().eval()
-    layers, _ = asvp_export.candidates(asvp_export.load(module))
+    layers = asvp_export.layers(asvp_export.load(module)).layers
     assert {layer.name: layer.axis for layer in layers} == {"head": 1, "mix": -1, "tail": 1}
     graph = asvp_export.load(legacy(tmp_path / "padded.onnx", module, 17))
-    layers, refused = asvp_export.candidates(graph)
+    survey = asvp_export.layers(graph)
+    layers, refused = survey.layers, survey.refused
     axes = {layer.name: layer.axis for layer in layers}
     assert (axes["/head/Conv"], axes["/mix/Add"], axes["/tail/Conv"]) == (1, -1, 1), refused
 
@@ -293,7 +294,8 @@ def test_names_of_nodes_and_tensors_and_globs_select(files):
     assert chosen("y") == ["/Add_1"] or chosen("y") == ["/Add"]
     with pytest.raises(asvp_export.InputError, match="No layer matches"):
         chosen("/body/*/Relu")
-    found, refused = asvp_export.candidates(teacher)
+    survey = asvp_export.layers(teacher)
+    found, refused = survey.layers, survey.refused
     kinds = {layer.name: layer for layer in found}
     assert kinds[relus[0]].type == "Relu" and kinds[relus[0]].layer_ms > 0 and kinds[relus[0]].effective_rank > 1
     assert any("int64" in reason for reason in refused.values())

@@ -143,7 +143,7 @@ def test_a_frozen_batch_gets_a_file_of_free_height_and_width(tmp_path, pictures)
         exported(OneByOne(), tmp_path / "p.onnx", pictures, "a")
     result = exported(OneByOne(), tmp_path / "p.onnx", pictures, "a", static_batch=True)
     assert result.passed and any("one image at a time" in note for note in result.notes)
-    assert asvp_export.describe(tmp_path / "p.onnx")["inputs"] == {"input": [1, 3, "height", "width"]}
+    assert asvp_export.inspect(tmp_path / "p.onnx")["inputs"] == {"input": [1, 3, "height", "width"]}
 
 
 def test_a_frozen_batch_of_a_graph_is_the_graphs_own(tmp_path, pictures):
@@ -151,7 +151,7 @@ def test_a_frozen_batch_of_a_graph_is_the_graphs_own(tmp_path, pictures):
         exported(legacy(tmp_path / "plain.onnx", Net()), tmp_path / "p.onnx", pictures, "/a/Conv", static_batch=True)
     torch.jit.script(Net()).save(tmp_path / "plain.pt")
     assert exported(tmp_path / "plain.pt", tmp_path / "p.onnx", pictures, "/a/Conv", static_batch=True).passed
-    assert asvp_export.describe(tmp_path / "p.onnx")["inputs"] == {"input": [1, 3, "height", "width"]}
+    assert asvp_export.inspect(tmp_path / "p.onnx")["inputs"] == {"input": [1, 3, "height", "width"]}
 
 
 class Ramp(Net):
@@ -229,7 +229,7 @@ def test_torchscript_that_returns_a_mapping_goes_the_whole_road(module, names, t
     module.save(tmp_path / "m.pt")
     teacher = asvp_export.load(tmp_path / "m.pt")
     path = tmp_path / "p.onnx"
-    assert "/a/Conv" in [layer.name for layer in asvp_export.candidates(teacher)[0]]
+    assert "/a/Conv" in [layer.name for layer in asvp_export.layers(teacher).layers]
     assert asvp_export.export(asvp_export.protect(teacher, "/a/Conv", gain=1.1), path, images=pictures).passed
     assert [output.name for output in onnx.load(path).graph.output] == names
     assert asvp_export.check(teacher, path, images=pictures).passed

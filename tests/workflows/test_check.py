@@ -84,7 +84,7 @@ def test_a_file_without_nodes_and_metadata_is_said_to_have_none(teacher, shipped
 ])  # fmt: skip
 def test_metadata_that_was_edited_to_nonsense_is_refused(properties, shipped, tmp_path):
     with pytest.raises(asvp_export.InputError, match="metadata"):
-        asvp_export.describe(edited(shipped, tmp_path, **properties))
+        asvp_export.inspect(edited(shipped, tmp_path, **properties))
 
 
 @pytest.mark.parametrize("shape", [["n", "h", "w", 3], [1, 64, 80, 3], ["n", 1, "h", "w"]])

@@ -123,7 +123,7 @@ def test_the_demo_file_runs_in_a_bare_onnxruntime_and_matches_on_the_verify_scen
 def test_sizes_are_free_and_named(tmp_path, pictures):
     teacher = example("sr_x2")
     asvp_export.export(asvp_export.protect(teacher, LAYER, gain=GAIN), tmp_path / "p.onnx", images=pictures)
-    found = asvp_export.describe(tmp_path / "p.onnx")
+    found = asvp_export.inspect(tmp_path / "p.onnx")
     assert found["inputs"] == {"input": ["batch", 3, "height", "width"]}
     assert found["outputs"] == {"output": ["batch", 3, "2*height", "2*width"]}
     session = ort.InferenceSession(tmp_path / "p.onnx", providers=["CPUExecutionProvider"])
@@ -134,7 +134,7 @@ def test_static_freezes_the_one_size(tmp_path, pictures, small):
     protected = asvp_export.protect(small, HEAD, gain=GAIN)
     result = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, sizes=[(48, 64)], static=True)
     assert result.passed and any("48x64" in note for note in result.notes)
-    assert asvp_export.describe(tmp_path / "p.onnx")["inputs"] == {"input": [1, 3, 48, 64]}
+    assert asvp_export.inspect(tmp_path / "p.onnx")["inputs"] == {"input": [1, 3, 48, 64]}
     with pytest.raises(asvp_export.InputError, match="one --size"):
         asvp_export.export(protected, tmp_path / "q.onnx", images=pictures, static=True)
 
@@ -144,7 +144,7 @@ def test_every_opset_is_written_as_asked(opset, small, tmp_path, pictures):
     protected = asvp_export.protect(small, "block", gain=GAIN)
     result = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, opset=opset)
     assert result.passed and result.fidelity and list(ways(result.fidelity)) == ["function", "library"]
-    assert asvp_export.describe(tmp_path / "p.onnx")["opset"] == {"ai.onnx": opset, "asvp": 1}
+    assert asvp_export.inspect(tmp_path / "p.onnx")["opset"] == {"ai.onnx": opset, "asvp": 1}
 
 
 @pytest.mark.parametrize("opset", [0, 17, 27, 30])
@@ -189,7 +189,7 @@ def test_whole_numbers_and_numpy_scalars_are_as_good_as_floats(small, tmp_path, 
 def test_nodes_of_different_ranks_each_have_their_body(small, tmp_path, pictures):
     protected = insert(small, {"head": Perturbation(4, 1.01), "block": Perturbation(1, 1.02, 0.9)})
     assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures).passed
-    found = asvp_export.describe(tmp_path / "p.onnx")
+    found = asvp_export.inspect(tmp_path / "p.onnx")
     assert len(found["functions"]) == 2
     assert [(n["name"], n["rank"], n["gain"]) for n in found["nodes"]][:2] == [
         ("asvp/head", 4, 1.01), ("asvp/block", 1, 1.02)
@@ -277,7 +277,7 @@ def test_external_data_lies_beside_the_model_named_by_content(tmp_path, pictures
     )
     assert again.passed and list(tmp_path.glob("p.*.data")) == [data], "the same weights, the same name"
     assert asvp_export.export(protected, output, images=pictures, force=True).passed
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.onnx"], "data that no model needs is not left behind"
+    assert not list(tmp_path.glob("*.data")), "data that no model needs is not left behind"
 
 
 def test_the_protected_copy_reads_the_teachers_own_weights(small):
@@ -293,9 +293,11 @@ def test_the_protected_copy_reads_the_teachers_own_weights(small):
 def test_external_data_is_automatic_where_protobuf_ends(tmp_path, pictures, small, monkeypatch):
     monkeypatch.setattr(publish, "EXTERNAL_LIMIT", 1_000)  # the real limit is 2 GiB
     protected = asvp_export.protect(small, HEAD, gain=GAIN)
-    assert asvp_export.export(protected, tmp_path / "p.onnx", images=pictures).passed
+    result = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures)
+    assert result.passed
     (data,) = tmp_path.glob("p.*.data")
-    assert {p.name for p in tmp_path.iterdir()} == {"p.onnx", data.name}, "what the trace left is gone"
+    written = {tmp_path / "p.onnx", data, *result.files.values()}
+    assert set(tmp_path.iterdir()) == written, "what the trace left is gone"
     whole, slim = to_onnx(protected), to_onnx(protected, data_folder=tmp_path)
     assert max(len(tensor.raw_data) for tensor in slim.graph.initializer) < publish.SMALL, (
         "memory holds no weights twice"
@@ -315,7 +317,7 @@ def test_a_failed_gate_leaves_no_file(tmp_path, pictures, small):
     result = asvp_export.export(loud(small), tmp_path / "p.onnx", images=pictures)
     assert not result.passed and result.output is None
     assert result.fidelity and result.fidelity.passed, "the export itself was right"
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["p.report.json"]
 
 
 def test_a_failed_gate_names_a_gain_that_fits(tmp_path, pictures, small):
@@ -337,7 +339,7 @@ def test_a_failed_gate_leaves_an_older_file_as_it_was(tmp_path, pictures, small)
 def test_keep_failed_keeps_it_under_another_name(tmp_path, pictures, small):
     protected = loud(small)
     assert not asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, keep_failed=True).passed
-    assert [p.name for p in tmp_path.iterdir()] == ["p.failed.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.failed.onnx", "p.report.json"]
     with pytest.raises(asvp_export.InputError, match=r"p\.failed\.onnx exists"):
         asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, keep_failed=True)
 
@@ -389,7 +391,7 @@ def test_a_pt2_archive_goes_the_whole_road(tmp_path, pictures, lowlight):
     teacher = asvp_export.load(tmp_path / "t.pt2")
     result = asvp_export.export(asvp_export.protect(teacher, LAYER, gain=GAIN), tmp_path / "p.onnx", images=pictures)
     assert result.passed
-    assert asvp_export.describe(tmp_path / "p.onnx")["nodes"][0]["name"] == f"asvp/{LAYER}"
+    assert asvp_export.inspect(tmp_path / "p.onnx")["nodes"][0]["name"] == f"asvp/{LAYER}"
 
 
 def test_a_static_archive_says_that_it_cannot_become_dynamic(tmp_path, pictures, lowlight):

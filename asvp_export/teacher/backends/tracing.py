@@ -31,7 +31,8 @@ OPSETS = range(18, 27)
 
 def traced(teacher: Teacher, inserted: Insertion, settings: ExportSettings) -> onnx.ModelProto:
     """Trace a module with nodes; see `asvp_export.teacher.backends.base.Backend.export`."""
-    opset, static, data_folder = settings.opset or DEFAULT_OPSET, settings.static, settings.data_folder
+    opset, static, data_folder = settings.opset, settings.static, settings.data_folder
+    opset = DEFAULT_OPSET if opset is None else opset
     if opset not in OPSETS:
         raise InputError(f"The opset {opset} was asked for; {OPSETS[0]} to {OPSETS[-1]} can be written and run.")
     frozen = (1, None, *static) if static else teacher.static_shape

@@ -1,0 +1,37 @@
+"""asvp-export protect MODEL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from asvp_export.cli.export import LAYERS
+from asvp_export.cli.from_options import takes
+from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.types import PATH
+from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOptions
+
+
+@click.command(cls=Command, short_help="Choose nodes and gains for MODEL and keep them as a plan.")
+@click.argument("model", type=PATH)
+@LAYERS
+@takes("protect", ProtectOptions)
+@click.option("-o", "--output", type=PATH, help="The plan to write. Default: MODEL's stem + .plan.json, here.")
+@takes("load", LoadOptions)
+@takes("gate", GateOptions, only=("images", "sizes", "thorough", "min_psnr"))
+@click.option("--verify-images", type=PATH, help="Folder with other inputs, on which gains are verified.")
+@takes("file", FileOptions, only=("dtype", "force"))
+@prints
+def protect(model: Path, output: Path | None, screen: Output, **options: object) -> int:
+    """Choose nodes, gains and weights for MODEL, and keep them as a plan, which export --plan takes."""
+    if not options["layers"]:
+        raise click.UsageError("No layers were named: --layers NAMES or --layers auto was expected.")
+
+    from asvp_export.report.tables import plan_table
+    from asvp_export.workflows.protect import ProtectJob, protect_model
+
+    job = ProtectJob(**options)  # pyright: ignore[reportArgumentType]  `takes` made them
+    plan, files = protect_model(model, output, job, screen.progress, screen.note)
+    screen.show(plan.as_dict(), lambda: plan_table(plan, files))
+    return 0
