@@ -1,7 +1,7 @@
 """Every option once: its name, default, choices and help.
 
-The command line is made from these classes, the functions of the package take them, and the public functions take their fields
-as keywords (`asvp_export.keywords`). Importable without PyTorch.
+The command line is made from these classes, the functions of the package take them, and the public functions take
+their fields as keywords (`asvp_export.keywords`). Importable without PyTorch.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class LoadOptions(Options):
     arch_args: dict[str, Any] | None = option(None, "Keyword arguments of the factory, as a JSON object.")
     weights_key: str | None = option(
         None,
-        "Which weights, where the file holds several state dicts: keys, and then the beginning of names, joined by dots.",
+        "Which weights, where the file holds several state dicts: keys, and then the beginning of names, joined by "
+        "dots.",
         metavar="KEY",
     )
     trust_pickle: bool = option(False, "Load a pickled module, which runs code from the file.")
@@ -148,8 +149,8 @@ class LoadOptions(Options):
     )
     main_output: str | None = option(
         None,
-        "Which output is the restored picture, of a model with several. Default: the largest picture, and of several the "
-        "one that is computed from the others.",
+        "Which output is the restored picture, of a model with several. Default: the largest picture, and of several "
+        "the one that is computed from the others.",
         metavar="NAME",
     )
     norm_statistics: str = option(
@@ -164,8 +165,8 @@ class LoadOptions(Options):
     )
     layout: str | None = option(
         None,
-        "Of the picture that the model takes: channels first or last. Default: what the file's sizes and first layers say, "
-        "else what runs.",
+        "Of the picture that the model takes: channels first or last. Default: what the file's sizes and first layers "
+        "say, else what runs.",
         choices=("nchw", "nhwc"),
     )
     device: str = option("cpu", "Where PyTorch runs the teacher: cpu or cuda.", metavar="cpu|cuda")
@@ -183,26 +184,27 @@ class ProtectOptions(Options):
 
     rank: int | str = option(
         AUTO,
-        "How many leading singular values are amplified. auto: what is best with the gain; 1 beside a gain that is given.",
+        "How many leading singular values are amplified. auto: what is best with the gain; 1 beside a gain that is "
+        "given.",
         choices=(AUTO,),
     )
     gain: float | str = option(
         AUTO,
-        "The factor on them in the exposed map. auto: the largest that leaves 80 dB of the outputs on the verification "
-        "images; with --residual gain the largest that leaves --min-psnr and 1 dB.",
+        "The factor on them in the exposed map. auto: the largest that leaves 80 dB of the outputs on the "
+        "verification images; with --residual gain the largest that leaves --min-psnr and 1 dB.",
         choices=(AUTO,),
     )
     residual: float | str | None = option(
         None,
-        "The factor that is left in the map that the layer's readers get. Default: 1, the outputs stay the original's. auto "
-        "(the default beside --compensate): what the re-solved readers allow. gain: no inverse node.",
+        "The factor that is left in the map that the layer's readers get. Default: 1, the outputs stay the "
+        "original's. auto (the default beside --compensate): what the re-solved readers allow. gain: no inverse node.",
         choices=(AUTO, GAIN),
     )
     max_gain: float = option(100.0, "No gain that is chosen is larger.", least=1)
     compensate: str = option(
         "none",
-        "Re-solve the layers that read a protected tensor for the residual gain, so that outputs stay (solve); then train "
-        "all behind it (refine).",
+        "Re-solve the layers that read a protected tensor for the residual gain, so that outputs stay (solve); then "
+        "train all behind it (refine).",
         choices=("none", "solve", "refine"),
     )
     energy: float = option(1.0, "Stop once this share of the squared singular values is covered.")
@@ -215,14 +217,14 @@ class GateOptions(Options):
 
     images: Path | None = option(
         None,
-        "Folder with inputs of the teacher: degraded pictures where the task is restoration. Default: the project's own "
-        "photographs.",
+        "Folder with inputs of the teacher: degraded pictures where the task is restoration. Default: the project's "
+        "own photographs.",
     )
     sizes: tuple[Size, ...] = option((), "Compare on crops of this size; may repeat.", flag="--size")
     thorough: bool = option(
         False,
-        "Compare on all of the project's own photographs, whole, whatever the model costs. Default: as many, and as large "
-        "crops, as a budget of multiply-adds allows.",
+        "Compare on all of the project's own photographs, whole, whatever the model costs. Default: as many, and as "
+        "large crops, as a budget of multiply-adds allows.",
     )
     min_psnr: float = option(48.0, "dB that the worst image has to reach against the original.")
     provider: str = option("cpu", "Where onnxruntime runs the file.", choices=("cpu", "cuda"))
@@ -245,7 +247,8 @@ class FileOptions(Options):
     external_data: bool = option(False, "Keep the tensors in a file of their own, also under 2 GiB.")
     portable: str = option(
         "",
-        "inline: write the operator's body into the graph, for readers that do not resolve model-local functions (OpenVINO).",
+        "inline: write the operator's body into the graph, for readers that do not resolve model-local functions "
+        "(OpenVINO).",
         choices=("inline", ""),
     )
     force: bool = option(False, "Replace an existing output.")
@@ -263,8 +266,8 @@ class ReportOptions(Options):
 
     report: Path | None = option(
         None,
-        "Folder for the report, made where it is missing, with a page to look at, report.html. Default: the JSON alone, "
-        "beside the file.",
+        "Folder for the report, made where it is missing, with a page to look at, report.html. Default: the JSON "
+        "alone, beside the file.",
         metavar="DIR",
     )
     junit: Path | None = option(None, "Write the verdict as JUnit XML too.", metavar="FILE")
@@ -305,16 +308,16 @@ class AuditOptions(Options):
     )
     data: Path | None = option(
         None,
-        "Pictures: train/ and test/ (or one folder, which is cut), each with input/ and truth/, or clean pictures that "
-        "--task degrades. Default: the project's own photographs.",
+        "Pictures: train/ and test/ (or one folder, which is cut), each with input/ and truth/, or clean pictures "
+        "that --task degrades. Default: the project's own photographs.",
         metavar="DIR",
     )
     student: str = option("", "What builds a student. Default: a small residual net of ours.", metavar="MODULE:FACTORY")
     student_args: dict[str, Any] | None = option(None, "Keyword arguments of the student's factory, as a JSON object.")
     profile: str = option(
         "quick",
-        "quick: each question once, 2 seeds, minutes. screen: all losses, weights, taps and attackers, 1 seed. full: eight "
-        "rows, 3 seeds, longer training.",
+        "quick: each question once, 2 seeds, minutes. screen: all losses, weights, taps and attackers, 1 seed. full: "
+        "eight rows, 3 seeds, longer training.",
         choices=("quick", "screen", "full"),
     )
     rows: tuple[str, ...] = option(

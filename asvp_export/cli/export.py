@@ -17,9 +17,9 @@ LAYERS = click.option(
     "--layers",
     multiple=True,
     metavar="SPEC",
-    help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays inside "
-    "one part of a name, ** crosses parts. auto or auto:N: the N (3) that their spectra speak for, spread over the depth. "
-    "none: no node.",
+    help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays "
+    "inside one part of a name, ** crosses parts. auto or auto:N: the N (3) that their spectra speak for, spread over "
+    "the depth. none: no node.",
 )
 PLAN = click.option("--plan", type=PATH, help="Apply the plan of an earlier export, instead of calibrating.")
 PROTECTING = ("layers", *(one.name for one in fields(ProtectOptions)))
@@ -38,8 +38,8 @@ PROTECTING = ("layers", *(one.name for one in fields(ProtectOptions)))
 @click.option(
     "--verify-images",
     type=PATH,
-    help="Folder with the inputs to verify on; --images is then what gains and weights are fitted to. Default: two fifths of "
-    "--images.",
+    help="Folder with the inputs to verify on; --images is then what gains and weights are fitted to. Default: two "
+    "fifths of --images.",
 )
 @takes("file", FileOptions)
 @takes("report", ReportOptions)

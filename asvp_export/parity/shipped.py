@@ -61,7 +61,8 @@ def check_file(
         progress: called with a line at each stage.
 
     Returns:
-        The verdict. Fidelity is measured where the file names its protected layers, and they are layers of the original.
+        The verdict. Fidelity is measured where the file names its protected layers, and they are layers of the
+        original.
 
     Raises:
         InputError: a file that cannot be read, or whose inputs do not fit the original's.
@@ -89,12 +90,10 @@ def check_file(
     fidelity, preservation = judge(path, inputs, thresholds, provider, portable, progress)
     tiled = None
     if tiling:
-        size = tiling.fitting(rule)
-        main = against.signature.floats.index(against.signature.main)
+        size, main = tiling.fitting(rule), against.signature.floats.index(against.signature.main)
         progress(f"comparing tiles of {size.size}, {size.overlap} shared")
         tiled, seams = judge_tiled(path, inputs, min_psnr, size, main, provider)
-        notes += tiling_notes(provenance)
-        notes.append(f"Tiles of {size.size} with {size.overlap} shared: seam energy {seams:.2f} (1: no seams).")
+        notes += [*tiling_notes(provenance), _seams(size, seams)]
     nodes = provenance.layers if provenance else {}
     seen = None
     if evidence:
@@ -120,7 +119,7 @@ def check_file(
 
 
 def _loaded(original: Path, provenance: Provenance | None) -> Teacher:
-    """The original, with the value range that the shipped file names, and its layout and main output where there is a choice."""
+    """The original with the value range that the shipped file names; its layout and output where there is a choice."""
     if provenance is None:
         return load(original)
     teacher = load(original, data_range=provenance.data_range)
@@ -134,6 +133,10 @@ def _loaded(original: Path, provenance: Provenance | None) -> Teacher:
     if layout is main_output is None:
         return teacher
     return load(original, data_range=provenance.data_range, layout=layout, main_output=main_output)
+
+
+def _seams(tiles: Tiling, energy: float) -> str:
+    return f"Tiles of {tiles.size} with {tiles.overlap} shared: seam energy {energy:.2f} (1: no seams)."
 
 
 def _onnx_file(original: Teacher | str | Path) -> Path | None:
@@ -150,19 +153,20 @@ def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Sign
     if image is None or len(image.shape) != (4 if signature.frames is None else 5):
         found = "; ".join(map(str, inputs)) or "nothing"
         raise InputError(
-            f"The file {path.name} takes {found}; {len(signature.names)} input(s), the image [{wanted}], were expected. Is it "
-            "a file of asvp-export, and were all inputs given?"
+            f"The file {path.name} takes {found}; {len(signature.names)} input(s), the image [{wanted}], were "
+            "expected. Is it a file of asvp-export, and were all inputs given?"
         )
     n, c, h, w = frozen([dim if isinstance(dim, int) else None for dim in image.shape], last)
     if c not in (None, signature.channels) or (c is None and signature.channels in (h, w)):
         raise InputError(
-            f"The file {path.name} takes {image}; {signature.channels} channels were expected, channels {'last' if last else 'first'}."
+            f"The file {path.name} takes {image}; {signature.channels} channels were expected, channels "
+            f"{'last' if last else 'first'}."
         )
     return n, c, h, w
 
 
 def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
-    """Hold the nodes in the graph against the metadata: a file whose nodes were taken out must not pass for protected."""
+    """Hold the nodes in the graph against the metadata: a file without its nodes must not pass for protected."""
     model = onnx.load(path, load_external_data=False)
     nodes = perturbation_nodes(model)
     if provenance is None:
@@ -172,8 +176,8 @@ def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
         wrong = misbehaving(model, provenance.layers)
     if wrong:
         raise InputError(
-            f"The metadata of {path.name} names ASVP nodes that its graph does not carry ({', '.join(wrong[:3])}); it was "
-            "changed after the export. Export it anew."
+            f"The metadata of {path.name} names ASVP nodes that its graph does not carry ({', '.join(wrong[:3])}); it "
+            "was changed after the export. Export it anew."
         )
     return []
 
@@ -188,8 +192,8 @@ def _check_plan(plan: Plan, provenance: Provenance) -> None:
             for node in (plan.nodes.get(wrong[0]), theirs.get(wrong[0]))
         ]
         raise InputError(
-            f"The plan and the protected file disagree on {wrong[0]} ({shown[0]} in the plan, {shown[1]} in the file); give the "
-            "plan that the file was made with."
+            f"The plan and the protected file disagree on {wrong[0]} ({shown[0]} in the plan, {shown[1]} in the file); "
+            "give the plan that the file was made with."
         )
 
 
@@ -202,8 +206,8 @@ def _expected(
     missing = sorted(set(nodes) - backend.names.sites.keys())
     if missing and backend.traced:
         raise InputError(
-            f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); "
-            "hand in the teacher that it was exported from."
+            f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); hand in the "
+            "teacher that it was exported from."
         )
     if plan and provenance:
         _check_plan(plan, provenance)

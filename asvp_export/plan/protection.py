@@ -31,7 +31,7 @@ def protect_teacher(
     dtype: str = FileOptions.dtype,
     progress: Printer,
 ) -> Protected:
-    """Insert a node, and its inverse, behind each selected layer; see `asvp_export.protect`, which takes the options as keywords."""
+    """`asvp_export.protect`, with the options as objects."""
     wanted = resolved(options)
     if options.residual is None and wanted.residual == AUTO:
         progress(
@@ -244,8 +244,8 @@ def resolved(options: ProtectOptions) -> ResolvedOptions:
         )
     if compensate != "none" and not isinstance(residual, str):
         raise InputError(
-            f"Compensation was asked for beside a residual gain of {residual:g}; the readers are re-solved for a gain that "
-            "is found with them. Use --residual auto, or gain."
+            f"Compensation was asked for beside a residual gain of {residual:g}; the readers are re-solved for a gain "
+            "that is found with them. Use --residual auto, or gain."
         )
     first = max_gain if gain == AUTO else float(gain)
     if gain == AUTO and residual == GAIN:
@@ -255,8 +255,8 @@ def resolved(options: ProtectOptions) -> ResolvedOptions:
     )
     if energy < 1 and residual != GAIN:
         raise InputError(
-            f"The energy is {energy:g}; an energy below 1 goes with --residual gain only, since the exposed map does not tell "
-            "how many values were amplified."
+            f"The energy is {energy:g}; an energy below 1 goes with --residual gain only, since the exposed map does "
+            "not tell how many values were amplified."
         )
     calibrated = compensate != "none" or (residual == GAIN and gain == AUTO)
     return ResolvedOptions(

@@ -45,8 +45,8 @@ def audit(
         verify_images: folder of inputs on which gains are verified.
         progress: called with a line at each step; a `asvp_export.progress.Progress` counts too.
         note: called with what the user has to know.
-        **options: see `asvp_export.options`: `AuditOptions`; `LoadOptions` for a model that is loaded here, `ProtectOptions`
-            and `GateOptions` for one that is protected here.
+        **options: see `asvp_export.options`: `AuditOptions`; `LoadOptions` for a model that is loaded here,
+            `ProtectOptions` and `GateOptions` for one that is protected here.
 
     Returns:
         The verdict; `passed` says whether all requirements are met, `files` where the reports lie.

@@ -32,8 +32,8 @@ def check(
     """Compare a shipped file with its original; nothing is written but the reports that are asked for.
 
     Args:
-        original: a teacher, or a file that `load` takes; of an ONNX file without further options the value range is the one
-            that the protected file names.
+        original: a teacher, or a file that `load` takes; of an ONNX file without further options the value range is
+            the one that the protected file names.
         protected: the shipped ONNX file.
         plan: of a compensated file, or its file: fidelity is then measured too.
         progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.

@@ -73,15 +73,15 @@ def export(
         progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
         note: called with what the user has to know.
         **options: see `asvp_export.options`: `LoadOptions` and `ProtectOptions` (for a model that is protected here),
-            `GateOptions`, `FileOptions` and `ReportOptions`. By default the inputs are those that the plan was verified on,
-            else the project's own photographs: as many, and as large crops of them, as the model's cost allows
-            (`asvp_export.parity.choice`). With `static`, `sizes` has exactly one.
+            `GateOptions`, `FileOptions` and `ReportOptions`. By default the inputs are those that the plan was
+            verified on, else the project's own photographs: as many, and as large crops of them, as the model's cost
+            allows (`asvp_export.parity.choice`). With `static`, `sizes` has exactly one.
 
     Returns:
-        The verdict; `files` says what was written beside the ONNX file. When a gate failed, `passed` is False and no file
-        stands at `output`. Where the protected model was planned, or ground truth is given, the removal tests are in it
-        (`asvp_export.parity.removal`), with maps fitted on crops of the verification images themselves, which is in the
-        attackers' favour; they never change the verdict.
+        The verdict; `files` says what was written beside the ONNX file. When a gate failed, `passed` is False and no
+        file stands at `output`. Where the protected model was planned, or ground truth is given, the removal tests
+        are in it (`asvp_export.parity.removal`), with maps fitted on crops of the verification images themselves,
+        which is in the attackers' favour; they never change the verdict.
 
     Raises:
         InputError: bad options, model, images or output; the exporter's refusals are AsvpError.

@@ -1,4 +1,4 @@
-"""`protect`: nodes behind the selected layers of a model, with given numbers or the strongest ones that fit a tolerance."""
+"""`protect`: nodes behind the selected layers of a model."""
 
 from __future__ import annotations
 
@@ -29,23 +29,25 @@ def protect(
     note: Printer = silent,
     **options: Unpack[ProtectKeywords],
 ) -> Protected:
-    """Insert a node, and its inverse, behind each selected layer; a layer that is called several times gets them at each call.
+    """Insert a node, and its inverse, behind each selected layer.
 
-    Each layer has two gains: with `gain` its map is exposed, and with `residual` the layers that read it get it. With a
-    residual of 1, the default, the outputs stay the original's to rounding, and `gain="auto"` is the largest gain up to
-    `max_gain` that leaves 80 dB of them on the verification inputs (float16: that leaves `min_psnr` and 1 dB).
+    A layer that is called several times gets them at each call. Each layer has two gains: with `gain` its map is
+    exposed, and with `residual` the layers that read it get it. With a residual of 1, the default, the outputs stay
+    the original's to rounding, and `gain="auto"` is the largest gain up to `max_gain` that leaves 80 dB of them on the
+    verification inputs (float16: that leaves `min_psnr` and 1 dB).
 
-    With `residual="auto"` and `compensate` the readers get the largest gain that keeps `min_psnr` and 1 dB to spare once
-    they are re-solved, where all of them are linear in the map; the exposed gain is free of that. With `residual="gain"`
-    there is no inverse, and `gain="auto"` is what the tolerance allows.
+    With `residual="auto"` and `compensate` the readers get the largest gain that keeps `min_psnr` and 1 dB to spare
+    once they are re-solved, where all of them are linear in the map; the exposed gain is free of that. With
+    `residual="gain"` there is no inverse, and `gain="auto"` is what the tolerance allows.
 
     Args:
         model: a teacher (from `asvp_export.load`; it is not changed), or what `load` takes.
-        layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or "auto:N": the
-            N (3) layers that their spectra speak for, spread over the depth; "none" or nothing: no node.
+        layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or
+            "auto:N": the N (3) layers that their spectra speak for, spread over the depth; "none" or nothing: no node.
         verify_images: folder of inputs to verify on; without it two fifths of `images` where gains are calibrated, else
             all of them.
-        dtype: "fp32" or "fp16": in which type the file will be exported, whose rounding the exposed gain has to survive.
+        dtype: "fp32" or "fp16": in which type the file will be exported, whose rounding the exposed gain has to
+            survive.
         progress: called with a line at each step; a `asvp_export.progress.Progress` counts within steps too.
         note: called with what was concluded of the model and is not certain.
         **options: see `asvp_export.options.LoadOptions`, `ProtectOptions` and `GateOptions`.
@@ -54,8 +56,8 @@ def protect(
         The protected teacher, with its plan where numbers were chosen.
 
     Raises:
-        InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that no gain
-            meets, too few images, or compensation where no reader is linear.
+        InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that
+            no gain meets, too few images, or compensation where no reader is linear.
     """
     load, nodes, gate = grouped(options, LoadOptions, ProtectOptions, GateOptions)
     teacher = teacher_of(model, load, progress, note)

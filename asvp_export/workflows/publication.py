@@ -279,7 +279,8 @@ def write_until_stable(
 def _stamp(threshold: float, psnr: float) -> dict[str, float | None]:
     """A gate for the metadata, rounded down to 0.1 dB.
 
-    Over 100 dB only the rounding of float32 is measured, which changes with the number of threads: 100 stands there then.
+    Over 100 dB only the rounding of float32 is measured, which changes with the number of threads: 100 stands there
+    then.
     """
     found = min(psnr, _ROUNDING_DB)
     return {"threshold": threshold, "min_psnr": math.floor(found * 10) / 10 if math.isfinite(found) else None}
@@ -331,9 +332,9 @@ def _one_at_a_time(teacher: Teacher) -> Teacher:
 
 def _size_note(teacher: Teacher) -> str:
     return (
-        f"The file takes heights and widths that are multiples of {teacher.size.multiple}, and was compared at such sizes alone: "
-        f"the forward of {teacher.source} computes a Python number from the image's size, which the trace freezes. "
-        "--static --size HxW gets a file for any one size."
+        f"The file takes heights and widths that are multiples of {teacher.size.multiple}, and was compared at such "
+        f"sizes alone: the forward of {teacher.source} computes a Python number from the image's size, which the trace "
+        "freezes. --static --size HxW gets a file for any one size."
     )
 
 
@@ -351,8 +352,8 @@ def _frozen_size(teacher: Teacher, sizes: Sequence[tuple[int, int]], static: boo
         return height, width
     if any(dim is not None for dim in teacher.static_shape[2:]) and not static and open_backend(teacher).traced:
         raise InputError(
-            f"{teacher.source} was traced with fixed sizes ({height} x {width}) and cannot become dynamic. Give --static, "
-            "or trace it again with dynamic shapes."
+            f"{teacher.source} was traced with fixed sizes ({height} x {width}) and cannot become dynamic. Give "
+            "--static, or trace it again with dynamic shapes."
         )
     if not static:
         return None
