@@ -10,7 +10,7 @@ class Assumption:
     """One conclusion about a model, with its reason, and the option that says otherwise."""
 
     about: str
-    """What it is about: "main output", "value range", "sizes", "scale", "layout", "normalisation", "weights", "batch"."""
+    """Its subject: "main output", "value range", "sizes", "scale", "layout", "normalisation", "weights", "batch"."""
 
     concluded: str
     """What was concluded, in a few words: "0..1"."""

@@ -106,7 +106,7 @@ def _nowhere() -> TextIO:
 
 @contextlib.contextmanager
 def _copied(stream: TextIO | None, number: int) -> Iterator[TextIO | None]:
-    """A stream of a descriptor on another that leads to the same place; other streams (a test's, a notebook's) as they are."""
+    """A stream of a descriptor, on a copy of that descriptor; any other stream (a notebook's, a test's) as it is."""
     try:
         copied = os.dup(number) if stream is not None and stream.fileno() == number else None
     except (OSError, ValueError):  # it has no descriptor

@@ -49,7 +49,7 @@ def check_output(path: Path, *, force: bool, what: str = "output") -> None:
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file beside its final place and rename it.
+    """Write a file beside its final path and rename it.
 
     Guarantee: when anything is raised (an error, a full disk, Ctrl-C), no new file is left and the one that
     stood at `path` is as it was. A symbolic link is followed, as `open` does.

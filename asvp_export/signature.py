@@ -235,8 +235,8 @@ def _dim(what: str, ratio: Fraction) -> str:
 def following(name: str, example: np.ndarray, image: Sequence[int], channels_last: bool = False) -> OtherInput:
     """An input beside the image, with the axes that follow it found from an example of both.
 
-    The first axis follows the batch where it is as long; the last two of three or more (of four channels last: the middle
-    two) follow height and width where they stand to them in one and the same ratio, a whole number or one over it.
+    The first axis follows the batch where it is as long. Of three or more axes the last two follow height and width (of
+    four, channels last, the middle two), where both have the same ratio to them: a whole number or one over it.
 
     Args:
         name: of the input.
@@ -245,12 +245,12 @@ def following(name: str, example: np.ndarray, image: Sequence[int], channels_las
         channels_last: whether four axes of the example are N,H,W,C.
     """
     height = 1 if channels_last and example.ndim == 4 else example.ndim - 2
-    mine = example.shape[max(height, 0) : height + 2]
+    lengths = example.shape[max(height, 0) : height + 2]
     follows = []
     if example.ndim and example.shape[0] == image[0]:
         follows.append((0, "batch", Fraction(1)))
-    if example.ndim >= 3 and min(mine) > 1:
-        ratios = {Fraction(one, theirs) for one, theirs in zip(mine, image[-2:], strict=True)}
+    if example.ndim >= 3 and min(lengths) > 1:
+        ratios = {Fraction(length, side) for length, side in zip(lengths, image[-2:], strict=True)}
         ratio = ratios.pop()
         if not ratios and 1 in (ratio.numerator, ratio.denominator):
             follows += [(height, "height", ratio), (height + 1, "width", ratio)]
