@@ -64,8 +64,9 @@ def run_audit(
     Args:
         model: the protected model, or the original where `file` is given.
         file: the protected ONNX file that is shipped.
-        options: on which pictures (a degradation of `asvp_export.distillation.degradations`, of the project's photographs or of those
-            in a folder, see `asvp_export.distillation.data.from_folder`), what is trained, and where.
+        options: on which pictures, what is trained, and where. The pictures are degraded as one of
+            `asvp_export.distillation.degradations` says: the project's photographs, or those of a folder (see
+            `asvp_export.distillation.data.from_folder`).
         progress: called with lines, or counting.
 
     Returns:

@@ -33,7 +33,7 @@ TAPS = ("exposed", "before", "readers", "next")
 """Where attackers read: the exposed map, under the layer's name; the tensor that goes into the node; the residual map,
 which the layer's readers get; the output of the next layer with weights."""
 
-Pair = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+PairTransform = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From a layer's clean map to its exposed and its residual one."""
 
 _BATCH = 8
@@ -142,13 +142,13 @@ class Victim:
         pairs = {name: partial(exposed_and_residual, node=node) for name, node in self.nodes.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
 
-    def stripped(self, images: torch.Tensor, maps: Mapping[str, Transform]) -> Activations:
-        """The shipped graph with node and inverse replaced by the map of their layer, deleted where there is none."""
-        pairs = {name: partial(_once, change) for name, change in maps.items()}
+    def stripped(self, images: torch.Tensor, transforms: Mapping[str, Transform]) -> Activations:
+        """The shipped graph with node and inverse replaced by their layer's transform, deleted where there is none."""
+        pairs = {layer: partial(_once, transform) for layer, transform in transforms.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
 
     def deleted(self) -> nn.Module | None:
-        """The shipped graph without its nodes, weights of its own, to train further; None where there are no gradients."""
+        """The shipped graph without its nodes, to train further: its weights are its own; None without gradients."""
         if self._file or not open_backend(self.teacher).trainable:
             return None
         module = insert(self.teacher, {}, self.protected.weights).module
@@ -182,9 +182,9 @@ def in_batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from images.split(_BATCH)
 
 
-def _once(change: Transform, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One map in the place of both nodes: what is exposed is what the readers get."""
-    changed = change(x)
+def _once(transform: Transform, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One transform instead of both nodes: what is exposed is what the readers get."""
+    changed = transform(x)
     return changed, changed
 
 
@@ -195,7 +195,7 @@ class _Tapped:
         self, module: nn.Module, sites: Mapping[str, Sequence[str]], nodes: Mapping[str, Perturbation]
     ) -> None:
         self._sites = dict(sites)
-        self._maps: Mapping[str, Pair] = {}
+        self._transforms: Mapping[str, PairTransform] = {}
         self._seen: dict[tuple[str, str], torch.Tensor] = {}
         if isinstance(module, OnnxModule):
             following = {layer: _next_tensor(module.model, calls[0]) for layer, calls in sites.items()}
@@ -222,7 +222,7 @@ class _Tapped:
 
     def _hook(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-            exposed, residual = self._maps[layer](output) if layer in self._maps else (output, output)
+            exposed, residual = self._transforms[layer](output) if layer in self._transforms else (output, output)
             if (layer, "before") not in self._seen:  # else it is called again
                 # Copies: an in-place ReLU, or a sum, may write into what flows on.
                 maps = {"before": output, "exposed": exposed, "readers": residual}
@@ -245,8 +245,8 @@ class _Tapped:
             if isinstance(output, torch.Tensor):
                 self._seen[layer, "next"] = output.clone()
 
-    def run(self, teacher: Teacher, images: torch.Tensor, maps: Mapping[str, Pair]) -> Activations:
-        self._maps, self._seen, self._open = maps, {}, []
+    def run(self, teacher: Teacher, images: torch.Tensor, transforms: Mapping[str, PairTransform]) -> Activations:
+        self._transforms, self._seen, self._open = transforms, {}, []
         with torch.inference_mode():
             outputs = _main(teacher, self.module(*teacher.inputs(images.to(teacher.device))))
         return Activations(outputs, _by_tap(self._sites, self._seen))

@@ -1,4 +1,4 @@
-"""Removal tests: the outputs of the shipped graph once its nodes are deleted, or replaced by fitted maps."""
+"""Removal tests: the outputs of the shipped graph once its nodes are deleted, or replaced by fitted transforms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RemovalTest:
     """How near one version of the shipped graph comes, over all inputs; dB, NaN where an output was not finite."""
 
     name: str
-    """"shipped" (as it is), "nodes deleted", "best scalar" or "best 1x1 map" (in the place of every node)."""
+    """"shipped" (as it is), "nodes deleted", "best scalar" or "best 1x1 map" (instead of every node)."""
 
     min_psnr: float
     """Of the worst input, against the original's outputs."""
@@ -72,12 +72,12 @@ def removal_tests(
     progress: Printer = lambda line: None,
     expected: Expected | None = None,
 ) -> tuple[RemovalTest, ...]:
-    """Run the shipped graph as it is, with its nodes deleted, and with static maps fitted in their place.
+    """Run the shipped graph as it is, with its nodes deleted, and with fitted static transforms instead.
 
-    The maps are what attackers can fit who have the shipped graph and pictures, and nothing else. From one pass of the
+    These are what attackers can fit who have the shipped graph and pictures, and nothing else. From one pass of the
     graph with all nodes in place: for each node the scalar s = <F, F'> / <F, F>, and the 1x1 convolution
     M = argmin sum ||M F - F'||^2 / positions, in float64 (a bias gained nothing). A layer that is called several times
-    gets one map.
+    gets one transform.
     All run in PyTorch, in float32, on the weights that are shipped, the compensated ones among them.
 
     Args:
@@ -111,8 +111,8 @@ def removal_tests(
     against = _Against(teacher, cases, originals, truth)
     rows = [against.score(SHIPPED, shipped)]
     for name, kind in ((DELETED, NodeFit.identity), (SCALAR, NodeFit.scalar), (MAP, NodeFit.matrix)):
-        maps = {layer: kind(fit) for layer, fit in fits.items()}
-        with replaced(protected, maps), report.track(cases, f"{name}, in PyTorch") as tracked:
+        transforms = {layer: kind(fit) for layer, fit in fits.items()}
+        with replaced(protected, transforms), report.track(cases, f"{name}, in PyTorch") as tracked:
             rows.append(against.score(name, torch_outputs(protected.module, tracked, teacher.device)))
     return tuple(rows)
 
@@ -120,7 +120,7 @@ def removal_tests(
 def smallest(cases: Sequence[Case], device: str) -> list[tuple[torch.Tensor, ...]]:
     """For each picture the smallest of its inputs, as `removal_tests` takes them to fit on.
 
-    Attackers would have other pictures: fitting on the pictures that the maps are judged on is in their favour.
+    Attackers would have other pictures: fitting on the pictures that the transforms are judged on favours them.
     """
     least: dict[str, Case] = {}
     for case in cases:
@@ -169,7 +169,7 @@ def _least_and_mean(decibels: Sequence[float]) -> tuple[Any, Any]:
 
 
 class NodeFit:
-    """The normal equations of the maps in one node's place, filled block by block."""
+    """The normal equations of the transforms that replace one node, filled block by block."""
 
     def __init__(self, axis: int) -> None:
         self._axis = axis

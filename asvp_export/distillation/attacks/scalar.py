@@ -1,4 +1,4 @@
-"""A scalar in the place of each node."""
+"""A scalar instead of each node."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Scalar(Attack):
     title = "replaces the nodes by the best scalars"
 
     def prepare(self, victim: Victim, images: torch.Tensor) -> None:
-        self._maps = {layer: fit.scalar() for layer, fit in victim.fits(images).items()}
+        self._transforms = {layer: fit.scalar() for layer, fit in victim.fits(images).items()}
 
     def look(self, victim: Victim, images: torch.Tensor) -> Activations:
-        return victim.stripped(images, self._maps)
+        return victim.stripped(images, self._transforms)
