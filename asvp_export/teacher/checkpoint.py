@@ -20,9 +20,26 @@ from asvp_export.errors import InputError
 from asvp_export.teacher.architecture import import_from, one_line
 
 _HOLDERS = (
-    "params_ema", "params-ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema", "params", "state_dict", "model_state_dict",
-    "model_state", "model", "net_state_dict", "net", "net_g", "netG", "generator", "network", "module", "weights",
-)  # fmt: skip
+    "params_ema",
+    "params-ema",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "params",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net_state_dict",
+    "net",
+    "net_g",
+    "netG",
+    "generator",
+    "network",
+    "module",
+    "weights",
+)
 """Names under which training code keeps the net that is shipped, the first that is there before the others."""
 
 _AVERAGED = re.compile(r"(?:^|[^a-zA-Z])(?:ema|averaged?|avg)(?![a-zA-Z])|EMA")

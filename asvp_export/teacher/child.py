@@ -63,7 +63,8 @@ def apart(module: nn.Module, path: Path | None, device: str, timeout: float) -> 
 class Child:
     """A model's file, run in a process that starts with the first run, and again after a crash.
 
-    What that process cannot open although this one could (an operator was registered here, or Python does not start) runs here.
+    The module runs in this process where the other cannot open it: an operator was registered here, or Python does not
+    start.
 
     Args:
         module: from the file.
@@ -186,15 +187,14 @@ class Child:
         name = self._path.name
         if stopped == "time":
             return StoppedError(
-                f"{name} was not done within {seconds:g} s {where}; if it only needs longer, say how long a run may take "
-                "with --probe-timeout SECONDS."
+                f"{name} was not done within {seconds:g} s {where}; if it only needs longer, say how long a run may "
+                "take with --probe-timeout SECONDS."
             )
-        if stopped == "memory" or (
-            code == -9 and sys.platform == "linux"
-        ):  # the system's own way where memory runs out
+        killed = code == -9 and sys.platform == "linux"  # by the system, because memory ran out
+        if stopped == "memory" or killed:
             return MachineError(
-                f"{name} took more than {self._room / 2**30:.1f} GiB of memory {where}, and no more is free for it; use a machine "
-                "with more, or end what else runs on this one."
+                f"{name} took more than {self._room / 2**30:.1f} GiB of memory {where}, and no more is free for it; "
+                "use a machine with more, or end what else runs on this one."
             )
         return CrashError(_ended(code), where)
 

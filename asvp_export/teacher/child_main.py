@@ -1,7 +1,8 @@
 """Runs a model file for `asvp_export.teacher.child`, in a process that may crash, hang or fill the memory by itself.
 
 It is started by its path and imports nothing of ours: numpy and onnxruntime, or PyTorch where the file is TorchScript.
-A message, either way: its length, a JSON object, and the bytes of the tensors; the object lists their types, shapes and sizes.
+A message, in both directions, is its length, a JSON object, and the bytes of the tensors. The object lists the tensors'
+types, shapes and sizes.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _torchscript(file: str, device: str) -> Callable[[list[Any]], object]:
 
 
 def _packed(result: object, tensors: list[Any]) -> object:
-    """What a model returned as JSON holds it, each tensor by its place in `tensors`; fields of a tuple are keys too."""
+    """What a model returned as JSON holds it, each tensor by its index in `tensors`; fields of a tuple are keys too."""
     if isinstance(result, Mapping):
         return {str(key): _packed(value, tensors) for key, value in result.items()}
     if isinstance(result, tuple | list):

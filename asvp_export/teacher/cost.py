@@ -18,8 +18,8 @@ def multiply_adds(teacher: Teacher) -> float:
     """Multiply-adds of convolutions and matrix products for each pixel of the image that goes in.
 
     Args:
-        teacher: one forward on its example of about 64 x 96 pixels. Where the cost grows faster than the number of pixels
-            (attention over the whole image) the figure holds for such a size.
+        teacher: one forward on its example of about 64 x 96 pixels. Where the cost grows faster than the number of
+            pixels (attention over the whole image) the figure holds for such a size.
 
     Raises:
         InputError: the teacher fails on its own example.

@@ -64,8 +64,8 @@ def signature_of(
         channels_last: the image is N,H,W,C.
 
     Raises:
-        InputError: names that the model does not have or leaves out before another, no image among the arrays, or a video
-            channels last.
+        InputError: names that the model does not have or leaves out before another, no image among the arrays, or a
+            video channels last.
     """
     parameters = _parameters(module)
     if isinstance(examples, Mapping):
@@ -78,11 +78,10 @@ def signature_of(
         examples = {"input": next(iter(examples.values()))}
     place = next((i for i, a in enumerate(examples.values()) if a.ndim in (4, 5) and a.dtype.kind == "f"), None)
     if place is None:
-        found = (
-            ", ".join(f"{name} {'x'.join(map(str, a.shape))} {a.dtype}" for name, a in examples.items()) or "nothing"
-        )
+        given = ", ".join(f"{name} {'x'.join(map(str, a.shape))} {a.dtype}" for name, a in examples.items())
         raise InputError(
-            f"The example inputs are {found}; a float image batch N,C,H,W (or N,T,C,H,W) was expected in them."
+            f"The example inputs are {given or 'nothing'}; a float image batch N,C,H,W (or N,T,C,H,W) was "
+            "expected in them."
         )
     (name, image), others = list(examples.items())[place], [*examples.items()]
     del others[place]
@@ -126,8 +125,8 @@ def how_to_give(source: str, inputs: Mapping[str, Sequence[int] | None]) -> str:
         for name, shape in inputs.items()
     )
     return (
-        f"{source} takes {len(inputs)} inputs ({taken}), and only a picture is known. Give an example of each, with real values: "
-        f"python -c \"import numpy; numpy.savez('inputs.npz', {shown})\", then --inputs inputs.npz."
+        f"{source} takes {len(inputs)} inputs ({taken}), and only a picture is known. Give an example of each, with "
+        f"real values: python -c \"import numpy; numpy.savez('inputs.npz', {shown})\", then --inputs inputs.npz."
     )
 
 

@@ -15,8 +15,8 @@ ONNX = "onnx"
 TORCHSCRIPT = "torchscript"
 
 _EXPECTED = (
-    "expected a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), an ONNX file, a TorchScript archive "
-    "or a saved module"
+    "expected a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), an ONNX file, a TorchScript "
+    "archive or a saved module"
 )
 
 

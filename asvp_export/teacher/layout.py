@@ -53,8 +53,8 @@ def frozen(sizes: Sequence[int | None], channels_last: bool) -> Dims:
 def readings(asked: str | None, sizes: Sequence[int | None], module: nn.Module) -> list[Layout]:
     """The layouts in which a model is tried, the likelier one first.
 
-    A graph that begins by moving the last axis in front of the others, or by a convolution, shows its layout; else the sizes
-    that it declares do; where neither tells, running it does.
+    A graph that begins by moving the last axis in front of the others, or by a convolution, shows its layout. Else the
+    sizes that it declares may show it; where they do not, both layouts are run.
 
     Args:
         asked: what the user says of it, "nchw" or "nhwc"; None: nothing.
@@ -69,8 +69,8 @@ def readings(asked: str | None, sizes: Sequence[int | None], module: nn.Module) 
     if len(sizes) == 5 and (asked == NHWC or (asked is None and looks_channels_last(sizes))):
         shown = "x".join(str(size or "?") for size in sizes)
         raise InputError(
-            f"The image input is {shown}, a video with its channels last; videos are taken as N,T,C,H,W only. Put a transpose before "
-            f"and behind the model, or say --layout {NCHW} if it is none."
+            f"The image input is {shown}, a video with its channels last; videos are taken as N,T,C,H,W only. Put a "
+            f"transpose before and behind the model, or say --layout {NCHW} if it is none."
         )
     if asked is not None:
         return [Layout(asked == NHWC)]

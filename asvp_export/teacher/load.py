@@ -40,14 +40,15 @@ def load(model: str | Path | nn.Module, **options: Unpack[LoadKeywords]) -> Teac
     set; an architecture given by `arch` is the user's own Python code and is run.
 
     Args:
-        model: a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), an ONNX file, a TorchScript archive,
-            a saved `nn.Module` (with `trust_pickle`), or a module in memory, which is copied and left as it was.
-        **options: see `asvp_export.options.LoadOptions`. `data_range` may be a word ("0..255"), a pair, or white alone (255.0);
-            `device` may be "cuda:1".
+        model: a state dict (.safetensors, .pt, .pth), a torch.export archive (.pt2), an ONNX file, a TorchScript
+            archive, a saved `nn.Module` (with `trust_pickle`), or a module in memory, which is copied and left as it
+            was.
+        **options: see `asvp_export.options.LoadOptions`. `data_range` may be a word ("0..255"), a pair, or white alone
+            (255.0); `device` may be "cuda:1".
 
     Returns:
-        The teacher: evaluation mode, float32, gradients off. What was concluded, and could have been concluded otherwise,
-        stands in its `assumptions`.
+        The teacher: evaluation mode, float32, gradients off. Its `assumptions` say what was concluded, and could have
+        been concluded otherwise.
 
     Raises:
         InputError: the file, the architecture or an option cannot be used; the message says what to do.

@@ -18,14 +18,14 @@ OPTION = "--main-output NAME"
 class MainOutput:
     """Chooses the main output, the same one at every size.
 
-    The one that is asked for; else of the floating image batches those with the image's channels (else those of 3 or 1),
-    of these the largest, and of several as large the one that is computed from the others: the last stage. Where that does not
-    decide, the first.
+    The one that is asked for. Else, of the floating image batches, those with the image's channels (else those of 3 or
+    1); of these the largest; of several as large the one that is computed from the others, the last stage. Where that
+    does not decide, the first.
 
     Args:
         module: the model.
         source: its name, for messages.
-        asked: the output's name, or its place as a number; None: to be found.
+        asked: the output's name, or its position as a number; None: to be found.
     """
 
     def __init__(self, module: nn.Module, source: str, asked: str | None) -> None:
@@ -39,7 +39,7 @@ class MainOutput:
         return (self._seen,) if self._seen else ()
 
     def choose(self, outputs: Mapping[str, torch.Tensor], image: torch.Tensor, inputs: Sequence[torch.Tensor]) -> int:
-        """The place of the main output among all of one run.
+        """The position of the main output among all of one run.
 
         Args:
             outputs: name to tensor, channels first; at least one of them a floating image batch.
@@ -69,9 +69,10 @@ class MainOutput:
         name = list(outputs)[int(asked)] if asked.isdecimal() and int(asked) < len(outputs) else asked
         if name in pictures:
             return name
-        shown = ", ".join(f"{one} {'x'.join(map(str, outputs[one].shape))}" for one in pictures)
+        shown = ", ".join(f"{picture} {'x'.join(map(str, outputs[picture].shape))}" for picture in pictures)
         raise InputError(
-            f"The main output {asked} was asked for; {self._source} has {shown} as pictures: give one of these to --main-output."
+            f"The main output {asked} was asked for; {self._source} has {shown} as pictures: give one of these to "
+            "--main-output."
         )
 
     def _note(

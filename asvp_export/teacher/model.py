@@ -25,7 +25,8 @@ class Architecture:
     """What it is for: "SR", "FaceSR", "Restoration" or "Inpainting"."""
 
     tiling: str
-    """Whether an image may be cut into tiles: "supported", "discouraged" (it looks at the whole), or "internal" (it does so itself)."""
+    """Whether an image may be cut into tiles: "supported", "discouraged" (it looks at the whole image) or "internal"
+    (it cuts the image itself)."""
 
     supports_half: bool
     """Whether it is known to work in float16."""
@@ -57,8 +58,8 @@ class Teacher:
     """Of the file's bytes, hexadecimal; for a module in memory: of its state dict."""
 
     format: str
-    """Where it came from: "state-dict", "pt2" (torch.export), "onnx", "torchscript", "pickle" (a whole module) or "module"
-    (memory)."""
+    """Where it came from: "state-dict", "pt2" (torch.export), "onnx", "torchscript", "pickle" (a whole module) or
+    "module" (memory)."""
 
     signature: Signature
     """Its inputs, which of them is the image, and its outputs."""
@@ -73,8 +74,9 @@ class Teacher:
     """The pixel values for black and white."""
 
     static_shape: tuple[int | None, int | None, int | None, int | None] = (None, None, None, None)
-    """Frozen dimensions of the image (N, C, H, W, in whatever layout the model takes it), None where free. A .pt2 archive always freezes C; one that was
-    exported with static sizes freezes N, H and W too. N is 1 where a model refuses to run two images at a time."""
+    """Frozen dimensions of the image (N, C, H, W, in whatever layout the model takes it), None where free. A .pt2
+    archive always freezes C; one that was exported with static sizes freezes N, H and W too. N is 1 where a model
+    refuses to run two images at a time."""
 
     device: str = "cpu"
     """Where the module's weights are: "cpu", "cuda" or "cuda:1"."""
@@ -114,13 +116,18 @@ class Teacher:
 
 
 def with_others(signature: Signature, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What the model is called with: an image batch N,C,H,W, laid out as the model takes it, among the inputs that fit it."""
+    """What the model is called with: an image batch, laid out as the model takes it, among the inputs that fit it.
+
+    Args:
+        signature: of the model.
+        image: the image batch, N,C,H,W.
+    """
     given = [torch.from_numpy(other).to(image.device) for other in signature.others_for(image.shape)]
     return (*given[: signature.place], signature.to_model(image).contiguous(), *given[signature.place :])
 
 
 def named_outputs(result: object, name: str = "") -> dict[str, torch.Tensor]:
-    """The tensors in what a model returned, by name: keys and fields as they are, places in a sequence as numbers.
+    """The tensors in what a model returned, by name: keys and fields as they are, positions in a sequence as numbers.
 
     Args:
         result: a tensor, or tuples, lists and mappings of tensors; None and other values are left out.
@@ -136,10 +143,10 @@ def named_outputs(result: object, name: str = "") -> dict[str, torch.Tensor]:
     else:
         return {}
     prefix = f"{name}." if name else "" if isinstance(result, Mapping) or hasattr(result, "_fields") else "output."
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key, value in items:
-        found |= named_outputs(value, prefix + key)
-    return found
+        tensors |= named_outputs(value, prefix + key)
+    return tensors
 
 
 def natural_inputs(signature: Signature, batch: int, height: int, width: int, values: ValueRange) -> torch.Tensor:

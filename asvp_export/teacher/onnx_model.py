@@ -56,7 +56,7 @@ def read_onnx(path: Path) -> OnnxModule:
 
 
 class OnnxModule(nn.Module):
-    """A graph that takes and returns tensors by position, with places where other modules can change what flows.
+    """A graph that takes and returns tensors by position, with points where other modules can change a tensor.
 
     It runs on the CPU in float as the graph has it, by standard operators (an ASVP node in it by its function body);
     inputs are cast to the types that the graph wants. There are no gradients.

@@ -86,7 +86,7 @@ class Subject:
     """What is run in the module's stead (`asvp_export.teacher.child`); None: itself."""
 
     main_output: str | None = None
-    """Name or place of the output that is the restored picture; None: chosen (`MainOutput`)."""
+    """Name or position of the output that is the restored picture; None: chosen (`MainOutput`)."""
 
 
 def probe(
@@ -100,8 +100,8 @@ def probe(
     """Run a model on small images until its inputs, size rule, values and scale are known.
 
     Sizes are odd multiples of 1, 2, 4, ... near 48 pixels, not square, so that the first that works shows the smallest
-    multiple; then smaller ones are tried at a size just above it, since a minimum size looks like a multiple
-    at first. A size works when the main output is exactly `scale` times as high and as wide, or that less a border which
+    multiple. Smaller multiples are then tried at a size just above it, since a minimum size looks like a multiple at
+    first. A size works when the main output is exactly `scale` times as high and as wide, or that less a border which
     is the same at every size (a convolution without padding): a model that crops 49 to 48 does not take 49. The minimum
     is found by bisection on square images.
 
@@ -126,13 +126,12 @@ def probe(
     for layout in [signature] if signature else _layouts(fixed[1], channels_last):
         run = _Runner(subject, layout, fixed, data_range or ValueRange())
         try:
-            found = _sizes(run, stated)
+            shrinkage, size, height, width = _sizes(run, stated)
         except _NotAnImageError:
             raise
         except InputError as error:
             problems.append(error)
             continue
-        shrinkage, size, height, width = found
         _check_repeatable(run, height, width)
         run.frozen_batch(height, width, shrinkage)
         values, about_values = (data_range, ()) if data_range else detected_range(run, height, width)
@@ -154,8 +153,9 @@ def _check_repeatable(run: _Runner, height: int, width: int) -> None:
     change = float((first - second).abs().max()) / peak
     if change > 1e-4:  # what reordered float32 sums leave is a hundred times smaller
         raise _NotAnImageError(
-            f"{run.source} gives another output at each run of one image (by up to {change:.1g} of its range): its forward draws "
-            "random numbers, so an exported file cannot be verified. Give a module whose forward takes its noise as an input."
+            f"{run.source} gives another output at each run of one image (by up to {change:.1g} of its range): its "
+            "forward draws random numbers, so an exported file cannot be verified. Give a module whose forward takes "
+            "its noise as an input."
         )
 
 
@@ -214,8 +214,9 @@ def _smallest_multiple(run: _Runner, stated: SizeRule) -> tuple[int, int, int, _
                 return smaller, height + smaller, width + smaller, shrinkage, square
         return multiple, height, width, shrinkage, square
     raise InputError(
-        f"{run.source} takes none of the sizes that were tried ({tried[0]} to {tried[-1]} pixels, {run.signature.channels} channels, "
-        f"multiples of {min(multiples)} to {max(multiples)}); at the last it said: {run.problem}."
+        f"{run.source} takes none of the sizes that were tried ({tried[0]} to {tried[-1]} pixels, "
+        f"{run.signature.channels} channels, multiples of {min(multiples)} to {max(multiples)}); at the last it said: "
+        f"{run.problem}."
     )
 
 
@@ -319,7 +320,7 @@ class _Runner:
         self.signature, self.static_shape = tried, (1, *self.static_shape[1:])
 
     def takes_channels_last(self, height: int, width: int, shrinkage: _Shrinkage) -> bool:
-        """Whether a model that takes this size N,C,H,W takes it N,H,W,C too, so that running it does not tell them apart."""
+        """Whether a model that takes this size as N,C,H,W takes it as N,H,W,C too: a run does not tell the layout."""
         tried = self.signature
         if tried.channels_last or tried.frames or self.static_shape[2] or self.static_shape[3]:
             return False
@@ -335,8 +336,8 @@ class _Runner:
         if not any(is_picture(tensor, image.shape[0]) for tensor in tensors):
             kinds = "; ".join(f"{'x'.join(map(str, t.shape)) or 'no dimensions'} {str(t.dtype)[6:]}" for t in tensors)
             raise _NotAnImageError(
-                f"{self.source} is a teacher whose output is not an image batch: {kinds or 'no tensor'} came for {asked}. "
-                f"Expected a float tensor N,C,H,W (or N,T,C,H,W) among its outputs."
+                f"{self.source} is a teacher whose output is not an image batch: {kinds or 'no tensor'} came for "
+                f"{asked}. Expected a float tensor N,C,H,W (or N,T,C,H,W) among its outputs."
             )
         names = ["output"] if len(outputs) == 1 else list(outputs)
         if isinstance(self.module, OnnxModule):

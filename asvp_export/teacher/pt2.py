@@ -24,9 +24,20 @@ from asvp_export.teacher.architecture import one_line
 _TARGET = re.compile(r"(torch\.ops(\.[A-Za-z]\w*){2,3}|torch\.sym_[a-z]+|_operator\.[a-z]\w*|math\.[a-z]\w*)")
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 _EXPRESSION = (
-    ast.Expression, ast.Call, ast.Name, ast.Load, ast.keyword, ast.Constant, ast.BinOp, ast.operator, ast.UnaryOp,
-    ast.unaryop, ast.Compare, ast.cmpop, ast.Tuple,
-)  # fmt: skip
+    ast.Expression,
+    ast.Call,
+    ast.Name,
+    ast.Load,
+    ast.keyword,
+    ast.Constant,
+    ast.BinOp,
+    ast.operator,
+    ast.UnaryOp,
+    ast.unaryop,
+    ast.Compare,
+    ast.cmpop,
+    ast.Tuple,
+)
 _NAMES = re.compile(r"[A-Z][A-Za-z]*|[a-z]+_?\d+|floor|ceiling|true|false|oo|int_oo")
 
 Dims = tuple[int | None, int | None, int | None, int | None]

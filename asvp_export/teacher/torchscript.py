@@ -37,12 +37,12 @@ _graphs: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], Onn
 def load_torchscript(path: Path, trust_pickle: bool, device: str = "cpu") -> torch.jit.ScriptModule:
     """Load a traced or scripted module.
 
-    `torch.jit.load` runs no Python: its own unpickler makes nothing but tensors, containers and TorchScript objects, and
-    TorchScript has no access to Python, to the network or to processes. What it does run is the archive's TorchScript,
-    some of it while loading; and two operators of that language write and map files. So without `trust_pickle` an archive
-    whose code names these, or operators of other libraries than PyTorch's own, is refused before it is loaded. What is
-    left is PyTorch's own handling of its operators, which PyTorch does not promise to be safe against a hostile
-    program: load archives of strangers in a sandbox.
+    `torch.jit.load` runs no Python: its unpickler makes nothing but tensors, containers and TorchScript objects, and
+    TorchScript has no access to Python, to the network or to processes. It does run the archive's TorchScript, some of
+    it while loading, and two operators of that language write files and map them into memory. So without `trust_pickle`
+    an archive whose code names these, or operators of other libraries than PyTorch's own, is refused before it is
+    loaded. What is left is PyTorch's own handling of its operators, which PyTorch does not promise to be safe against a
+    hostile program: load archives of strangers in a sandbox.
 
     Args:
         path: the archive.
@@ -62,8 +62,8 @@ def load_torchscript(path: Path, trust_pickle: bool, device: str = "cpu") -> tor
     except Exception as error:
         raise InputError(f"{path} cannot be loaded as a TorchScript archive: {one_line(error)}.") from error
     raise InputError(
-        f"{path} uses {danger}, which a model needs not. Pass --trust-pickle if you trust its author, or give the state dict "
-        "of the original module with --arch."
+        f"{path} uses {danger}, which a model needs not. Pass --trust-pickle if you trust its author, or give the "
+        "state dict of the original module with --arch."
     )
 
 
@@ -98,7 +98,8 @@ def converted(teacher: Teacher, opset: int | None = None) -> OnnxModule:
     opset = DEFAULT_OPSET if opset is None else opset
     if opset not in OPSETS:
         raise InputError(
-            f"The opset {opset} was asked for; from TorchScript {OPSETS[0]} to {OPSETS[-1]} can be written. Leave --opset out."
+            f"The opset {opset} was asked for; from TorchScript {OPSETS[0]} to {OPSETS[-1]} can be written. Leave "
+            "--opset out."
         )
     made = _graphs.setdefault(teacher.module, {})
     if (opset, teacher.static_shape) not in made:
@@ -151,7 +152,7 @@ def _copied(module: torch.nn.Module) -> torch.jit.ScriptModule:
 
 
 def _return_a_tuple(module: torch.jit.ScriptModule, example: object) -> None:
-    """Let a module return the tensors of its mapping, list or nested tuple in a row: the exporter takes no other outputs.
+    """Let a module return the tensors of its mapping, list or nested tuple in one tuple: the exporter takes no others.
 
     Args:
         module: one that has not run yet; it would keep to what it ran.
@@ -217,7 +218,8 @@ def _verified(teacher: Teacher, graph: OnnxModule) -> OnnxModule:
 
 
 def _unfaithful(teacher: Teacher, what: str, image: torch.Tensor) -> AsvpError:
+    size = "x".join(map(str, image.shape))
     return AsvpError(
-        f"PyTorch's exporter made a graph of {teacher.source} that is not the same model: on {'x'.join(map(str, image.shape))} "
+        f"PyTorch's exporter made a graph of {teacher.source} that is not the same model: on {size} "
         f"{what}. Give the state dict of the original module with --arch, or script the module instead of tracing it."
     )

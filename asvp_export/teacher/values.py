@@ -36,9 +36,10 @@ class Runner(Protocol):
 def detected_range(run: Runner, height: int, width: int) -> _Concluded:
     """The range in which a model works, where it shows; 0..1 otherwise.
 
-    Whose outputs never leave a range, whatever goes in, works in that range. Else it works in 0..255, for what its biases
-    do in 0..1 and not there: the output does not follow a picture at all, or is the picture plus one constant, or a flat
-    picture comes out with a pattern. Else 0..1, certain where flat pictures or photographs come out better than in 0..255.
+    A model whose outputs never leave a range, whatever goes in, works in that range. Else it works in 0..255 where its
+    biases do harm in 0..1 and none there: the output does not follow a picture at all, or is the picture plus one
+    constant, or a flat picture comes out with a pattern. Else it works in 0..1, which is certain where flat pictures or
+    photographs come out better than in 0..255.
 
     Args:
         run: the model.

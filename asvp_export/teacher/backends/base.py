@@ -14,8 +14,8 @@ from torch import nn
 from asvp_export.operator import Perturbation
 
 TRACED = (61, 91)
-"""Height and width that are traced. They fit no window: padding to one, which is nothing at 64 x 96, has to get into the
-graph."""
+"""Height and width that are traced. They are no multiple of a window, so that padding gets into the graph; at 64 x 96
+there would be none."""
 
 Take = Callable[[str, torch.Tensor], None]
 """Called with a layer's name and one of its feature maps."""
