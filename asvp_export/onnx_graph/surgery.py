@@ -218,7 +218,7 @@ def _rewire(graph: onnx.GraphProto, insertions: list[Insertion]) -> None:
 
 
 def _wiring(graph: onnx.GraphProto) -> tuple[gs.Graph, dict[str, gs.Variable]]:
-    """The main graph for graphsurgeon: nodes that know their place, with what their bodies capture as inputs."""
+    """The main graph for graphsurgeon: nodes that know their index, with what their bodies capture as inputs."""
     tensors: dict[str, gs.Variable] = {}
 
     def variable(name: str) -> gs.Variable:

@@ -1,4 +1,4 @@
-"""Names, attributes and defaults of the operator: the one place that knows them."""
+"""Names, attributes and defaults of the operator, defined here alone."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _PEAK = "asvp_peak_of_"
 
 @dataclass(frozen=True)
 class Overflow:
-    """The first place in a graph where float16 does not hold what goes by."""
+    """The first tensor of a graph that float16 does not hold."""
 
     node: str
     """Name of the node, or of its result where it has none."""

@@ -162,7 +162,10 @@ def failure_lines(result: ParityResult) -> list[str]:
     lines = [failure_text(name, gate) for name, gate in result.gates.items() if not gate.passed]
     if result.fitting_gain:
         taken_back = any(node.inverse for node in result.nodes.values())
-        other = " Or accept a lower --min-psnr, or leave --residual gain out: the outputs then stay the original's at any gain."
+        other = (
+            " Or accept a lower --min-psnr, or leave --residual gain out: the outputs then stay the original's at "
+            "any gain."
+        )
         lines.append(f"At these layers --gain {result.fitting_gain:g} would about fit.{'' if taken_back else other}")
     return lines
 

@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime: the one place that opens them, and running a model in one, its failures told in one line."""
+"""Sessions of onnxruntime: opened here alone; and running a model in one, its failures told in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _Providers = Sequence[str | tuple[str, dict[Any, Any]]]
 
 
 class InferenceSession(ort.InferenceSession):
-    """`onnxruntime.InferenceSession` that runs ASVP nodes by the native kernels where these are the faster way.
+    """`onnxruntime.InferenceSession` that runs ASVP nodes by the native kernels where these are faster.
 
     Takes what onnxruntime's own session takes. Without the library, and where it would hurt (a provider for which it
     has no kernel: the node would go to the CPU with copies), the function body in the file runs instead. Options that
