@@ -1,6 +1,6 @@
 """What the defence costs students of the five example teachers; each finished student is kept, so a run can go on.
 
-    python -m benchmarks.bench_audit default TASK ...      the default export, --layers auto:3: eight kinds of student, three seeds
+    python -m benchmarks.bench_audit default TASK ...      --layers auto:3: eight kinds of student, three seeds
     python -m benchmarks.bench_audit blocks TASK ...       every block protected, one seed
     python -m benchmarks.bench_audit compensated TASK ...  --residual auto --compensate solve, three seeds
     python -m benchmarks.bench_audit battery TASK          every attacker against the last of these, one seed

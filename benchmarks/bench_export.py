@@ -19,9 +19,14 @@ def bare(model: asvp_export.Teacher, path: Path) -> None:
     shapes = ({0: "batch", 2: "height", 3: "width"},)
     with _quiet():
         torch.onnx.export(
-            model.module, (model.example(batch=2),), path, dynamo=True, opset_version=18, dynamic_shapes=shapes,
+            model.module,
+            (model.example(batch=2),),
+            path,
+            dynamo=True,
+            opset_version=18,
+            dynamic_shapes=shapes,
             verbose=False,
-        )  # fmt: skip
+        )
 
 
 def ours(model: asvp_export.Teacher, path: Path) -> None:

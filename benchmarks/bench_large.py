@@ -1,4 +1,4 @@
-"""Exporting a model of more than 2 GB: seconds and peak memory of the whole command, against the size of the weights."""
+"""Exporting a model of more than 2 GB: seconds and peak memory of the whole command, beside the size of the weights."""
 
 from __future__ import annotations
 
@@ -47,19 +47,21 @@ def main() -> None:
         save_file(large(depth=arguments.depth).state_dict(), folder / "large.safetensors")
         pictures.mkdir()
         write_image(pictures / "one.png", read_image(list_images(photographs("verify"))[0])[:32, :48])
-        command = [
-            sys.executable, "-m", "asvp_export", str(folder / "large.safetensors"), "--arch", f"{__file__}:large",
-            "--arch-args", json.dumps({"depth": arguments.depth}), "--layers", f"body.{arguments.depth // 2}", "--gain", "1.01",
-            "--images", str(pictures), "-o", str(folder / "out.onnx"), *arguments.options,
-        ]  # fmt: skip
+        model = [str(folder / "large.safetensors"), "--arch", f"{__file__}:large"]
+        model += ["--arch-args", json.dumps({"depth": arguments.depth})]
+        node = ["--layers", f"body.{arguments.depth // 2}", "--gain", "1.01"]
+        files = ["--images", str(pictures), "-o", str(folder / "out.onnx")]
+        command = [sys.executable, "-m", "asvp_export", *model, *node, *files, *arguments.options]
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[1])
         _, status, usage = os.wait4(process.pid, 0)  # of this child alone
         seconds = time.perf_counter() - start
         peak = usage.ru_maxrss / 2**20
         weights = (folder / "large.safetensors").stat().st_size / 2**30
-    print(f"exit code {os.waitstatus_to_exitcode(status)}: weights {weights:.2f} GiB, {seconds:.0f} s, peak {peak:.2f} GiB, "
-          f"{peak / weights:.2f} times the weights")  # fmt: skip
+    print(
+        f"exit code {os.waitstatus_to_exitcode(status)}: weights {weights:.2f} GiB, {seconds:.0f} s, "
+        f"peak {peak:.2f} GiB, {peak / weights:.2f} times the weights"
+    )
 
 
 if __name__ == "__main__":

@@ -59,13 +59,14 @@ def measured(file: Path, side: int, cap: float) -> float | None:
 
 def line(peaks: dict[int, float | None], memory: float) -> None:
     """Print what the runs that did not fail say of a larger memory."""
-    found = {side**2: peak for side, peak in peaks.items() if peak}
-    if len(found) < 2:
+    by_pixels = {side**2: peak for side, peak in peaks.items() if peak}
+    if len(by_pixels) < 2:
         return
-    slope, base = np.polyfit(list(found), list(found.values()), 1)
+    slope, base = np.polyfit(list(by_pixels), list(by_pixels.values()), 1)
     side = int(math.sqrt((memory - 2 - base) / slope)) // 32 * 32
     print(
-        f"{base:.2f} GiB and {slope * 2**20:.1f} KiB a pixel: {memory:g} GiB with 2 left to the system hold {side} x {side}"
+        f"{base:.2f} GiB and {slope * 2**20:.1f} KiB a pixel: {memory:g} GiB with 2 left to the system hold "
+        f"{side} x {side}"
     )
 
 

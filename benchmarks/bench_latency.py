@@ -1,9 +1,9 @@
 """Protected files beside the unprotected ones in onnxruntime on the CPU: latency at 256 x 256, and memory.
 
-One protected layer and three, as `--layers auto:N` chooses them: rank 1, gain 100, residual 1, so a node and its inverse each. The
-ratios are medians over rounds in which the three files take turns: the machine's speed drifts by more than the nodes cost.
-*nodes* is onnxruntime's own time of all their kernels. *memory*: what a run adds at its peak, more than the unprotected file's
-run at 512 x 512, in feature maps of the first layer.
+One protected layer and three, as `--layers auto:N` chooses them: rank 1, gain 100, residual 1, so each has a node and
+its inverse. The ratios are medians over rounds in which the three files take turns: the machine's speed drifts by more
+than the nodes cost. *nodes* is onnxruntime's own time of all their kernels. *memory* is what a run at 512 x 512 adds at
+its peak, beyond the unprotected file's run, in feature maps of the first layer.
 
     python -m benchmarks.bench_latency [--tasks sr_x2,...,dat_light] [--repeats 30]
 
@@ -70,11 +70,11 @@ def kernel_time(file: Path, x: np.ndarray, folder: Path) -> float:
     return sum(map(statistics.median, times.values()))
 
 
-def peak(file: Path, way: str, x: np.ndarray, folder: Path) -> int:
+def peak(file: Path, execution_path: str, x: np.ndarray, folder: Path) -> int:
     """Bytes that two runs of the file add to a process at their peak."""
     np.save(folder / "x.npy", x)
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, file, way, folder / "x.npy"], check=True, capture_output=True, text=True
+        [sys.executable, "-c", PEAK, file, execution_path, folder / "x.npy"], check=True, capture_output=True, text=True
     )
     return 1024 * int(done.stdout)
 
@@ -88,18 +88,19 @@ def row(task: str, count: int, repeats: int, folder: Path) -> str:
     files = [folder / f"{task}.{kind}.onnx" for kind in ("plain", "protected")]
     onnx.save(without_nodes(written), files[0])
     onnx.save(written, files[1])
-    ways = [(files[0], False), (files[1], True), (files[1], False)]
-    sessions = [session(file, threads=THREADS, library=library) for file, library in ways]
+    variants = [(files[0], False), (files[1], True), (files[1], False)]
+    sessions = [session(file, threads=THREADS, library=library) for file, library in variants]
     tasks = [lambda opened=opened: run_model(opened, x) for opened in sessions]
-    (plain, library, body), ratios = timed(repeats if static is None else max(4, repeats // 5), tasks)
+    (plain, by_library, by_body), ratios = timed(repeats if static is None else max(4, repeats // 5), tasks)
     memory = [float("nan")] * 2
     if static is None:
         large = model.example(512, 512).numpy().astype(np.float32)
-        plain_peak, *peaks = (peak(file, "library" if way else "body", large, folder) for file, way in ways)
+        plain_peak, *peaks = (peak(file, "library" if library else "body", large, folder) for file, library in variants)
         memory = [(value - plain_peak) / (4 * model_map(model, next(iter(made.nodes)), large)) for value in peaks]
     return (
-        f"| {task} | {', '.join(f'`{layer}`' for layer in made.nodes)} | {plain:.1f} | {library:.1f} | {ratios[0]:.3f} "
-        f"| {body:.1f} | {ratios[1]:.3f} | {kernel_time(files[1], x, folder):.2f} | {memory[0]:+.1f} | {memory[1]:+.1f} |"
+        f"| {task} | {', '.join(f'`{layer}`' for layer in made.nodes)} | {plain:.1f} | {by_library:.1f} "
+        f"| {ratios[0]:.3f} | {by_body:.1f} | {ratios[1]:.3f} | {kernel_time(files[1], x, folder):.2f} "
+        f"| {memory[0]:+.1f} | {memory[1]:+.1f} |"
     )
 
 

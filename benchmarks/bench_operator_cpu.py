@@ -1,8 +1,8 @@
 """The operator on the CPU, two threads, float32, k = 4: libasvp against the alternatives and the machine's own limits.
 
 Prints two markdown tables. F is time(torch.mm(M, M.T)) + time(copy of M). R is what the machine allows: C (C + 1) L
-operations at the rate of a large torch.mm, plus two reads and one write of the map at the rate of a large copy. Everything
-of a row is timed in turns in the same process.
+operations at the rate of a large torch.mm, plus two reads and one write of the map at the rate of a large copy. What a
+row compares is timed in turns in the same process.
 
     python -m benchmarks.bench_operator_cpu [--noise] [--seconds 4]
 """
@@ -32,7 +32,7 @@ RANK, GAIN = 4, 1.1
 
 
 def feature_map(c: int, length: int, noise: bool) -> np.ndarray:
-    """Positive, the first component nearly all, as behind a ReLU; or plain noise, whose flat spectrum is the hardest."""
+    """Positive, the first component nearly all, as behind a ReLU; or plain noise, whose flat spectrum is hardest."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, c, length), dtype=np.float32)
     return x if noise else np.maximum(0.2 * x + rng.random((1, c, 1), dtype=np.float32), 0)
@@ -99,7 +99,8 @@ def main() -> None:
     chosen = arguments.parse_args()
     torch.set_num_threads(THREADS)
     print(
-        f"libasvp: {native.kernels()}; torch {torch.__version__}, onnxruntime {ort.__version__}; milliseconds, medians\n"
+        f"libasvp: {native.kernels()}; torch {torch.__version__}, onnxruntime {ort.__version__}; "
+        "milliseconds, medians\n"
     )
     print("| C x H x W | ours | F | R | Gram + eigh | function body | svd_lowrank | svd | one thread |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -137,7 +138,8 @@ def main() -> None:
         cells = [t["ours"], floor, limit, t["eigh"], t["body"], t["lowrank"], t["svd"], t["one"]]
         print(f"| {c} x {h} x {w} | " + " | ".join(f"{1e3 * cell:.2f}" for cell in cells) + " |", flush=True)
     print(
-        "\n| C x H x W | ours / F | ours / R | Gram + eigh / ours | function body / ours | svd_lowrank / ours | svd / ours |"
+        "\n| C x H x W | ours / F | ours / R | Gram + eigh / ours | function body / ours | svd_lowrank / ours "
+        "| svd / ours |"
     )
     print("|---|---|---|---|---|---|---|")
     for (c, h, w), row in zip(SHAPES, ratios, strict=True):

@@ -1,8 +1,8 @@
 """The operator on a GPU, k = 4: libasvp against the machine's copy bandwidth, Gram + eigh and the full SVD in torch.
 
-Prints two markdown tables. "of copy" is the time that two reads and one write of the map take at the rate of a large device
-copy, measured in the same run, over the time of the call. Everything is timed with CUDA events, the calls of one row in
-turns; ours both as a call and as a replayed graph.
+Prints two markdown tables. "of copy" is the time that two reads and one write of the map take at the rate of a large
+device copy, measured in the same run, over the time of the call. Everything is timed with CUDA events, the calls of one
+row in turns; ours both as a call and as a replayed graph.
 
     python -m benchmarks.bench_operator_cuda [--noise] [--repeats 30]
 """
@@ -23,7 +23,7 @@ RANK, GAIN = 4, 1.1
 
 
 def feature_map(c: int, length: int, dtype: torch.dtype, noise: bool) -> torch.Tensor:
-    """Positive, the first component nearly all, as behind a ReLU; or plain noise, whose flat spectrum is the hardest."""
+    """Positive, the first component nearly all, as behind a ReLU; or plain noise, whose flat spectrum is hardest."""
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((1, c, length), dtype=np.float32)).cuda()
     if not noise:

@@ -1,8 +1,8 @@
-"""One protected file in every runtime: its PSNR against PyTorch, and its latency beside the unprotected file in the same one.
+"""One protected file in every runtime: its PSNR against PyTorch, and its latency beside the unprotected file's.
 
-The teacher is lowlight with one rank-1 node behind the convolution after the body, the picture a degraded photograph. The two
-files take turns, on two threads; medians. Runtimes that are not made to be fast (onnx's evaluator, WebGPU played by the
-processor) get a smaller picture. A runtime that is not here gets a row that says why.
+The teacher is lowlight with one rank-1 node behind the convolution after the body, the picture a degraded photograph.
+The two files take turns, on two threads; medians. Runtimes that are not made to be fast (onnx's evaluator, WebGPU
+emulated by the processor) get a smaller picture. A runtime that is not here gets a row that says why.
 
     python -m benchmarks.bench_runtimes [--side 256] [--rounds 15] [--only OpenVINO]
 """
@@ -94,11 +94,19 @@ def by_browser(x, files, rounds, backend="wasm") -> Measured:
         x.tofile(given.name)
         served = {"/plain.onnx": files[0], "/protected.onnx": files[1], "/x.bin": Path(given.name)}
         with web.serving(served) as url:
-            seen = web.drive("bench.mjs", url=url, flags=flags, backend=backend, models=["/plain.onnx", "/protected.onnx"],
-                             input="/x.bin", dims=list(x.shape), rounds=rounds)  # fmt: skip
+            seen = web.drive(
+                "bench.mjs",
+                url=url,
+                flags=flags,
+                backend=backend,
+                models=["/plain.onnx", "/protected.onnx"],
+                input="/x.bin",
+                dims=list(x.shape),
+                rounds=rounds,
+            )
     adapter = f", {seen['adapter']}" if backend == "webgpu" else ""
-    found = f"{seen['version']}, Chromium {seen['browser']}{adapter}"
-    return found, web.picture(seen["output"]), [statistics.median(times) for times in seen["times"]]
+    runtime = f"{seen['version']}, Chromium {seen['browser']}{adapter}"
+    return runtime, web.picture(seen["output"]), [statistics.median(times) for times in seen["times"]]
 
 
 FULL, SLOW = "full", "slow"
