@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Small decompositions, thousands of them: on a busy machine numpy's threads wait for each other ten times as long as they work.
+# The tests make thousands of small decompositions; on a busy machine numpy's threads would mostly wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# The same where several processes share the tests: a thread more in each (PyTorch's, onnxruntime's) only waits for the others.
-# Tests of threads ask for theirs.
+# Where several processes share the tests, a second thread in each (PyTorch's, onnxruntime's) would only wait as well.
+# Tests of threads ask for their own.
 if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("OMP_NUM_THREADS", "ORT_INTRA_OP_NUM_THREADS"):
         os.environ.setdefault(name, "1")

@@ -59,7 +59,7 @@ def _cmake(folder: Path, *options: str) -> None:
     tool = shutil.which("cmake")
     if tool is None:
         raise RuntimeError("there is no CMake")
-    # Options and places of an earlier build must not stay; what it compiled may.
+    # Options and paths of an earlier build must not stay; what it compiled may.
     (folder / "CMakeCache.txt").unlink(missing_ok=True)
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     for command in (
@@ -86,7 +86,7 @@ def _nvcc() -> "str | None":
 
 
 class Wheel(bdist_wheel):
-    """Tagged py3-none-<platform>: the library knows neither Python nor PyTorch. Without it the wheel fits any platform."""
+    """Tagged py3-none-<platform>, for the library needs no Python; without the library it fits any platform."""
 
     def get_tag(self):
         there = any(Path(self.bdist_dir).rglob(LIBRARY)) if self.bdist_dir else True
@@ -96,7 +96,9 @@ class Wheel(bdist_wheel):
 setup(
     name="asvp-export",
     version="0.1.0",
-    description="Export image-restoration models to verified ONNX files with an ASVP defence against distillation inside",
+    description=(
+        "Export image-restoration models to verified ONNX files with an ASVP defence against distillation inside"
+    ),
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""The README's `make demo`: protect a trained teacher, look at the report, check the file, restore a photograph with it."""
+"""The README's `make demo`: protect a trained teacher, show the report, check the file, restore a photograph."""
 
 from __future__ import annotations
 

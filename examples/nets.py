@@ -1,8 +1,8 @@
 """The five example teachers' architecture: a compact residual CNN of the EDSR-baseline kind.
 
-A state dict loads with `--arch examples/nets.py:TASK`; `TASK_student` makes the same net with half the channels, about a
-quarter of the cost. Pictures are N,3,H,W float32 in 0..1; the output is not clamped. Module names: head, body.0 ... body.7,
-after_body, tail.
+A state dict loads with `--arch examples/nets.py:TASK`; `TASK_student` makes the same net with half the channels, about
+a quarter of the cost. Pictures are N,3,H,W float32 in 0..1; the output is not clamped. Module names: head, body.0 ...
+body.7, after_body, tail.
 """
 
 from __future__ import annotations
