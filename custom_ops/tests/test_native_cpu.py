@@ -1,4 +1,4 @@
-"""libasvp on the CPU: what its kernels and its ABI have of their own, beside test_native_kernels.py; and the sanitizers."""
+"""libasvp on the CPU: what test_native_kernels.py does not test of its kernels and its ABI; and the sanitizers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_many_channels(native, dtype, c, length):
 
 @pytest.mark.parametrize("kind", SPECTRA)
 def test_spectra_at_many_channels(native, kind):
-    """From 224 channels on Lanczos goes first and has to prove what it found; where it cannot, the direct method takes over."""
+    """From 224 channels on Lanczos goes first and has to prove its result; where it cannot, the direct method runs."""
     for c, length, rank, energy in [(224, 500, 4, 1.0), (233, 900, 9, 0.95), (256, 640, 1, 1.0), (391, 450, 19, 0.5)]:
         x = matrix(kind, c, length, np.random.default_rng(c)).astype(np.float32)[None]
         check(x, native.perturb(x, rank, 3.0, energy, threads=2), rank, 3.0, energy, 1, REFERENCE32)
@@ -86,7 +86,7 @@ def test_four_million_positions(best, kind):
 
 
 def block_criterion(x: torch.Tensor, y: torch.Tensor, rank: int, gain: float) -> tuple[float, float]:
-    """Errors (a) and (b) of docs/operator.md for maps of which float64 holds no SVD: block by block, from the Gram matrix."""
+    """Errors (a) and (b) of docs/operator.md for maps too large for a float64 SVD: by blocks, from the Gram matrix."""
     c, length = x.shape
     gram = torch.zeros(c, c, dtype=torch.float64)
     captured, difference, norm = 0.0, 0.0, 0.0
@@ -187,11 +187,22 @@ def test_levels_can_be_forced(folder):
 @pytest.mark.parametrize(
     "change",
     [
-        {"n": -1}, {"c": -2}, {"rank": 0}, {"gain": 0.0}, {"gain": float("nan")}, {"gain": float("inf")}, {"energy": 0.0},
-        {"energy": 1.5}, {"energy": float("nan")}, {"dtype": 7}, {"channel_stride": 0}, {"position_stride": -1},
-        {"sample_stride": 0}, {"l": 2**62},
+        {"n": -1},
+        {"c": -2},
+        {"rank": 0},
+        {"gain": 0.0},
+        {"gain": float("nan")},
+        {"gain": float("inf")},
+        {"energy": 0.0},
+        {"energy": 1.5},
+        {"energy": float("nan")},
+        {"dtype": 7},
+        {"channel_stride": 0},
+        {"position_stride": -1},
+        {"sample_stride": 0},
+        {"l": 2**62},
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_refused_with_a_reason(best, change):
     x = filled((2, 4, 50), np.float32)
     problem = problem_of(x, 1, 3.0)
@@ -238,11 +249,11 @@ def test_every_case_runs_under_the_sanitizers(file):
     folder = build("tests-address", "-DASVP_SANITIZE=address")
     (compiler,) = re.findall("^CMAKE_CXX_COMPILER:[A-Z]+=(.*)$", (folder / "CMakeCache.txt").read_text(), re.MULTILINE)
     ask = [[compiler, f"-print-file-name={name}.so"] for name in ("libasan", "libubsan", "libstdc++")]
-    found = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in ask]
-    if not all(Path(name).is_absolute() for name in found):
-        # Clang links its sanitizers into programs alone; there the C++ hosts above still run over shapes, types and threads.
+    libraries = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() for command in ask]
+    if not all(Path(name).is_absolute() for name in libraries):
+        # Clang links its sanitizers into programs alone; the C++ hosts above run over shapes, types and threads anyway.
         pytest.skip(f"{compiler} has no shared sanitizers to load into Python")
-    settings = {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0", "ASVP_SANITIZED": "1"}
+    settings = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "ASVP_SANITIZED": "1"}
     command = [
         sys.executable,
         "-m",

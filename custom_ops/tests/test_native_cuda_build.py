@@ -25,8 +25,8 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="session")
 def folder() -> Path:
     """Where setup.py builds: what the installation has compiled is not compiled again."""
-    place = f"native-{sysconfig.get_platform()}"
-    return build(place, "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={NVCC}")
+    name = f"native-{sysconfig.get_platform()}"
+    return build(name, "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={NVCC}")
 
 
 @needs_nvcc
@@ -37,15 +37,13 @@ def test_every_architecture_compiles_and_the_library_loads_anywhere(folder):
     wanted = [name for name in ("75", "80", "86", "89", "90", "100", "120") if f"compute_{name}" in known]
     assert [name.removesuffix("-real") for name in chosen.split(";")] == wanted
     assert not chosen.endswith("-real")  # PTX for what comes after
-    seen = subprocess.run(
-        [
-            sys.executable, "-c",
-            "import ctypes, sys; l = ctypes.CDLL(sys.argv[1]); l.asvp_cuda_unavailable.restype = ctypes.c_char_p; "
-            "print(l.asvp_cuda_unavailable().decode())",
-            folder / "libasvp.so",
-        ],
-        capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    script = (
+        "import ctypes, sys; l = ctypes.CDLL(sys.argv[1]); l.asvp_cuda_unavailable.restype = ctypes.c_char_p; "
+        "print(l.asvp_cuda_unavailable().decode())"
+    )
+    command = [sys.executable, "-c", script, folder / "libasvp.so"]
+    blind = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    seen = subprocess.run(command, capture_output=True, text=True, env=blind)
     assert seen.returncode == 0, seen.stderr
     assert "GPU" in seen.stdout or "driver" in seen.stdout
     assert not seen.stderr

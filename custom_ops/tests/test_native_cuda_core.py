@@ -1,6 +1,6 @@
-"""The CUDA kernels' bodies, run by the CPU block by block: what they have of their own, beside test_native_kernels.py.
+"""The CUDA kernels' bodies, run by the CPU block by block: what test_native_kernels.py does not test of them.
 
-What this cannot show is what only a GPU does: barriers that are missing between phases, launches, the vector loads' alignment.
+Only a GPU shows missing barriers between phases, failing launches, and vector loads that are not aligned.
 """
 
 from __future__ import annotations
@@ -48,10 +48,13 @@ def test_to_half_is_one_rounding(cuda):
 @pytest.mark.parametrize(
     "dtype, c, length",
     [
-        (np.float32, 180, 700), (np.float32, 256, 300), (np.float32, 300, 7), (np.float32, 512, 100),
+        (np.float32, 180, 700),
+        (np.float32, 256, 300),
+        (np.float32, 300, 7),
+        (np.float32, 512, 100),
         (np.float64, 70, 300),  # its rotations take a CPU long
     ],
-)  # fmt: skip
+)
 def test_many_channels(cuda, dtype, c, length):
     check_both_layouts(cuda, dtype, c, length)
 
@@ -101,7 +104,7 @@ def test_addresses_and_in_place_give_the_same_bits(cuda, dtype):
 @pytest.mark.parametrize("doubtful", [False, True], ids=["iterated", "rotated"])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 9, 32, 33, 64, 90])
 def test_the_solve_is_as_good_as_float64(cuda, n, doubtful):
-    """Orthonormal vectors, residuals and values to 1e-13 of the trace (LAPACK's own here: 1e-15), also by the second road."""
+    """Orthonormal vectors, residuals and values to 1e-13 of the trace (LAPACK's own: 1e-15), by both algorithms."""
     rng = np.random.default_rng(n)
     for kind in SPECTRA:
         m = matrix(kind, n, n + 10, rng)

@@ -130,7 +130,7 @@ def test_odd_sizes_and_both_layouts(cuda, dtype, c, length):
         assert torch.equal(cuda.perturb(tokens, 4, 3.0, axis=-1).transpose(1, 2), y)
 
 
-# Not for halves: r may be one or the other where the threshold falls near a partial sum, and their criterion cannot tell.
+# Not for halves: where the threshold falls near a partial sum two ranks are right, and their criterion cannot tell.
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
 def test_the_energy_count(cuda, dtype, energy):
