@@ -54,15 +54,41 @@ def _prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {prefix + name: value for name, value in state.items()}
 
 
+def _lightning(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {"state_dict": _prefixed("net.", state), "hyper_parameters": {"lr": 1e-4}}
+
+
+def _generator(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {"state_dict": _prefixed("generator.", state) | {"step_counter": torch.zeros(1)}}
+
+
+def _sharded(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return _prefixed("_fsdp_wrapped_module.", state)
+
+
+def _counted(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return state | {f"{name}.total_ops": torch.zeros(1) for name in ("head", "tail")}
+
+
+def _adversarial(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {"G": state, "D": {"net.0.weight": torch.zeros(4, 3, 3, 3)}}
+
+
 def graph(net: nn.Module, path: Path, sample: tuple[int, ...], free: dict[int, str] | None = None) -> None:
     """An ONNX file by PyTorch's older exporter, as most files of the field are."""
     axes = {"input": free, "output": free} if free else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            net.eval(), (torch.rand(*sample),), str(path), dynamo=False, opset_version=17, dynamic_axes=axes,
-            input_names=["input"], output_names=["output"],
-        )  # fmt: skip
+            net.eval(),
+            (torch.rand(*sample),),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            dynamic_axes=axes,
+            input_names=["input"],
+            output_names=["output"],
+        )
 
 
 def _graph(net: str, *sample: int, free: dict[int, str] | None = FREE) -> Callable[[Path], None]:
@@ -80,9 +106,9 @@ def _half_in_constants(path: Path) -> None:
     model = _half(path)
     weights = [copy.deepcopy(weight) for weight in model.graph.initializer]
     del model.graph.initializer[:]
-    for place, weight in enumerate(weights):
-        node = helper.make_node("Constant", [], [weight.name], name=f"weight{place}", value=weight)
-        model.graph.node.insert(place, node)
+    for index, weight in enumerate(weights):
+        node = helper.make_node("Constant", [], [weight.name], name=f"weight{index}", value=weight)
+        model.graph.node.insert(index, node)
     onnx.save(model, path)
 
 
@@ -104,27 +130,33 @@ def _traced(path: Path) -> None:
 FILES = (
     FieldFile("stages.pth", "returns a quarter, a half and the whole picture", _weights("Pyramid"), _built("Pyramid")),
     FieldFile("curves.pth", "returns two pictures and the curve between", _weights("TwoSteps"), _built("TwoSteps")),
-    FieldFile("pad_to_even.pth", "pads by numbers that Python computes", _weights("PadsInPython"), _built("PadsInPython")),
+    FieldFile(
+        "pad_to_even.pth", "pads by numbers that Python computes", _weights("PadsInPython"), _built("PadsInPython")
+    ),
     FieldFile("clamp.pth", "clamps between a float and an int", _weights("MixedClamp"), _built("MixedClamp")),
     FieldFile("pixel_values.pth", "works in 0..255, unclamped", _weights("Levels"), _built("Levels")),
     FieldFile("training_mode.pth", "is meant to normalise by its input", _weights("Instance"), _built("Instance")),
     FieldFile("empty_map.onnx", "ends onnxruntime below 16 pixels", _graph("SmallMap", 1, 3, 64, 64)),
     FieldFile("channels_last.onnx", "N,H,W,C, fixed size", _graph("ChannelsLast", 1, 64, 80, 3, free=None)),
-    FieldFile("channels_last_free.onnx", "N,H,W,C, free size", _graph("ChannelsLast", 1, 64, 80, 3, free={0: "n", 1: "h", 2: "w"})),
+    FieldFile(
+        "channels_last_free.onnx",
+        "N,H,W,C, free size",
+        _graph("ChannelsLast", 1, 64, 80, 3, free={0: "n", 1: "h", 2: "w"}),
+    ),
     FieldFile("batch_of_4.onnx", "batch fixed at 4", _graph("Restorer", 4, 3, 64, 64, free={2: "h", 3: "w"})),
     FieldFile("fixed_96x128.onnx", "fixed size", _graph("Restorer", 1, 3, 96, 128, free=None)),
     FieldFile("plain.onnx", "nothing special", _graph("Restorer", 1, 3, 64, 64)),
     FieldFile("half.onnx", "float16 weights", lambda path: onnx.save(_half(path), path)),
     FieldFile("half_constants.onnx", "float16 weights in Constant nodes", _half_in_constants),
     FieldFile("comma.onnx", "a comma in a node's name", _comma),
-    FieldFile("lightning.ckpt", "weights under net. of state_dict", _wrapped(lambda state: {"state_dict": _prefixed("net.", state), "hyper_parameters": {"lr": 1e-4}}), _built("Restorer")),
-    FieldFile("generator.pth", "weights under generator., with a counter", _wrapped(lambda state: {"state_dict": _prefixed("generator.", state) | {"step_counter": torch.zeros(1)}}), _built("Restorer")),
-    FieldFile("fsdp.pth", "names of a sharded wrapper", _wrapped(lambda state: _prefixed("_fsdp_wrapped_module.", state)), _built("Restorer")),
-    FieldFile("counters.pth", "operation counters among the weights", _wrapped(lambda state: state | {f"{name}.total_ops": torch.zeros(1) for name in ("head", "tail")}), _built("Restorer")),
-    FieldFile("two_networks.pth", "a generator and a discriminator", _wrapped(lambda state: {"G": state, "D": {"net.0.weight": torch.zeros(4, 3, 3, 3)}}), _built("Restorer")),
+    FieldFile("lightning.ckpt", "weights under net. of state_dict", _wrapped(_lightning), _built("Restorer")),
+    FieldFile("generator.pth", "weights under generator., with a counter", _wrapped(_generator), _built("Restorer")),
+    FieldFile("fsdp.pth", "names of a sharded wrapper", _wrapped(_sharded), _built("Restorer")),
+    FieldFile("counters.pth", "operation counters among the weights", _wrapped(_counted), _built("Restorer")),
+    FieldFile("two_networks.pth", "a generator and a discriminator", _wrapped(_adversarial), _built("Restorer")),
     FieldFile("mapping_scripted.pt", "scripted, returns a mapping", _scripted),
     FieldFile("mapping_traced.pt", "traced, returns a mapping", _traced),
-)  # fmt: skip
+)
 
 
 def pictures(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -11,9 +11,15 @@ def swin2sr() -> nn.Module:
     from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
     config = Swin2SRConfig(
-        image_size=16, embed_dim=24, depths=[2, 2], num_heads=[2, 2], window_size=8, mlp_ratio=2.0, upscale=2,
+        image_size=16,
+        embed_dim=24,
+        depths=[2, 2],
+        num_heads=[2, 2],
+        window_size=8,
+        mlp_ratio=2.0,
+        upscale=2,
         upsampler="pixelshuffledirect",
-    )  # fmt: skip
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Swin2SRForImageSuperResolution(config).eval()

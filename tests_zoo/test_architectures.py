@@ -45,8 +45,6 @@ def test_a_state_dict_alone_becomes_a_file_that_passes_both_gates(entry: Entry, 
 def test_what_computes_its_weights_at_each_run_goes_by_way_of_torchscript(tmp_path, photographs):
     module = next(entry for entry in ENTRIES if entry.name == "SPAN").module()
     torch.jit.trace(module.requires_grad_(False), torch.rand(1, 3, 61, 91)).save(tmp_path / "span.pt")
-    report = exported(
-        tmp_path / "span.pt", tmp_path / "protected.onnx", "--layers", "/block_2/c2_r/eval_conv/Conv",
-        "--images", photographs(48, 56),
-    )  # fmt: skip
+    options = ["--layers", "/block_2/c2_r/eval_conv/Conv", "--images", photographs(48, 56)]
+    report = exported(tmp_path / "span.pt", tmp_path / "protected.onnx", *options)
     assert report["passed"] and report["layers"][0]["relative_feature_change"] > 1e-3

@@ -27,7 +27,12 @@ def module_of(name: str) -> torch.nn.Module:
         ("SwinIR", [f"{BLOCK}.0", f"{BLOCK}.1.mlp"], ["layers.0.conv"], [f"{BLOCK}.0.attn", f"{BLOCK}.1.attn.proj"]),
         ("Swin2SR", [f"{BLOCK}.0", f"{BLOCK}.1.mlp"], ["layers.0.conv"], [f"{BLOCK}.0.attn", f"{BLOCK}.1.attn.proj"]),
         ("HAT", [f"{BLOCK}.1", "layers.0"], [f"{BLOCK}.0.conv_block"], [f"{BLOCK}.0.attn", f"{BLOCK}.1.attn.qkv"]),
-        ("DAT", ["layers.0.blocks.0.attn", "layers.1.blocks.1"], ["layers.0.conv"], ["layers.0.blocks.0.attn.attns.1.attn_drop"]),
+        (
+            "DAT",
+            ["layers.0.blocks.0.attn", "layers.1.blocks.1"],
+            ["layers.0.conv"],
+            ["layers.0.blocks.0.attn.attns.1.attn_drop"],
+        ),
         ("SCUNet", ["m_body.1.trans_block", "m_body.1.trans_block.msa"], ["m_body.1"], []),
         (
             "Hugging Face Swin2SR",
@@ -36,7 +41,7 @@ def module_of(name: str) -> torch.nn.Module:
             [f"{STAGE}.layers.0.attention.output", f"{STAGE}.layers.1.attention.self.query"],
         ),
     ],
-)  # fmt: skip
+)
 def test_tokens_and_maps_get_their_axis_and_windows_are_refused(name, tokens, maps, windows):
     layers, reasons = candidates(asvp_export.load(module_of(name)))
     axes = {layer.name: layer.axis for layer in layers}

