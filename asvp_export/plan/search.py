@@ -11,6 +11,7 @@ import torch
 
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
+from asvp_export.operator.spectrum import squared_singular_values
 from asvp_export.parity.cases import Case
 from asvp_export.parity.metrics import as_images, peak_of, psnr
 from asvp_export.parity.verify import compared
@@ -281,10 +282,15 @@ def _rounded(gain: float) -> float:
 
 
 def energies(x: torch.Tensor, axis: int) -> list[torch.Tensor]:
-    """s_i^2 of each sample's C x L matrix, descending, float64; x is [N, ...] with the channels on `axis`."""
-    m = x.movedim(axis, 1).flatten(2).double()
-    values = torch.linalg.eigvalsh(m @ m.transpose(1, 2)).flip(1).clamp_min(0)
-    return [energy for energy in values if torch.isfinite(energy).all() and float(energy.sum()) > 0]
+    """The s_i^2 of each sample, descending, float64, without samples that are zero or not finite.
+
+    Args:
+        x: a feature map [N, ...].
+        axis: its channel axis.
+    """
+    return [
+        energy for energy in squared_singular_values(x, axis) if energy.isfinite().all() and float(energy.sum()) > 0
+    ]
 
 
 def strength_of(energy: torch.Tensor, node: Perturbation) -> tuple[float, float]:

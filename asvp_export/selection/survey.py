@@ -11,6 +11,7 @@ import torch
 
 import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
 from asvp_export.errors import InputError, MachineError
+from asvp_export.operator.spectrum import squared_singular_values
 from asvp_export.selection.axes import Probe, channel_axis
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.backends import Backend, open_backend
@@ -179,7 +180,7 @@ def _measured(
         seen.add(name)
         axis = survey.axes[name]
         if torch.isfinite(output).all():
-            measured[name] = (*_spectrum(output[0], axis if axis < 0 else axis - 1), _node_time(output, axis))
+            measured[name] = (*_spectrum(output[:1], axis), _node_time(output, axis))
 
     carriers = list(survey.axes)
     # The example is small: the graph runs once, not once for every few of its tensors.
@@ -188,17 +189,14 @@ def _measured(
 
 
 def _spectrum(sample: torch.Tensor, axis: int) -> tuple[float, float]:
-    """Leading share and effective rank of one sample's channels x positions matrix."""
-    matrix = sample.detach().to("cpu", torch.float64).movedim(axis, 0).flatten(1)  # [C, L]
-    matrix = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    peak = matrix.abs().max()
-    if peak == 0:
+    """Leading share and effective rank of a feature map [1, ...] with the channels on `axis`; 0 for a map of zeros."""
+    (energies,) = squared_singular_values(sample.cpu(), axis)
+    total = energies.sum()
+    if total == 0:
         return 0.0, 0.0
-    matrix = matrix / peak
-    energies = torch.linalg.eigvalsh(matrix @ matrix.T).clamp(min=0)
-    shares = energies / energies.sum()
+    shares = energies / total
     entropy = -torch.special.xlogy(shares, shares).sum()
-    return float(shares.max()), float(entropy.exp())
+    return float(shares[0]), float(entropy.exp())
 
 
 def _node_time(output: torch.Tensor, axis: int) -> float:
