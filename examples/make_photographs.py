@@ -259,8 +259,8 @@ SCENES = (
 README = """\
 # Photographs
 
-{crops} crops of {side} x {side} pixels from {scenes} natural colour photographs, lossless WebP, split
-by scene: no scene is in two splits.
+{crops} crops of {side} x {side} pixels from {scenes} natural colour photographs, lossless WebP, split by scene: no
+scene is in two splits.
 
 | split | used for |
 |---|---|
@@ -269,10 +269,10 @@ by scene: no scene is in two splits.
 | `verify` | the gates of an export |
 | `audit` | distillation attacks |
 
-**Changes.** Every picture here was changed: the photograph was resized (Lanczos, to the longer side given
-below, which some had already) and the box cropped out of it. The photographs keep their own licences, which
-are not that of the code; a crop of a CC BY-SA photograph stays under that CC BY-SA licence. Box: left, top,
-right, bottom in the resized photograph.
+**Changes.** Every picture here was changed: the photograph was resized (Lanczos, to the longer side
+given below, which some had already) and the box cropped out of it. The photographs keep their own
+licences, which are not that of the code; a crop of a CC BY-SA photograph stays under that CC BY-SA
+licence. Box: left, top, right, bottom in the resized photograph.
 
 Made by [`examples/make_photographs.py`](../../examples/make_photographs.py), this table included.
 
@@ -280,10 +280,11 @@ Made by [`examples/make_photographs.py`](../../examples/make_photographs.py), th
 |---|---|---|---|---|---|---|---|
 {rows}
 
-The Debian licences stand in the copyright file of the package lomiri-wallpapers; those of scikit-image in the
-docstrings of `skimage.data` ([astronaut](https://flic.kr/p/r9qvLn),
+The Debian licences stand in the copyright file of the package lomiri-wallpapers; those of
+scikit-image in the docstrings of `skimage.data` ([astronaut](https://flic.kr/p/r9qvLn),
 [rocket](https://www.flickr.com/photos/spacexphotos/16511594820/)); those of scikit-learn in
-`sklearn/datasets/images/README.txt` ([pagoda](https://www.flickr.com/photos/danielbuechele/6061409035/),
+`sklearn/datasets/images/README.txt`
+([pagoda](https://www.flickr.com/photos/danielbuechele/6061409035/),
 [dahlia](https://www.flickr.com/photos/vultilion/6056698931/)).
 """
 
