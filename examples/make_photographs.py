@@ -259,8 +259,8 @@ SCENES = (
 README = """\
 # Photographs
 
-{crops} crops of {side} x {side} pixels from {scenes} natural colour photographs, lossless WebP, split by scene: no
-scene is in two splits.
+This folder has {crops} crops of {side} x {side} pixels from {scenes} natural colour photographs, as
+lossless WebP. They are split by scene: no scene is in two splits.
 
 | split | used for |
 |---|---|
@@ -270,9 +270,11 @@ scene is in two splits.
 | `audit` | distillation attacks |
 
 **Changes.** Every picture here was changed: the photograph was resized (Lanczos, to the longer side
-given below, which some had already) and the box cropped out of it. The photographs keep their own
-licences, which are not that of the code; a crop of a CC BY-SA photograph stays under that CC BY-SA
-licence. Box: left, top, right, bottom in the resized photograph.
+given below, which some had already) and the box was cropped out of it. The box is left, top, right,
+bottom in the resized photograph.
+
+**Licences.** The photographs keep their own licences, which are not that of the code. A crop of a
+CC BY-SA photograph stays under that CC BY-SA licence.
 
 Made by [`examples/make_photographs.py`](../../examples/make_photographs.py), this table included.
 
@@ -280,9 +282,9 @@ Made by [`examples/make_photographs.py`](../../examples/make_photographs.py), th
 |---|---|---|---|---|---|---|---|
 {rows}
 
-The Debian licences stand in the copyright file of the package lomiri-wallpapers; those of
+The Debian licences are in the copyright file of the package lomiri-wallpapers, those of
 scikit-image in the docstrings of `skimage.data` ([astronaut](https://flic.kr/p/r9qvLn),
-[rocket](https://www.flickr.com/photos/spacexphotos/16511594820/)); those of scikit-learn in
+[rocket](https://www.flickr.com/photos/spacexphotos/16511594820/)), and those of scikit-learn in
 `sklearn/datasets/images/README.txt`
 ([pagoda](https://www.flickr.com/photos/danielbuechele/6061409035/),
 [dahlia](https://www.flickr.com/photos/vultilion/6056698931/)).

@@ -39,8 +39,8 @@ tags:
 
 # {title}
 
-*OWNER: say here what the model restores, what it was trained on, and under which licence it comes. As long as this line
-stands, the card grants none.*
+*OWNER: write here what the model restores, what it was trained on, and under which licence it comes.
+As long as this line stands, the card grants none.*
 
 """
 
@@ -212,51 +212,50 @@ def _clean_behind(result: ParityResult) -> str:
     """Which layers' readers get the clean map."""
     clean = [_code(name) for name, node in result.nodes.items() if node.inverse and node.left == 1]
     if not clean:
-        return "No map behind the layer is\n  clean."
+        return "No map behind the layer is clean."
     which = "each layer" if len(clean) == len(result.nodes) else ", ".join(clean)
-    return f"So have those\n  who read behind the second node of {which}: there the residual is 1."
+    return f"The map behind\n  the second node of {which} is clean too: there the residual is 1."
 
 
 def _deleted(result: ParityResult) -> str:
     """What the output is worth without the nodes."""
     if not result.removal_tests:
-        return "Deleting it\n  moves the output by no more than what *preservation* above shows."
+        return "Deleting the nodes\n  moves the output by no more than what *preservation* above shows."
     by_name = {test.name: test.as_dict()["min_psnr"] for test in result.removal_tests}
     shown = {name: "nothing finite" if value is None else f"{value:.2f} dB" for name, value in by_name.items()}
     return (
-        f"The outputs,\n  {shown['shipped']} from the original's in the worst case, are then at "
-        f"{shown['nodes deleted']}; with the scalar or the 1x1 map that\n  comes nearest to it in its place, at "
-        f"{shown['best scalar']} and {shown['best 1x1 map']}."
+        f"In the worst case\n  the outputs are {shown['shipped']} from the original's with the nodes, and "
+        f"{shown['nodes deleted']} without them. With the\n  nodes replaced by the scalar or the 1x1 map that comes "
+        f"nearest to them, they are {shown['best scalar']} and\n  {shown['best 1x1 map']} from the original's."
     )
 
 
 # No claim in it is stronger than docs/threat-model.md.
 _THREATS = """\
-Behind each layer the `rank` leading singular values of its feature map are multiplied by `gain`: that is the exposed \
-map. The
-layers that read it get the same map with `residual` in the place of `gain`, from a second node. *Strength* is how far \
-the
-exposed map is from every multiple of the clean one (0: the same, 1: nothing left).
+Behind each layer the `rank` leading singular values of its feature map are multiplied by `gain`.
+That is the exposed map. A second node gives the layers that read it the same map with `residual`
+instead of `gain`. *Strength* is how far the exposed map is from every multiple of the clean one
+(0: the same, 1: nothing left).
 
 ## What the defence does not do
 
-It aims at one thing: training another model (a student) on the feature maps that this graph exposes, with the graph \
-as it is. How much
-that costs a student was not measured for this file, so do not count on it. Nothing here is cryptography: the file is \
-open, and
-whoever has it can read and change it.
+It aims at one thing: training another model (a student) on the feature maps that this graph
+exposes, with the graph as it is. How much that costs a student was not measured for this file, so
+do not count on it. Nothing here is cryptography: the file is open, and everyone who has it can read
+and change it.
 
-- Who opens the file and reads one tensor further up, before the node, has the clean feature maps. CLEAN
-- Who deletes the nodes, or undoes them (rank and gain stand in the file), has them too. DELETED
-- Who normalises the feature maps removes what a rescaling can; the *strength* above is the rest.
-- Who distils from the outputs alone is not hindered: the outputs are preserved, by design.
-- Who takes the file and uses it is not hindered: it is there to be used."""
+- Attackers who read one tensor further up, before the node, have the clean feature maps. CLEAN
+- Attackers who delete the nodes, or undo them (rank and gain stand in the file), have them too. DELETED
+- Attackers who normalise the feature maps remove what a rescaling can; the *strength* above is the
+  rest.
+- Attackers who distil from the outputs alone are not hindered: the outputs are preserved, by design.
+- People who take the file and use it are not hindered: it is there to be used."""
 
 _NO_DEFENCE = """\
 ## No defence
 
-The file carries no ASVP node. Nothing in it hinders anyone from training another model on its feature maps or its \
-outputs."""
+The file carries no ASVP node. Nothing in it hinders anyone from training another model on its
+feature maps or its outputs."""
 
 
 def _types(model: Path) -> dict[str, str]:

@@ -29,12 +29,15 @@ def usage(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
         f"session = asvp_export.InferenceSession({_string(found['file'])})\n```\n\n"
     )
     command = (
-        "or, from the command line, with padding and cropping done:\n\n"
+        "The command line does the same, with padding and cropping:\n\n"
         f"    asvp-export run {_shell(found['file'])} in.png -o out.png\n\n"
         if pictures
         else ""
     )
-    check = f"That the files are what was shipped:\n\n    asvp-export inspect --verify {_shell(found['file'])}"
+    check = (
+        "This command checks that the files are what was shipped:\n\n"
+        f"    asvp-export inspect --verify {_shell(found['file'])}"
+    )
     return "## Run it\n\n" + body + native + command + check
 
 

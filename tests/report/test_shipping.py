@@ -100,8 +100,8 @@ def test_the_card_shows_what_was_measured_and_nothing_of_the_machine(shipped):
     for fact in (report["output_sha256"], report["source_sha256"], "batch x 3 x height x width", "Values 0 (black) to 1",
                  "at least 2 pixels, multiples of 2", "Whole images only", "is as high and wide as the image"):  # fmt: skip
         assert fact in text
-    for limit in ("not measured for this file", "Nothing here is cryptography", "deletes the node", "normalises",
-                  "outputs alone is not hindered"):  # fmt: skip
+    for limit in ("not measured for this file", "Nothing here is cryptography", "delete the node", "normalise",
+                  "outputs alone are not hindered"):  # fmt: skip
         assert limit in " ".join(text.split())
     for private in (str(shipped), str(shipped.parent), str(Path.home()), "latency", " ms"):
         assert private not in text
