@@ -1,117 +1,26 @@
-"""A picture is never made worse in silence: what `run` keeps of it, what it tells, and what a folder's pictures lose."""
+"""A picture is never made worse in silence: what `run` keeps of it, and what a folder's pictures lose."""
 
 from __future__ import annotations
 
 import io
-import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
-import onnx
 import png
 import pytest
 import tifffile
-from click.testing import CliRunner
-from onnx import TensorProto, helper, numpy_helper
-from PIL import Image, ImageCms, PngImagePlugin
-from skimage import data
+from PIL import Image
 
-from asvp_export.cli import cli
 from asvp_export.errors import InputError
 from asvp_export.images import read_image, write_image
 from asvp_export.parity.choice import InputsAsked
 from asvp_export.picture import Picture, left_out, read_picture
 from asvp_export.runtime.restoration import restore
+from tests.helpers.coffee import COFFEE, DISC, cut_out, model, run
+from tests.helpers.colour_profiles import LINEAR_GREY, WIDE
 
-COFFEE = data.coffee()[100:197, 200:329]  # 97 x 129, a real photograph
 RNG = np.random.default_rng(0)
-DISC = np.hypot(*(np.mgrid[:97, :129] - np.array([48, 64])[:, None, None])) < 40
-SRGB = ImageCms.createProfile("sRGB")
-
-
-def model(path: Path, channels: int = 3, scale: int = 1, shape: tuple[int | str, ...] = ("n", "h", "w")) -> Path:
-    """A file that blurs each channel by 3 x 3, and enlarges."""
-    batch, height, width = shape
-    weights = numpy_helper.from_array(np.full((channels, 1, 3, 3), 1 / 9, np.float32), "k")
-    scales = numpy_helper.from_array(np.array([1, 1, scale, scale], np.float32), "s")
-    nodes = [
-        helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1], group=channels),
-        helper.make_node("Resize", ["c", "", "s"], ["y"], mode="nearest"),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, channels, height, width])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, channels, None, None])
-    graph = helper.make_graph(nodes, "blur", [x], [y], [weights, scales])
-    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path)
-    return path
-
-
-def run(*arguments: object) -> str:
-    """`asvp-export run`; what it says on stderr."""
-    answer = CliRunner().invoke(cli, ["run", *map(str, arguments)], standalone_mode=False)
-    if answer.exception:
-        raise answer.exception
-    return answer.stderr
-
-
-def icc(space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """A profile written by hand: no public one comes with Pillow but sRGB."""
-    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 9) + b"Made here\0".ljust(91, b"\0"), **tags}
-    tags[b"wtpt"] = xyz(0.9642, 1, 0.8249)
-    body, table, place = b"", b"", 132 + 12 * len(tags)
-    for name, content in tags.items():
-        content = content.ljust(-(-len(content) // 4) * 4, b"\0")
-        table += name + struct.pack(">II", place + len(body), len(content))
-        body += content
-    kind = b"prtr" if space == b"CMYK" else b"mntr"
-    head = struct.pack(
-        ">I4sI4s4s4s", place + len(body), b"lcms", 0x02100000, kind, space, b"Lab " if kind == b"prtr" else b"XYZ "
-    )
-    head = head.ljust(36, b"\0") + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
-    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
-
-
-def xyz(*values: float) -> bytes:
-    return b"XYZ \0\0\0\0" + struct.pack(">iii", *(round(value * 65536) for value in values))
-
-
-def gamma(value: float) -> bytes:
-    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(value * 256))
-
-
-WIDE = icc(
-    b"RGB ",
-    {
-        b"rXYZ": xyz(0.5151, 0.2412, -0.0011),
-        b"gXYZ": xyz(0.2919, 0.6922, 0.0419),
-        b"bXYZ": xyz(0.1572, 0.0666, 0.7841),
-        b"rTRC": gamma(2.2),
-        b"gTRC": gamma(2.2),
-        b"bTRC": gamma(2.2),
-    },
-)  # the colours of Display P3
-LINEAR_GREY = icc(b"GRAY", {b"kTRC": gamma(1.0)})
-
-
-def ink() -> bytes:
-    """A profile of a press whose black is all there is: cyan, magenta and yellow print nothing."""
-    lightness = np.zeros((2, 2, 2, 2, 3), np.uint8)
-    lightness[..., 0, 0], lightness[..., 1:] = 255, 128
-    ramp = bytes(range(256))
-    lut = b"mft1\0\0\0\0" + struct.pack(">BBBB9i", 4, 3, 2, 0, 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
-    return icc(b"CMYK", {b"A2B0": lut + 4 * ramp + lightness.tobytes() + 3 * ramp})
-
-
-def shown(picture: Image.Image) -> np.ndarray:
-    """What a viewer that knows profiles shows, 8-bit sRGB."""
-    if profile := picture.info.get("icc_profile"):
-        picture = ImageCms.profileToProfile(picture, io.BytesIO(profile), SRGB, outputMode="RGB")
-    return np.asarray(picture.convert("RGB")).astype(int)
-
-
-def cut_out(hidden: np.ndarray) -> Image.Image:
-    colours = np.where(DISC[..., None], COFFEE, hidden).astype(np.uint8)
-    return Image.fromarray(np.dstack([colours, DISC.astype(np.uint8) * 255]))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
@@ -256,92 +165,6 @@ def test_16_bits_that_are_not_read_are_told(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", RNG.integers(0, 65536, (20, 30, 4)).astype(np.uint16), photometric="separated")
     found = read_picture(tmp_path / "a.tif")
     assert found.bits == 8 and any("16 bits a channel, of which 8 are read" in note for note in found.notes)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-def test_an_output_has_the_colour_profile_of_its_input_and_looks_like_it(tmp_path: Path, suffix: str) -> None:
-    smooth = np.stack(
-        np.broadcast_arrays(np.linspace(60, 200, 97)[:, None], np.linspace(200, 60, 129), 90.0), 2
-    ).astype(np.uint8)
-    Image.fromarray(smooth).save(tmp_path / "in.png", icc_profile=WIDE)
-    told = run(model(tmp_path / "m.onnx"), tmp_path / "in.png", "-o", tmp_path / f"out{suffix}")
-    assert "has the colour profile Made here" in told and told.count("\n") == 1
-    output = Image.open(tmp_path / f"out{suffix}")
-    assert output.info["icc_profile"] == WIDE
-    inside = slice(2, -2), slice(2, -2)
-    difference = np.abs(shown(output)[inside] - shown(Image.open(tmp_path / "in.png"))[inside])
-    assert difference.mean() < 1.5 and (suffix == ".jpg" or difference.max() <= 2)
-
-
-def test_a_profile_of_srgb_is_kept_and_not_worth_a_word(tmp_path: Path) -> None:
-    profile = ImageCms.ImageCmsProfile(SRGB).tobytes()
-    Image.fromarray(COFFEE).save(tmp_path / "in.png", icc_profile=profile)
-    assert run(model(tmp_path / "m.onnx"), tmp_path / "in.png", "-o", tmp_path / "out.png") == ""
-    assert Image.open(tmp_path / "out.png").info["icc_profile"] == profile
-
-
-@pytest.mark.parametrize("suffix", [".png", ".webp"])
-def test_grey_of_a_profile_looks_the_same_as_grey_and_as_colours(tmp_path: Path, suffix: str) -> None:
-    grey = np.broadcast_to(np.arange(256, dtype=np.uint8), (20, 256))
-    Image.fromarray(grey).save(tmp_path / "in.png", icc_profile=LINEAR_GREY)
-    picture = read_picture(tmp_path / "in.png")
-    tinted = picture.pixels + np.array([0, 0, 1 / 255], np.float32)
-    for pixels, atol in ((picture.pixels, 1), (tinted, 255)):
-        write_image(tmp_path / f"out{suffix}", pixels, picture)
-        output = shown(Image.open(tmp_path / f"out{suffix}"))
-        np.testing.assert_allclose(output[..., :2], shown(Image.open(tmp_path / "in.png"))[..., :2], atol=1)
-        np.testing.assert_allclose(output[..., 2], output[..., 1], atol=atol)
-
-
-def test_a_damaged_profile_is_told_and_ignored(tmp_path: Path) -> None:
-    for profile in (b"no profile", WIDE[:200], LINEAR_GREY):
-        Image.fromarray(COFFEE).save(tmp_path / "in.png", icc_profile=profile)
-        told = run(model(tmp_path / "m.onnx"), tmp_path / "in.png", "-o", tmp_path / "out.png", "--force")
-        assert "profile is damaged, or for another kind of colours, and was ignored" in told
-        assert "icc_profile" not in Image.open(tmp_path / "out.png").info
-
-
-def test_a_gamma_without_a_profile_is_told(tmp_path: Path) -> None:
-    for value, told in ((45455, False), (100_000, True)):
-        more = PngImagePlugin.PngInfo()
-        more.add(b"gAMA", struct.pack(">I", value))
-        Image.fromarray(COFFEE).save(tmp_path / "a.png", pnginfo=more)
-        assert any("states a gamma of 1" in note for note in read_picture(tmp_path / "a.png").notes) == told
-
-
-def test_colours_for_print_become_srgb_by_their_profile_and_are_a_guess_without(tmp_path: Path) -> None:
-    photo = Image.fromarray(COFFEE).convert("CMYK")
-    photo.save(tmp_path / "plain.jpg", quality=95)
-    found = read_picture(tmp_path / "plain.jpg")
-    assert "without a colour profile, so its colours are a guess" in found.notes[0]
-    assert np.abs(found.pixels - COFFEE / 255).mean() < 0.03
-    stripes = np.zeros((16, 32, 4), np.uint8)
-    stripes[:, :16, 0], stripes[:, 16:, 3] = 255, 255  # cyan, which this press does not print, and black
-    Image.fromarray(stripes, "CMYK").save(tmp_path / "press.tif", icc_profile=ink())
-    found = read_picture(tmp_path / "press.tif")
-    assert found.notes == ("The picture is for print (CMYK); it was converted to sRGB by its colour profile.",)
-    assert found.profile == b"" and found.pixels[:, :16].min() > 0.97 and found.pixels[:, 16:].max() < 0.03
-
-
-def test_grey_stays_grey_where_the_model_leaves_it_so(tmp_path: Path) -> None:
-    for name, picture in (
-        ("grey", Image.fromarray(COFFEE).convert("L")),
-        ("bits", Image.fromarray(COFFEE).convert("1")),
-    ):
-        picture.save(tmp_path / f"{name}.png")
-        for channels in (1, 3):
-            told = run(
-                model(tmp_path / "m.onnx", channels), tmp_path / f"{name}.png", "-o", tmp_path / "out.png", "--force"
-            )
-            assert told == "" and Image.open(tmp_path / "out.png").mode == "L"
-
-
-def test_colours_that_a_model_gives_to_a_grey_picture_are_told(tmp_path: Path) -> None:
-    told: list[str] = []
-    tinted = np.full((8, 8, 3), 0.4) + np.array([0, 0, 3 / 255])
-    write_image(tmp_path / "a.png", tinted, Picture(tinted, grey=True), told.append)
-    assert told == ["The picture is grey and the model gave it colours (up to 3 of 255): written in colour."]
-    assert Image.open(tmp_path / "a.png").mode == "RGB"
 
 
 def test_the_frames_that_are_not_read_are_told(tmp_path: Path) -> None:

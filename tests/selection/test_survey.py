@@ -1,11 +1,10 @@
-"""Listing and selecting the layers that can carry a node."""
+"""Listing the layers that can carry a node."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,168 +12,40 @@ import pytest
 import torch
 from torch import nn
 
-import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
 from asvp_export.errors import InputError
 from asvp_export.selection.select import select
 from asvp_export.selection.survey import Layer, candidates
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
+from tests.helpers.survey_nets import (
+    Call,
+    Net,
+    Zoo,
+    channels_last,
+    first_sample,
+    refused,
+    to_dict,
+    to_grid,
+    to_heads,
+    to_integers,
+    to_list,
+    to_matrix,
+    to_nan,
+    to_nothing,
+    to_number,
+    to_pair,
+    to_pooled,
+    to_scalar,
+    to_tokens,
+    to_vector,
+    to_windows,
+)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many tiny models: threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Block(nn.Module):
-    """Two convolutions and a skip; the activation is called twice and works in place."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(x + self.conv2(self.act(self.conv1(x))))
-
-
-class Net(nn.Module):
-    """A residual network with a list of blocks and a module that is never called."""
-
-    def __init__(self, width: int = 8, blocks: int = 2) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, width, 3, padding=1)
-        self.body = nn.ModuleList(Block(width) for _ in range(blocks))
-        self.tail = nn.Conv2d(width, 3, 3, padding=1)
-        self.spare = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.head(x)
-        for block in self.body:
-            y = block(y)
-        return x + self.tail(y)
-
-
-class Call(nn.Module):
-    """A function as a module, so that its output has a name."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args)
-
-
-def to_tokens(y: torch.Tensor) -> torch.Tensor:
-    return y.flatten(2).transpose(1, 2)
-
-
-def channels_last(y: torch.Tensor) -> torch.Tensor:
-    return y.permute(0, 2, 3, 1)
-
-
-def to_windows(y: torch.Tensor) -> torch.Tensor:
-    n, c, h, w = y.shape
-    return y.reshape(n, c, h // 8, 8, w // 8, 8).permute(0, 2, 4, 3, 5, 1).reshape(-1, 64, c)
-
-
-def to_pair(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return y, y
-
-
-def to_list(y: torch.Tensor) -> list[torch.Tensor]:
-    return [y]
-
-
-def to_dict(y: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"y": y}
-
-
-def to_nothing(y: torch.Tensor) -> None:
-    return None
-
-
-def to_number(y: torch.Tensor) -> int:
-    return 3
-
-
-def to_scalar(y: torch.Tensor) -> torch.Tensor:
-    return y.mean()
-
-
-def to_vector(y: torch.Tensor) -> torch.Tensor:
-    return y.mean((0, 2, 3))
-
-
-def to_matrix(y: torch.Tensor) -> torch.Tensor:
-    return y.mean((2, 3))
-
-
-def to_pooled(y: torch.Tensor) -> torch.Tensor:
-    return y.mean((2, 3), keepdim=True)
-
-
-def to_integers(y: torch.Tensor) -> torch.Tensor:
-    return y.argmax(1, keepdim=True)
-
-
-def to_grid(y: torch.Tensor) -> torch.Tensor:
-    return nn.functional.adaptive_avg_pool2d(y, (7, 7))
-
-
-def to_heads(y: torch.Tensor) -> torch.Tensor:
-    return y.unflatten(1, (2, -1))
-
-
-def to_nan(y: torch.Tensor) -> torch.Tensor:
-    return y * float("nan")
-
-
-def first_sample(y: torch.Tensor) -> torch.Tensor:
-    return y[:1].expand(1, *y.shape[1:])
-
-
-class Zoo(nn.Module):
-    """A network whose side branch returns whatever the function returns."""
-
-    def __init__(self, *functions: Any, width: int = 6) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, width, 3, padding=1)
-        self.side = nn.ModuleDict({function.__name__: Call(function) for function in functions})
-        self.tail = nn.Conv2d(width, 3, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h, w = x.shape[2:]
-        y = self.head(nn.functional.pad(x, (0, -w % 8, 0, -h % 8), mode="replicate"))
-        for branch in self.side.values():
-            branch(y)
-        return x + self.tail(y)[:, :, :h, :w]
-
-
-@pytest.fixture
-def net() -> Teacher:
-    """A small residual teacher with random weights."""
-    torch.manual_seed(0)
-    return load(Net())
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def named(layers: list[Layer]) -> dict[str, Layer]:
     return {layer.name: layer for layer in layers}
-
-
-def refused(teacher: Teacher, patterns: list[str], match: str) -> None:
-    with pytest.raises(InputError, match=f"(?i){match}") as caught:
-        select(teacher, patterns)
-    assert "\n" not in str(caught.value)
-
-
-# Listing
 
 
 def test_layers_come_in_call_order_with_calls_shapes_and_costs(net: Teacher) -> None:
@@ -393,94 +264,3 @@ def test_a_layout_that_cannot_be_observed_is_inferred_from_the_images_shape(
 
     verdict = inferred_axis(shape, 1, (24, 40))
     assert verdict == axis if isinstance(axis, int) else axis in str(verdict)
-
-
-# Selecting
-
-
-@pytest.mark.parametrize(
-    ("patterns", "names"),
-    [
-        (["head"], ["head"]),
-        (["tail,head", "head"], ["head", "tail"]),
-        (["tail , body.1.conv1", "head"], ["head", "body.1.conv1", "tail"]),
-        (["body.*"], ["body.0", "body.1"]),
-        (["body.*.conv?"], ["body.0.conv1", "body.0.conv2", "body.1.conv1", "body.1.conv2"]),
-        (["body.[1-9].conv[!2]"], ["body.1.conv1"]),
-        (["**.conv1"], ["body.0.conv1", "body.1.conv1"]),
-        (["*"], ["head", "tail"]),
-        (["**.head"], ["head"]),
-        (["bod*.0.*"], ["body.0.conv1", "body.0.act", "body.0.conv2"]),
-        (["body.0.**"], ["body.0.conv1", "body.0.act", "body.0.conv2"]),
-    ],
-)
-def test_names_and_globs_are_resolved_in_call_order(net: Teacher, patterns: list[str], names: list[str]) -> None:
-    assert list(select(net, patterns)) == names
-
-
-def test_one_string_is_taken_as_one_pattern(net: Teacher) -> None:
-    assert list(select(net, "tail,head")) == ["head", "tail"]
-
-
-def test_unknown_names_and_empty_globs_name_the_nearest(net: Teacher) -> None:
-    refused(net, ["body.0.conv3"], "there is no layer 'body.0.conv3'; the nearest are body.0.conv[12], ")
-    refused(
-        net,
-        ["zzz"],
-        r"there is no layer 'zzz'; \d+ layers can carry the node \(\d+ \w+, .*asvp-export layers MODEL lists them",
-    )
-    refused(net, ["auto"], "there is no layer 'auto'")
-    refused(net, ["bodies.*"], r"no layer matches 'bodies\.\*' .*; the nearest names are body")
-    refused(net, ["conv1.*"], "no layer matches")
-    refused(net, ["head", "["], "cannot be read|no layer matches")
-    refused(net, ["[z-a]"], "cannot be read")
-    refused(net, [], "no layer is named")
-    refused(net, [" , "], "no layer is named")
-
-
-def test_what_cannot_carry_the_node_is_refused_with_its_reason(net: Teacher) -> None:
-    refused(net, ["spare"], "the layer spare cannot carry the node: it is never called")
-    refused(net, ["body"], "the layer body cannot carry the node: it is a list of modules")
-    refused(net, ["head", "spar*"], r"none of the layers that match 'spar\*' can carry the node: spare is never called")
-    teacher = load(Zoo(to_pair, to_matrix, to_number, to_nothing, to_dict))
-    refused(teacher, ["side.*"], "side.to_pair returns a tuple.*; side.to_matrix .*; side.to_number .*; and 2 more")
-
-
-class Sharing(nn.Module):
-    """A container, an inactive dropout and an identity that all return one tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(inplace=True))
-        self.drop = nn.Dropout(0.5)
-        self.same = nn.Identity()
-        self.tail = nn.Conv2d(5, 3, 1)
-        self.alias = self.tail
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.tail(self.same(self.drop(self.body(x))))
-
-
-def test_one_tensor_does_not_get_two_nodes() -> None:
-    teacher = load(Sharing())
-    refused(teacher, ["body", "body.1"], "body.1 and body return one and the same tensor")
-    refused(teacher, ["drop,same"], "drop and same return one and the same tensor")
-    assert list(select(teacher, ["body.0,body.1"])) == ["body.0", "body.1"]  # the in-place ReLU makes another map
-    assert list(select(teacher, ["**"])) == ["body.0", "body.1", "tail"]
-    assert list(select(teacher, ["body,**"])) == ["body.0", "body", "tail"]
-    assert list(select(teacher, ["*"])) == ["body", "tail"]
-
-
-def test_a_module_with_two_names_goes_under_the_first() -> None:
-    assert list(select(load(Sharing()), ["alias"])) == ["tail"]
-
-
-def test_selected_layers_take_the_node(net: Teacher) -> None:
-    image = net.example(40, 48, batch=2)
-    clean = net.module(image)
-    axes = {layer.name: layer.axis for layer in candidates(net)[0]}
-    for name in select(net, ["**"]):
-        module = net.module.get_submodule(name)
-        module.register_forward_hook(lambda _m, _i, y, a=axes[name]: torch.ops.asvp.perturb(y, 1, 1.5, 1.0, a))
-    assert net.module(image).shape == clean.shape
-    assert not torch.equal(net.module(image), clean)
