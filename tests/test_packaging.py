@@ -129,7 +129,7 @@ def test_without_a_compiler_the_installation_succeeds_and_the_body_runs(tmp_path
 
 
 def test_a_moved_tree_is_built_anew_and_an_nvcc_that_fails_leaves_a_library_for_the_cpu(tmp_path):
-    """CMake keeps options and places of a build; none of them may reach the next one. Three builds, for two promises."""
+    """CMake keeps options and places of a build; none may reach the next one. Three builds, for two promises."""
     first, second = tmp_path / "first", tmp_path / "second"
     library = Path("asvp_export", "operator", "libasvp.so")
     copy_sources(first)

@@ -202,7 +202,8 @@ def test_what_a_folder_of_pictures_loses_is_told_in_one_line(tmp_path: Path) -> 
     Image.fromarray(COFFEE).save(tmp_path / "e.png", icc_profile=WIDE)
     (line,) = InputsAsked(tmp_path).notes
     assert line == (
-        "Of 5 pictures, 2 have transparency, which is left out; 1 has colours for print (CMYK), which are converted to sRGB; "
+        "Of 5 pictures, 2 have transparency, which is left out; "
+        "1 has colours for print (CMYK), which are converted to sRGB; "
         "1 has a colour profile other than sRGB, which is not applied."
     )
     (tmp_path / "e.png").write_bytes(b"")
@@ -244,8 +245,8 @@ def test_a_file_of_a_fixed_size_restores_larger_and_smaller_pictures(
     if fixed[0] == 48:
         size = "48x64" if fixed[1] == 64 else "48x129"
         assert told == [
-            f"The file takes {size} (height x width) only and the picture is 97x129: it is restored in tiles that share "
-            "24 pixels, which differs from one run of the whole."
+            f"The file takes {size} (height x width) only and the picture is 97x129: it is restored in tiles "
+            "that share 24 pixels, which differs from one run of the whole."
         ]
     else:
         assert told == []

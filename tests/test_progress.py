@@ -44,9 +44,13 @@ def test_ctrl_c_during_the_bar_leaves_a_clean_terminal_and_no_file(tmp_path: Pat
         "--layers=after_body",
     ]
     running = subprocess.Popen(
-        [*command, f"--output={tmp_path / 'p.onnx'}"], stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True,
+        [*command, f"--output={tmp_path / 'p.onnx'}"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        close_fds=True,
         env={**WATCHED, "TERM": "xterm-256color", "COLUMNS": "100"},
-    )  # fmt: skip
+    )
     os.close(theirs)
     seen = ""
     while "file by the" not in seen:  # the bar of the second stage

@@ -32,8 +32,19 @@ def test_export_spelled_out_is_the_default_command_and_the_output_has_a_default(
 
 def test_the_report_has_every_field(workshop):
     report = json.loads(Path("even.report.json").read_text())
-    assert {"passed", "tool_version", "model", "source_sha256", "output", "output_sha256", "layers", "fidelity",
-            "preservation", "latency", "environment"} <= set(report)  # fmt: skip
+    assert {
+        "passed",
+        "tool_version",
+        "model",
+        "source_sha256",
+        "output",
+        "output_sha256",
+        "layers",
+        "fidelity",
+        "preservation",
+        "latency",
+        "environment",
+    } <= set(report)
     assert report["passed"] is True and report["model"] == "even.pt" and report["output"] == "even.onnx"
     for kind, file in (("source", "even.pt"), ("output", "even.onnx")):
         assert report[f"{kind}_sha256"] == hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -90,7 +90,7 @@ BAD_EXPORT = {
     "a device as the output": ([*even(output="/dev/null"), "--force"], "/dev/null is a folder or a device"),
     "the model as the JUnit file": (even(junit="even.pt"), "JUnit file even.pt is the model itself"),
     "the output as the JUnit file": (even(junit="out/new.onnx"), "JUnit file out/new.onnx is the output itself"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_EXPORT)
@@ -158,27 +158,37 @@ def test_a_folder_where_one_may_not_write_is_refused_before_the_work(option, wor
     assert not list(locked.iterdir()) and not (workshop / "out/new.onnx").exists()
 
 
+RUN_EVEN = ["run", "even.onnx"]
+
+
+def check(original: str, protected: str) -> list[str]:
+    return ["check", original, protected, "--images=pictures"]
+
+
 BAD_OTHERS = {
     "check: no protected file": ([*CHECK_EVEN, "nothing.onnx"], "nothing.onnx does not exist"),
     "check: a folder": ([*CHECK_EVEN, "pictures"], "pictures is not a file"),
     "check: text": ([*CHECK_EVEN, "text.onnx"], "does not load text.onnx"),
     "check: an empty file": ([*CHECK_EVEN, "empty.onnx"], "empty.onnx is empty"),
     "check: other channels": ([*CHECK_EVEN, "grey.onnx"], "3 channels were expected, channels first"),
-    "check: another rank": ([*CHECK_EVEN, "rank3.onnx"], r"takes x0 tensor\(float\) 3xhxw; 1 input\(s\), the image \[N, C, H, W\]"),
+    "check: another rank": (
+        [*CHECK_EVEN, "rank3.onnx"],
+        r"takes x0 tensor\(float\) 3xhxw; 1 input\(s\), the image \[N, C, H, W\]",
+    ),
     "check: two inputs": ([*CHECK_EVEN, "two.onnx"], "were all inputs given"),
     "check: no input": ([*CHECK_EVEN, "none.onnx"], "takes nothing; 1 input"),
     "check: garbled metadata": ([*CHECK_EVEN, "garbled.onnx"], "metadata cannot be read"),
     "check: another size": ([*CHECK_EVEN, "fixed.onnx", "--size=32x32"], "32x32 .* takes 48x64 only"),
     "check: another scale": ([*CHECK_EVEN, "double.onnx"], "not the same model"),
-    "check: no original": (["check", "nothing.onnx", "even.onnx", "--images=pictures"], "nothing.onnx is not there"),
-    "check: original of other channels": (["check", "grey.onnx", "even.onnx", "--images=pictures"], "1 channels were expected"),
-    "check: original of another rank": (["check", "rank3.onnx", "even.onnx", "--images=pictures"], "takes x0 float 3xhxw; a float image batch"),
-    "check: original that is not an image model": (["check", "flat.onnx", "same.onnx", "--images=pictures"], "output is not an image batch: 1x"),
+    "check: no original": (check("nothing.onnx", "even.onnx"), "nothing.onnx is not there"),
+    "check: original of other channels": (check("grey.onnx", "even.onnx"), "1 channels were expected"),
+    "check: original of another rank": (check("rank3.onnx", "even.onnx"), "takes x0 float 3xhxw; a float image batch"),
+    "check: original that is not an image model": (check("flat.onnx", "same.onnx"), "output is not an image batch: 1x"),
     "check: a file that is not an image model": ([*CHECK_ONNX, "flat.onnx"], "not the same model"),
     "run: another output": (["run", "flat.onnx", "pixel/one.png", "-oout/a.png"], r"shape \(1, 3\) .* RGB image"),
-    "check: original of two inputs": (["check", "two.onnx", "even.onnx", "--images=pictures"], "takes 2 inputs"),
-    "check: original that is text": (["check", "text.onnx", "even.onnx", "--images=pictures"], "text.onnx is damaged, or no ONNX model"),
-    "check: ONNX files of two scales": (["check", "even.onnx", "double.onnx", "--images=pictures"], "not the same model"),
+    "check: original of two inputs": (check("two.onnx", "even.onnx"), "takes 2 inputs"),
+    "check: original that is text": (check("text.onnx", "even.onnx"), "text.onnx is damaged, or no ONNX model"),
+    "check: ONNX files of two scales": (check("even.onnx", "double.onnx"), "not the same model"),
     "check: no image": ([*CHECK_EVEN[:-1], "even.onnx", "--images=no_pictures"], "no image in no_pictures"),
     "check: a PSNR of nan": ([*CHECK_ONNX, "same.onnx", "--min-psnr=nan"], "PSNR asked for is nan"),
     "check: no report folder": ([*CHECK_ONNX, "same.onnx", "--report=nothing/below"], "nothing/below, does not exist"),
@@ -193,18 +203,18 @@ BAD_OTHERS = {
     "layers: no architecture": (["layers", "even.pt"], "--arch"),
     "run: no model": (["run", "nothing.onnx", "pixel/one.png", "-oout/a.png"], "nothing.onnx does not exist"),
     "run: text as the model": (["run", "text.onnx", "pixel/one.png", "-oout/a.png"], "does not load text.onnx"),
-    "run: no picture": (["run", "even.onnx", "nothing.png", "-oout/a.png"], "nothing.png does not exist"),
-    "run: no picture but text": (["run", "even.onnx", "damaged/broken.png", "-oout/a.png"], "broken.png is not a picture"),
-    "run: a folder of pictures": (["run", "even.onnx", "pictures", "-oout/a.png"], "pictures is not a file"),
-    "run: another format": (["run", "even.onnx", "pixel/one.png", "-oout/a.gif"], "ends in .gif"),
-    "run: no format": (["run", "even.onnx", "pixel/one.png", "-oout/a"], "has no suffix"),
-    "run: no folder": (["run", "even.onnx", "pixel/one.png", "-onothing/a.png"], "folder nothing does not exist"),
-    "run: the picture itself": (["run", "even.onnx", "pixel/one.png", "-opixel/one.png"], "one.png exists; give --force"),
-    "run: the picture, forced": (["run", "even.onnx", "pixel/one.png", "-opixel/one.png", "--force"], "is the image itself"),
+    "run: no picture": ([*RUN_EVEN, "nothing.png", "-oout/a.png"], "nothing.png does not exist"),
+    "run: no picture but text": ([*RUN_EVEN, "damaged/broken.png", "-oout/a.png"], "broken.png is not a picture"),
+    "run: a folder of pictures": ([*RUN_EVEN, "pictures", "-oout/a.png"], "pictures is not a file"),
+    "run: another format": ([*RUN_EVEN, "pixel/one.png", "-oout/a.gif"], "ends in .gif"),
+    "run: no format": ([*RUN_EVEN, "pixel/one.png", "-oout/a"], "has no suffix"),
+    "run: no folder": ([*RUN_EVEN, "pixel/one.png", "-onothing/a.png"], "folder nothing does not exist"),
+    "run: the picture itself": ([*RUN_EVEN, "pixel/one.png", "-opixel/one.png"], "one.png exists; give --force"),
+    "run: the picture, forced": ([*RUN_EVEN, "pixel/one.png", "-opixel/one.png", "--force"], "is the image itself"),
     "run: another rank": (["run", "rank3.onnx", "pixel/one.png", "-oout/a.png"], "3xhxw; one image batch"),
     "run: no input": (["run", "none.onnx", "pixel/one.png", "-oout/a.png"], "one image batch"),
     "run: two inputs": (["run", "two.onnx", "pixel/one.png", "-oout/a.png"], "one image batch"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_OTHERS)

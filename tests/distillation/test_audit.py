@@ -26,8 +26,13 @@ def test_a_student_is_the_same_whoever_trains_it_and_is_trained_once(protected, 
     assert [row.by_seed for row in one.rows] == [row.by_seed for row in two.rows]
     assert one.pictures == two.pictures
     assert {str(row.arm) for row in one.rows} == {
-        "truth", "original/outputs", "original/mse-1", "shipped/mse-1", "original/normalised-10", "shipped+undo/normalised-10"
-    }  # fmt: skip
+        "truth",
+        "original/outputs",
+        "original/mse-1",
+        "shipped/mse-1",
+        "original/normalised-10",
+        "shipped+undo/normalised-10",
+    }
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "one" / "cache").iterdir()}
     lost = sorted(kept)[0].with_suffix(".json")
     content = json.loads(lost.read_text())
@@ -77,9 +82,19 @@ def test_ten_steps_and_a_requirement_that_no_row_answers(protected, clean, tmp_p
 
 def command(clean, tmp_path, *arguments):
     return call(
-        "audit", weights(TASK), *arguments, "--arch", arch(TASK), "--task", TASK, "--data", clean, "--student", STUDENT,
-        "--rows", "shipped/mse-1, shipped/outputs", "--seeds", 1, "--steps", 2, "--cache", tmp_path / "cache", "--report", tmp_path / "report",
-    )  # fmt: skip
+        "audit",
+        weights(TASK),
+        *arguments,
+        f"--arch={arch(TASK)}",
+        f"--task={TASK}",
+        f"--data={clean}",
+        f"--student={STUDENT}",
+        "--rows=shipped/mse-1, shipped/outputs",
+        "--seeds=1",
+        "--steps=2",
+        f"--cache={tmp_path / 'cache'}",
+        f"--report={tmp_path / 'report'}",
+    )
 
 
 def test_the_command_audits_a_file_and_fails_where_a_requirement_is_not_met(file, clean, tmp_path):
@@ -110,10 +125,8 @@ def test_the_command_audits_a_file_and_fails_where_a_requirement_is_not_met(file
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, clean):
-    answer = call(
-        "audit", weights(TASK), "--arch", arch(TASK), "--task", TASK, "--data", clean, "--cache", tmp_path / "c",
-        "--report", tmp_path / "r", *arguments,
-    )  # fmt: skip
+    places = [f"--data={clean}", f"--cache={tmp_path / 'c'}", f"--report={tmp_path / 'r'}"]
+    answer = call("audit", weights(TASK), f"--arch={arch(TASK)}", f"--task={TASK}", *places, *arguments)
     assert answer.code == 2 and sentence in answer.err and "Traceback" not in answer.err, answer.err
     assert not (tmp_path / "r").exists()
 

@@ -81,9 +81,11 @@ def test_a_layer_that_is_called_again_has_a_node_at_each_call(tmp_path, patches)
     assert list(there.nodes) == ["block"]
     for ours, theirs in (
         (here.shipped(patches.inputs[:2]), there.shipped(patches.inputs[:2])),
-        (here.stripped(patches.inputs[:2], {"block": lambda x: 2 * x}),
-         there.stripped(patches.inputs[:2], {"block": lambda x: 2 * x})),
-    ):  # fmt: skip
+        (
+            here.stripped(patches.inputs[:2], {"block": lambda x: 2 * x}),
+            there.stripped(patches.inputs[:2], {"block": lambda x: 2 * x}),
+        ),
+    ):
         assert near(theirs.outputs, ours.outputs) < 1e-4
         assert near(theirs["exposed"][0], ours["exposed"][0]) < 1e-4
 
@@ -91,9 +93,13 @@ def test_a_layer_that_is_called_again_has_a_node_at_each_call(tmp_path, patches)
 def test_the_next_layer_of_a_graph_reads_the_tensor_and_has_weights_however_they_are_stored():
     make = onnx.helper.make_node
     nodes = [
-        make("Relu", ["x"], ["a"]), make("Cast", ["half"], ["w"], to=1), make("Conv", ["x", "w"], ["beside"]),
-        make("Add", ["a", "a"], ["b"]), make("MatMul", ["b", "x"], ["product"]), make("Conv", ["product", "w"], ["next"]),
-    ]  # fmt: skip
+        make("Relu", ["x"], ["a"]),
+        make("Cast", ["half"], ["w"], to=1),
+        make("Conv", ["x", "w"], ["beside"]),
+        make("Add", ["a", "a"], ["b"]),
+        make("MatMul", ["b", "x"], ["product"]),
+        make("Conv", ["product", "w"], ["next"]),
+    ]
     half = onnx.numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float16), "half")
     given = onnx.helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])
     graph = onnx.helper.make_graph(nodes, "g", [given], [onnx.helper.make_tensor_value_info("next", 1, None)], [half])

@@ -1,4 +1,4 @@
-"""examples/web in a real Chromium: what a protected file gives there is what PyTorch gives, and the page helps who errs."""
+"""examples/web in a real Chromium: a protected file gives there what PyTorch gives, and the page helps who errs."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def visit(files: Path, folder: Path, ranks: str, backend: str) -> dict:
 
 
 # From rank 2 on the body is in float64, which WebGPU does not have: the page falls back to WebAssembly.
-@pytest.mark.parametrize("ranks, backend, ran", [
-    ("one", "wasm", "wasm"), ("one", "webgpu", "webgpu"), ("mixed", "webgpu", "wasm")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ranks, backend, ran", [("one", "wasm", "wasm"), ("one", "webgpu", "webgpu"), ("mixed", "webgpu", "wasm")]
+)
 def test_the_page_restores_a_photograph_as_pytorch_does(ranks, backend, ran, files, protected, tmp_path):
     seen = visit(files, tmp_path, ranks, backend)
     if backend == "webgpu" and not seen["adapter"]:  # a Chromium built without SwiftShader on a machine without a GPU

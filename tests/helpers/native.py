@@ -1,4 +1,4 @@
-"""libasvp through ctypes, for the tests and the benchmark: built once; its kernels for the CPU, and CUDA's as a CPU runs them."""
+"""libasvp through ctypes, built once: its kernels for the CPU, and those for CUDA as a CPU runs them."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ class Native(Kernels):
 class Emulated(Kernels):
     """The CUDA kernels' bodies, run by the CPU (cuda_emulated.cpp).
 
-    In place of a number of threads there is an order: 1 as it comes; 2 blocks, warps and threads backwards, more shared memory
-    for the solve; from 3 on blocks shuffled, and for even numbers the more memory.
+    In place of a number of threads there is an order: 1 as it comes; 2 blocks, warps and threads backwards, more shared
+    memory for the solve; from 3 on blocks shuffled, and for even numbers the more memory.
     """
 
     alignment = 256

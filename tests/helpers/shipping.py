@@ -51,9 +51,18 @@ def plain_result(
     write_provenance(model, Provenance(tool_version(), {}, source, values, 1.0, size, image, "out"))
     onnx.save(model, path)
     gate = GateResult(200.0, 200.0, 1.0, 48.0, True, (ImageScore("a.png", "48x64", 1, 200.0, 1.0),))
-    made = {"passed": True, "model": "source.pt", "source_sha256": source, "output": path,
-            "output_sha256": digest(path.read_bytes())["sha256"], "nodes": {}, "effects": {}, "fidelity": gate,
-            "preservation": gate, "latency_ms": (1.0, 1.0)}  # fmt: skip
+    made = {
+        "passed": True,
+        "model": "source.pt",
+        "source_sha256": source,
+        "output": path,
+        "output_sha256": digest(path.read_bytes())["sha256"],
+        "nodes": {},
+        "effects": {},
+        "fidelity": gate,
+        "preservation": gate,
+        "latency_ms": (1.0, 1.0),
+    }
     return ParityResult(**{**made, **changes})
 
 

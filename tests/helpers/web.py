@@ -21,7 +21,7 @@ from tests.helpers.scripts import script
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "web"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
-# --no-sandbox: containers rarely allow one, and the page is ours. WebGPU where there is no GPU: played by the processor.
+# --no-sandbox: containers rarely allow one, and the page is ours. Without a GPU the processor runs WebGPU.
 FLAGS = ["--no-sandbox"]
 SOFTWARE_GPU = ["--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-webgpu-adapter=swiftshader"]
 

@@ -43,7 +43,7 @@ def _stand_in() -> list[ModuleType]:
 
 
 def import_spandrel() -> None:
-    """Import spandrel; where torchvision does not import beside this PyTorch, with a stand-in that is gone afterwards."""
+    """Import spandrel; where torchvision does not import beside this PyTorch, with a stand-in, gone afterwards."""
     stand_in = [] if _torchvision_imports() else _stand_in()
     sys.modules.update({module.__name__: module for module in stand_in})
     try:

@@ -97,10 +97,16 @@ def test_both_maps_of_the_file_are_those_of_pytorch(model, protected):
 # Runs
 
 
-@pytest.mark.parametrize("make, layers, opset", [
-    (recurrent, "head,block", 18), (recurrent, "head,block", 26), (tokens, "embed,tokens,grid", 18),
-    (tokens, "embed,tokens,grid", 26),
-], ids=lambda one: getattr(one, "__name__", one))  # fmt: skip
+@pytest.mark.parametrize(
+    "make, layers, opset",
+    [
+        (recurrent, "head,block", 18),
+        (recurrent, "head,block", 26),
+        (tokens, "embed,tokens,grid", 18),
+        (tokens, "embed,tokens,grid", 26),
+    ],
+    ids=lambda one: getattr(one, "__name__", one),
+)
 def test_a_stock_runtime_gives_the_originals_outputs_at_any_size_by_function_and_inlined(make, layers, opset):
     protected = asvp_export.protect(asvp_export.load(make()), layers, rank=2, gain=GAIN)
     model = to_onnx(protected, opset=opset)

@@ -86,9 +86,15 @@ def legacy(path: Path, module: nn.Module, opset: int) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, (torch.rand(2, 3, 32, 48),), path, dynamo=False, opset_version=opset, input_names=["x"],
-            output_names=["y"], dynamic_axes=free,
-        )  # fmt: skip
+            module,
+            (torch.rand(2, 3, 32, 48),),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=free,
+        )
     return path
 
 

@@ -96,8 +96,8 @@ def test_hundreds_of_sessions_leave_nothing_behind(library, saved, kept):
     print(held() - before)
     """
     grown = int(in_a_process(LOOP + code.replace("KEPT", str(kept)), library, saved))
-    # onnxruntime itself keeps 10 to 50 KB in 400 sessions, with any model. A kernel that is not freed would be 56 bytes, 20 times a
-    # session: 450 KB; the scratch memory of one node 100 MB.
+    # onnxruntime itself keeps 10 to 50 KB in 400 sessions, with any model. A kernel that is not freed would be
+    # 56 bytes, 20 times a session: 450 KB; the scratch memory of one node 100 MB.
     assert grown < 200_000
 
 

@@ -24,7 +24,7 @@ def made(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torc
 
 
 def test_this_installation_has_the_library():
-    """The project's own installation builds it: without a compiler here every other test in this file would be empty."""
+    """The project's own installation builds it: without a compiler every other test of this file would be empty."""
     assert native.unavailable() is None
     assert ctypes.CDLL(asvp_export.library_path()).asvp_abi_version() == 1
 

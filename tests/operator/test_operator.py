@@ -128,9 +128,20 @@ def test_gain_one_changes_nothing():
 
 @pytest.mark.parametrize(
     "attributes",
-    [{"rank": 0}, {"rank": -1}, {"gain": 0.0}, {"gain": -2.0}, {"gain": float("nan")}, {"gain": float("inf")},
-     {"energy": 0.0}, {"energy": 1.5}, {"energy": float("nan")}, {"axis": 0}, {"axis": 4}],
-)  # fmt: skip
+    [
+        {"rank": 0},
+        {"rank": -1},
+        {"gain": 0.0},
+        {"gain": -2.0},
+        {"gain": float("nan")},
+        {"gain": float("inf")},
+        {"energy": 0.0},
+        {"energy": 1.5},
+        {"energy": float("nan")},
+        {"axis": 0},
+        {"axis": 4},
+    ],
+)
 def test_attributes_out_of_range_are_refused_by_name(attributes):
     (name,) = attributes
     with pytest.raises(asvp_export.InputError, match=name):
@@ -154,10 +165,16 @@ def test_opcheck(x, grad, kernels):
     torch.library.opcheck(torch.ops.asvp.perturb.default, (x.clone().requires_grad_(grad), 2, 1.7, 0.9, 1))
 
 
-@pytest.mark.parametrize("shape, rank, gain, energy, axis", [
-    ((2, 4, 3, 3), 2, 1.7, 1.0, 1), ((1, 6, 2, 1), 4, 2.0, 1.0, 1), ((2, 5, 3), 1, 0.5, 1.0, -1),
-    ((1, 3, 3, 4), 3, 10.0, 0.8, -1), ((1, 3, 4, 4), 3, 2.0, 1.0, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape, rank, gain, energy, axis",
+    [
+        ((2, 4, 3, 3), 2, 1.7, 1.0, 1),
+        ((1, 6, 2, 1), 4, 2.0, 1.0, 1),
+        ((2, 5, 3), 1, 0.5, 1.0, -1),
+        ((1, 3, 3, 4), 3, 10.0, 0.8, -1),
+        ((1, 3, 4, 4), 3, 2.0, 1.0, 1),
+    ],
+)
 def test_gradcheck(shape, rank, gain, energy, axis, kernels):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: torch.ops.asvp.perturb(t, rank, gain, energy, axis), (x,))

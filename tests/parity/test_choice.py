@@ -141,9 +141,15 @@ def to_onnx_file(path: Path, module: nn.Module, free: bool = True, side: int = 3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, (torch.rand(1, 3, side, side),), path, dynamo=False, opset_version=17, input_names=["x"],
-            output_names=["y"], dynamic_axes=axes,
-        )  # fmt: skip
+            module,
+            (torch.rand(1, 3, side, side),),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=axes,
+        )
     return path
 
 

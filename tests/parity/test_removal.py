@@ -1,4 +1,4 @@
-"""The removal tests: what an attacker loses who takes the nodes out, against the original and against clean pictures."""
+"""What an attacker loses who takes the nodes out, against the original and against clean pictures."""
 
 from __future__ import annotations
 
@@ -51,9 +51,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def protected(folder):
     return asvp_export.protect(
-        example("sr_x2"), [LAYER], rank=1, gain=10.0, residual="gain", compensate="solve",
-        images=folder / "calibrate", verify_images=folder / "verify",
-    )  # fmt: skip
+        example("sr_x2"),
+        [LAYER],
+        rank=1,
+        gain=10.0,
+        residual="gain",
+        compensate="solve",
+        images=folder / "calibrate",
+        verify_images=folder / "verify",
+    )
 
 
 def cases_of(teacher, images, **options):
@@ -137,7 +143,7 @@ def test_ground_truth_is_what_a_viewer_sees(protected, cases, folder):
 
 
 class Halves(nn.Module):
-    """Its map has one channel on the left half and a weaker one on the right: the leading direction is always the first."""
+    """Its map has one channel on the left half and a weaker one on the right: the first direction leads."""
 
     def __init__(self, axis: int) -> None:
         super().__init__()
@@ -178,8 +184,10 @@ def test_replacements_end_with_their_block(protected, cases):
 @pytest.mark.parametrize("options", [{}, {"sizes": [(32, 48), (33, 47)]}, {"fixed": (2, None, 40, None)}])
 def test_clean_pictures_are_cut_where_the_inputs_are(tmp_path, options):
     rng = np.random.default_rng(0)
-    pictures = {name: rng.integers(0, 256, size, np.uint8) for name, size in
-                {"a": (61, 80, 3), "b": (70, 51, 3), "c": (50, 50, 3)}.items()}  # fmt: skip
+    pictures = {
+        name: rng.integers(0, 256, size, np.uint8)
+        for name, size in {"a": (61, 80, 3), "b": (70, 51, 3), "c": (50, 50, 3)}.items()
+    }
     for name, pixels in pictures.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     truth = {name: np.kron(pixels, np.ones((2, 2, 1))) / 255 for name, pixels in pictures.items()}

@@ -1,4 +1,4 @@
-"""Protected files in the runtimes of docs/compatibility.md: an example teacher on a real photograph, held against PyTorch.
+"""Protected files in the runtimes of docs/compatibility.md, held against PyTorch on a real photograph.
 
 onnxruntime-web has a file of its own, tests/examples/test_web.py.
 """
@@ -76,8 +76,9 @@ def shipped(tmp_path_factory) -> Path:
     """An inlined file as the command line publishes it, with its report beside it."""
     folder = tmp_path_factory.mktemp("shipped")
     pictures = save_pictures(folder / "pictures")
-    command = [sys.executable, "-m", "asvp_export", weights("lowlight"), "--arch", arch("lowlight"), "--layers", "after_body",
-               "--gain", str(GAIN), "--images", pictures, "-o", folder / "p.onnx", "--portable", "inline", "--quiet"]  # fmt: skip
+    command = [sys.executable, "-m", "asvp_export", weights("lowlight"), f"--arch={arch('lowlight')}"]
+    command += ["--layers=after_body", f"--gain={GAIN}", f"--images={pictures}", f"--output={folder / 'p.onnx'}"]
+    command += ["--portable=inline", "--quiet"]
     subprocess.run(command, check=True)
     return folder / "p.onnx"
 
@@ -107,10 +108,17 @@ def psnr(got: np.ndarray, protected: Protected, x: np.ndarray) -> float:
     return 10 * np.log10(1 / np.mean((got.astype(np.float64) - expected) ** 2))
 
 
-@pytest.mark.parametrize("kind, run", [
-    ("function", by_onnxruntime), ("function", by_library), ("inline", by_onnxruntime), ("inline", by_openvino),
-    ("inline", by_reference_evaluator),
-], ids=lambda one: getattr(one, "__name__", one))  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, run",
+    [
+        ("function", by_onnxruntime),
+        ("function", by_library),
+        ("inline", by_onnxruntime),
+        ("inline", by_openvino),
+        ("inline", by_reference_evaluator),
+    ],
+    ids=lambda one: getattr(one, "__name__", one),
+)
 def test_a_runtime_restores_a_photograph_as_pytorch_does(kind, run, files, mixed, photograph):
     assert psnr(run(files[kind], photograph), mixed, photograph) >= FIDELITY_DB["fp32"]
 

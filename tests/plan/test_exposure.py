@@ -127,9 +127,15 @@ def test_a_map_that_overflows_float16_when_amplified_is_refused_by_name(pictures
 def test_a_graph_is_searched_in_float16_too(pictures, tmp_path):
     torch.manual_seed(0)
     torch.onnx.export(
-        recurrent(), (torch.rand(2, 3, 32, 48),), tmp_path / "r.onnx", dynamo=False, opset_version=17,
-        input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}},
-    )  # fmt: skip
+        recurrent(),
+        (torch.rand(2, 3, 32, 48),),
+        tmp_path / "r.onnx",
+        dynamo=False,
+        opset_version=17,
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}},
+    )
     teacher = asvp_export.load(tmp_path / "r.onnx")
     protected = asvp_export.protect(teacher, "/head/Conv", max_gain=1e5, dtype="fp16", images=pictures)
     assert LEAST < protected.nodes["/head/Conv"].gain < 1e5
@@ -205,9 +211,15 @@ def test_layers_are_chosen_by_their_spectra_in_modules_and_graphs(original, dera
     teacher = derain
     if original == "onnx":
         torch.onnx.export(
-            derain.module, (torch.rand(2, 3, 32, 48),), tmp_path / "d.onnx", dynamo=False, opset_version=17,
-            input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}},
-        )  # fmt: skip
+            derain.module,
+            (torch.rand(2, 3, 32, 48),),
+            tmp_path / "d.onnx",
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}},
+        )
         teacher = asvp_export.load(tmp_path / "d.onnx")
     protected = asvp_export.protect(teacher, "auto:3", images=pictures)
     assert protected.plan and len(protected.nodes) == 3
@@ -241,18 +253,21 @@ BAD = {
     "a residual of NaN": ({"gain": 2.0, "residual": "nan"}, "residual gain is nan"),
     "a residual of text": ({"residual": "some"}, "'some'"),
     "an automatic residual without compensation": (
-        {"residual": "auto"}, "automatic residual gain was asked for without compensation; .*--compensate solve"
+        {"residual": "auto"},
+        "automatic residual gain was asked for without compensation; .*--compensate solve",
     ),
     "compensation beside a number": (
-        {"residual": 2.0, "compensate": "solve"}, "Compensation was asked for beside a residual gain of 2"
+        {"residual": 2.0, "compensate": "solve"},
+        "Compensation was asked for beside a residual gain of 2",
     ),
     "an energy below 1": ({"gain": 2.0, "energy": 0.9}, "an energy below 1 goes with .*--residual gain"),
     "an energy below 1, automatic gain": ({"energy": 0.9}, "an energy below 1 goes with .*--residual gain"),
     "an energy below 1, compensated": (
-        {"energy": 0.9, "compensate": "solve"}, "an energy below 1 goes with .*--residual gain"
+        {"energy": 0.9, "compensate": "solve"},
+        "an energy below 1 goes with .*--residual gain",
     ),
     "a largest gain of 1": ({"max_gain": 1.0}, "max gain 1 was asked for|--max-gain.*1.0 is not in the range x>1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -285,11 +300,16 @@ def test_an_energy_below_1_goes_with_a_residual_of_gain(derain):
     assert resolved(ProtectOptions(energy=0.9, residual="gain")).calibrated
 
 
-@pytest.mark.parametrize("options, expected", [
-    ({"gain": 2.0, "residual": 2.5}, "residual"), ({"gain": 2.0, "residual": math.nan}, "residual"),
-    ({"gain": 2.0, "residual": math.inf}, "residual"), ({"gain": 2.0, "residual": "1"}, "residual"),
-    ({"gain": 2.0, "residual": 1.0, "energy": 0.5}, "energy"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"gain": 2.0, "residual": 2.5}, "residual"),
+        ({"gain": 2.0, "residual": math.nan}, "residual"),
+        ({"gain": 2.0, "residual": math.inf}, "residual"),
+        ({"gain": 2.0, "residual": "1"}, "residual"),
+        ({"gain": 2.0, "residual": 1.0, "energy": 0.5}, "energy"),
+    ],
+)
 def test_a_value_that_cannot_be_is_refused_when_it_is_made(options, expected):
     with pytest.raises(InputError, match=f"The {expected}"):
         Perturbation(**options)

@@ -88,7 +88,7 @@ def test_without_compensation_the_gain_that_fits_is_smaller(automatic, folders):
 
 
 def test_the_closed_form_brings_the_output_back_by_15_decibels(solved, folders):
-    """Measured 17 dB, on photographs that calibration did not see; the bound leaves room for other machines' rounding."""
+    """Measured 17 dB, on photographs that calibration did not see; the rest is room for other machines' rounding."""
     plan = solved.plan
     assert set(plan.weights) == {"tail.0.weight", "tail.0.bias"} and plan.layers[0].consumers == ("tail.0.weight",)
     original = solved.teacher.module
@@ -155,7 +155,7 @@ def test_layers_whose_readers_are_linear_are_ranked_and_the_best_taken(folders):
 
 
 def test_the_gain_that_a_layer_bears_is_reckoned_from_one_or_two_trials(folders):
-    """Within 3 dB over targets that lie 12 dB apart: no more is asked of an error that is taken for linear in gain - 1."""
+    """Within 3 dB over targets 12 dB apart: no more is asked of an error that is taken for linear in gain - 1."""
     teacher, layer = example("derain"), "body.7.branch.1"
     images = calibration.draw(teacher, list_images(folders / "calibrate"))
     count, held = 40, len(images.held_out)
@@ -218,10 +218,8 @@ def test_readers_of_a_residual_stream_are_solved_one_behind_the_other():
 def test_an_export_is_planned_kept_and_repeated_from_the_plan(folders, tmp_path):
     torch.save(two_blocks().state_dict(), tmp_path / "small.pt")
     model = [tmp_path / "small.pt", "--arch", f"{teachers.__file__}:two_blocks"]
-    command = [
-        *model, "--layers", "second", "--compensate", "solve", "--min-psnr", "45", "--images",
-        folders / "calibrate", "--verify-images", folders / "verify",
-    ]  # fmt: skip
+    pictures = [f"--images={folders / 'calibrate'}", f"--verify-images={folders / 'verify'}"]
+    command = [*model, "--layers=second", "--compensate=solve", "--min-psnr=45", *pictures]
     first = call(*command, "-o", tmp_path / "a.onnx", "--report", tmp_path)
     assert first.code == 0, first.err
     assert "stopped by" in first.out and "nodes deleted" in first.out
@@ -229,16 +227,13 @@ def test_an_export_is_planned_kept_and_repeated_from_the_plan(folders, tmp_path)
     assert report["preservation"]["min_psnr"] >= 46.0 and report["fidelity"]["passed"]
     assert report["plan"]["layers"][0]["consumers"] == ["tail.weight"] and report["strips"]
     assert "stopped by" in (tmp_path / "report.html").read_text()
-    again = call(
-        *model, "--plan", tmp_path / "a.plan.json", "--images", folders / "verify",
-        "--min-psnr", "45", "-o", tmp_path / "b.onnx",
-    )  # fmt: skip
+    command = [*model, "--plan", tmp_path / "a.plan.json", "--images", folders / "verify", "--min-psnr=45"]
+    again = call(*command, "-o", tmp_path / "b.onnx")
     assert again.code == 0, again.err
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     twice = call(*model, "--plan", tmp_path / "a.plan.json", "--gain", "3")
     assert twice.code == 2 and "--gain was given" in twice.err and "one of the two" in twice.err
-    gate = ["check", *model, tmp_path / "a.onnx", "--images", folders / "verify",
-            "--min-psnr", "45", "--json"]  # fmt: skip
+    gate = ["check", *model, tmp_path / "a.onnx", "--images", folders / "verify", "--min-psnr", "45", "--json"]
     without, within = call(*gate), call(*gate, "--plan", tmp_path / "a.plan.json")
     assert json.loads(without.out)["fidelity"] is None and "compensated" in "".join(json.loads(without.out)["notes"])
     assert within.code == 0 and json.loads(within.out)["fidelity"]["passed"]

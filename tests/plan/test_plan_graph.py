@@ -40,9 +40,9 @@ def graph(text: str, **weights: tuple[int, ...]) -> onnx.ModelProto:
 LINEAR = {
     "grouped": ("y = Conv <pads = [1, 1, 1, 1], group = 2> (h, k, b)", {"k": (6, 2, 3, 3), "b": (6,)}),
     "depth-wise": ("y = Conv <pads = [0, 1, 0, 1], group = 4> (h, k, b)", {"k": (4, 1, 1, 3), "b": (4,)}),
-    "strided": ("y = Conv <strides = [2, 3], auto_pad = \"VALID\"> (h, k)", {"k": (5, 4, 3, 2)}),
+    "strided": ('y = Conv <strides = [2, 3], auto_pad = "VALID"> (h, k)', {"k": (5, 4, 3, 2)}),
     "dilated": ("y = Conv <dilations = [2, 1], pads = [2, 1, 2, 1]> (h, k, b)", {"k": (5, 4, 3, 3), "b": (5,)}),
-    "same": ("y = Conv <auto_pad = \"SAME_UPPER\"> (h, k, b)", {"k": (5, 4, 3, 1), "b": (5,)}),
+    "same": ('y = Conv <auto_pad = "SAME_UPPER"> (h, k, b)', {"k": (5, 4, 3, 1), "b": (5,)}),
     "transposed": (
         "y = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1], group = 2> (h, k, b)",
         {"k": (4, 3, 3, 3), "b": (6,)},
@@ -51,7 +51,7 @@ LINEAR = {
     "Gemm, turned": ("r = Flatten <axis = 3> (h) y = Gemm <transB = 1> (r, k, b)", {"k": (5, 9), "b": (5,)}),
     "MatMul": ("p = MatMul (h, k) y = Add (b, p)", {"k": (9, 5), "b": (5,)}),
     "MatMul, turned": ("t = Transpose (k) p = MatMul (h, t) y = Add (p, b)", {"k": (5, 9), "b": (5,)}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", LINEAR)
@@ -119,13 +119,22 @@ def test_readers_of_a_graph_that_was_exported_from_pytorch():
     }
 
 
-PASSED = ["t = Mul (h, c)", "t = Div (h, c)", "z = Shape (h) t = Reshape (h, z)", "t = Cast <to = 1> (h)", "t = Sum (x, h)",
-          "u, v = Split <axis = 2, num_outputs = 2> (h) t = Concat <axis = 3> (v, u)", "t = Sub (x, h)",
-          "t = BatchNormalization (h, d, d, d, d)", "t = Dropout (h)"]  # fmt: skip
+PASSED = [
+    "t = Mul (h, c)",
+    "t = Div (h, c)",
+    "z = Shape (h) t = Reshape (h, z)",
+    "t = Cast <to = 1> (h)",
+    "t = Sum (x, h)",
+    "u, v = Split <axis = 2, num_outputs = 2> (h) t = Concat <axis = 3> (v, u)",
+    "t = Sub (x, h)",
+    "t = BatchNormalization (h, d, d, d, d)",
+    "t = Dropout (h)",
+]
+SAME_LOWER = 'y = Conv <strides = [2, 2], auto_pad = "SAME_LOWER"> (h, k)'
+IF = "y = If (o) <then_branch = a () => (float p) { p = Neg (h) }, else_branch = b () => (float r) { r = Neg (x) }>"
 REFUSED = {
     "q = Conv <pads = [1, 1, 0, 1]> (h, l) y = Conv <pads = [1, 1, 1, 1]> (h, k)": "Conv reads it, with uneven padding",
-    'y = Conv <strides = [2, 2], auto_pad = "SAME_LOWER"> (h, k)':
-        "Conv reads it, with padding that its input's size decides",
+    SAME_LOWER: "Conv reads it, with padding that its input's size decides",
     "y = Div (c, h)": "Div reads it, which is not linear",
     "y = Cast <to = 7> (h)": "Cast reads it, which is not linear",
     "y = MaxPool <kernel_shape = [2, 2]> (h)": "MaxPool reads it, which is not linear",
@@ -135,10 +144,9 @@ REFUSED = {
     "y = Conv (h, k) q = Conv (x, k)": "k also reads what is not protected",
     "m = DequantizeLinear (i, s) y = Conv (h, m)": "Conv reads it, whose weight is quantised",
     "m = Tanh (k) y = Conv (h, m)": "Conv reads it, whose weight is computed",
-    "y = If (o) <then_branch = a () => (float p) { p = Neg (h) }, else_branch = b () => (float r) { r = Neg (x) }>":
-        "a body of If reads it",
+    IF: "a body of If reads it",
     "y = Shape (h)": "nothing reads it",
-}  # fmt: skip
+}
 
 
 def test_what_a_tensor_may_pass_and_what_not():
@@ -207,7 +215,7 @@ def worst(runner, nodes, weights) -> float:
 
 
 def test_the_file_is_compensated_as_the_module_is(solved):
-    """Both solve one problem, and see its inputs to within float32 (1e-6); the ridge bounds how much that is amplified."""
+    """Both solve one problem, and see its inputs to within float32 (1e-6); the ridge bounds what becomes of that."""
     (_, torchs, ridges), (runner, weights, others) = solved
     assert set(weights) == set(torchs) == {"tail.0.weight", "tail.0.bias"} and ridges == others
     for name, value in weights.items():
@@ -255,7 +263,7 @@ def scripted():
 
 
 def test_stages_are_the_whole_graph(pair, scripted, solved):
-    """Several nodes one behind the other, skipped by other paths; loops, branches; changed weights. In float32 twice."""
+    """Nodes one behind the other, skipped by other paths; loops, branches; changed weights. In float32 twice."""
     relus = [f"/body/{i}/branch/1/Relu" for i in (1, 4)]
     for teacher, layers, weights in ((pair[1], [*relus, TENSOR], solved[1][1]), (scripted, ["/head/Conv"], {})):
         given = [teacher.inputs(teacher.example(48, 56)), teacher.inputs(teacher.example(64, 40, batch=2))]
@@ -269,7 +277,10 @@ def test_stages_are_the_whole_graph(pair, scripted, solved):
 
 
 HALF = """<ir_version: 10, opset_import: ["" : 18]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y) {
-    z = Cast <to = 10> (x)  a = Conv <pads = [1, 1, 1, 1]> (z, k)  b = Conv <pads = [1, 1, 1, 1]> (a, l)  y = Cast <to = 1> (b)
+    z = Cast <to = 10> (x)
+    a = Conv <pads = [1, 1, 1, 1]> (z, k)
+    b = Conv <pads = [1, 1, 1, 1]> (a, l)
+    y = Cast <to = 1> (b)
 }"""
 
 

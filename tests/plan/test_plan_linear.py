@@ -38,7 +38,7 @@ KINDS = {
     "transposed 1-D": transposed(4, 3, 4, s=2, p=1),
     "linear": (Consumer("w", "b", "linear", (5, 7)), (2, 3, 4, 7)),
     "product": (Consumer("w", None, "linear", (7, 5), input_major=True), (6, 7)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,8 +57,15 @@ def test_rows_times_unknowns_is_the_layer(kind):
     elif consumer.kind == "transposed":
         layer = functional.conv_transpose1d if x.ndim == 3 else functional.conv_transpose2d
         y = layer(
-            x, weight, bias, consumer.stride, consumer.padding, consumer.output_padding, consumer.groups, consumer.dilation
-        )  # fmt: skip
+            x,
+            weight,
+            bias,
+            consumer.stride,
+            consumer.padding,
+            consumer.output_padding,
+            consumer.groups,
+            consumer.dilation,
+        )
     else:
         y = functional.linear(x, weight.T if consumer.input_major else weight, bias)
     packed, rows = consumer.pack(weight, bias), consumer.rows(x)

@@ -27,7 +27,9 @@ def shipped(tmp_path_factory) -> Path:
     done = call(*files, *EXPORT, "--force")
     assert done.code == 0, done.err
     assert [line.split()[-1] for line in done.out.splitlines() if line.startswith(("manifest", "model card"))] == [
-        str(folder / "p.manifest.json"), str(folder / "README.md")]  # fmt: skip
+        str(folder / "p.manifest.json"),
+        str(folder / "README.md"),
+    ]
     return folder
 
 

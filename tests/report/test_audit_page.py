@@ -88,16 +88,24 @@ def pictures(*channels: int) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def result() -> AuditResult:
     return AuditResult(
-        model="net.pt", source_sha256="ab" * 32, file="net.onnx",
-        nodes={"body.3": Perturbation(2, 11.5)}, task="derain",
+        model="net.pt",
+        source_sha256="ab" * 32,
+        file="net.onnx",
+        nodes={"body.3": Perturbation(2, 11.5)},
+        task="derain",
         model_scores=ModelScores(31.234, 0.91, 31.20, 0.9, 48.76, 52.3),
-        rows=rows(3), unavailable={"original/normalised-10@next": HOSTILE}, seeds=(0, 1, 2), budget=Budget(),
-        student="ours", pictures=pictures(3),
+        rows=rows(3),
+        unavailable={"original/normalised-10@next": HOSTILE},
+        seeds=(0, 1, 2),
+        budget=Budget(),
+        student="ours",
+        pictures=pictures(3),
         requirements=(
-            Requirement("feature_kd_drop>=1.0", 4.6, True), Requirement("preservation>=50", 48.76, False),
+            Requirement("feature_kd_drop>=1.0", 4.6, True),
+            Requirement("preservation>=50", 48.76, False),
             Requirement("noise/mse-1>=1", None, False),
         ),
-    )  # fmt: skip
+    )
 
 
 def seen_of(result: AuditResult, folder: Path) -> Seen:
@@ -129,9 +137,7 @@ def test_the_verdict_comes_first_and_every_row_is_there(result, seen):
     assert {title(row.arm) + compared.get(str(row.arm), "") for row in result.rows} <= set(seen.texts["span"])
     # The first of the shipped model: PSNR, spread, SSIM, to the teacher, loss, p, effect.
     at = cells.index("loses 4.60 dB")
-    assert cells[at - 6 : at + 1] == [
-        "24.30", "0.26", "0.9012", "26.30", "4.60", "<0.001", "loses 4.60 dB"
-    ]  # fmt: skip
+    assert cells[at - 6 : at + 1] == ["24.30", "0.26", "0.9012", "26.30", "4.60", "<0.001", "loses 4.60 dB"]
     assert {"derain", "0, 1, 2", "500", "8 of 256", result.source_sha256} <= set(seen.texts["dd"])
     assert not seen.all("script") and "script-src" not in str(seen.all("meta"))
 
@@ -194,9 +200,14 @@ def test_the_pictures_are_the_students_and_their_differences_times_one_factor(ch
 
 def test_names_and_reasons_are_text_whatever_they_hold(result, tmp_path, capsys):
     hostile = replace(
-        result, model=HOSTILE, file=HOSTILE, task=HOSTILE, student=HOSTILE, nodes={HOSTILE: Perturbation(1, 2.0)},
+        result,
+        model=HOSTILE,
+        file=HOSTILE,
+        task=HOSTILE,
+        student=HOSTILE,
+        nodes={HOSTILE: Perturbation(1, 2.0)},
         requirements=(Requirement(HOSTILE, 1.0, True),),
-    )  # fmt: skip
+    )
     seen = seen_of(hostile, tmp_path)
     assert not seen.all("script") and "{{ 7 * 7 }}[red]" in seen.text("th")
     assert "<script>alert(1)</script>" in seen.text("td"), "the reason of the row that is not available"

@@ -25,9 +25,12 @@ def test_the_front_matter_is_what_a_hub_reads_and_leaves_the_licence_to_the_owne
     front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     assert front
     assert yaml.safe_load(front[1]) == {
-        "library_name": "onnx", "pipeline_tag": "image-to-image", "license": "other",
-        "license_name": "to-be-chosen-by-the-owner", "tags": ["onnx", "onnxruntime", "image-restoration", "asvp"],
-    }  # fmt: skip
+        "library_name": "onnx",
+        "pipeline_tag": "image-to-image",
+        "license": "other",
+        "license_name": "to-be-chosen-by-the-owner",
+        "tags": ["onnx", "onnxruntime", "image-restoration", "asvp"],
+    }
     assert text.count("OWNER") == 3
     assert text.endswith("-->\n") and not re.search(r"[ \t]$", text, re.MULTILINE)
 
@@ -41,11 +44,23 @@ def test_the_card_shows_what_was_measured_and_nothing_of_the_machine(shipped):
     (layer,) = report["layers"]
     shares = f"{layer['relative_feature_change']:.4f} | {layer['strength']:.4f}"
     assert f"| `after_body` | 1 | 1.003 | 1 | 1 | 1 | {shares} |" in text
-    for fact in (report["output_sha256"], report["source_sha256"], "batch x 3 x height x width", "Values 0 (black) to 1",
-                 "at least 2 pixels, multiples of 2", "Whole images only", "is as high and wide as the image"):  # fmt: skip
+    for fact in (
+        report["output_sha256"],
+        report["source_sha256"],
+        "batch x 3 x height x width",
+        "Values 0 (black) to 1",
+        "at least 2 pixels, multiples of 2",
+        "Whole images only",
+        "is as high and wide as the image",
+    ):
         assert fact in text
-    for limit in ("not measured for this file", "Nothing here is cryptography", "deletes the node", "normalises",
-                  "outputs alone is not hindered"):  # fmt: skip
+    for limit in (
+        "not measured for this file",
+        "Nothing here is cryptography",
+        "deletes the node",
+        "normalises",
+        "outputs alone is not hindered",
+    ):
         assert limit in " ".join(text.split())
     for private in (str(shipped), str(shipped.parent), str(Path.home()), "latency", " ms"):
         assert private not in text

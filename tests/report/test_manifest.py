@@ -122,29 +122,44 @@ def no_model(folder: Path) -> None:
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 9\n"
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a changed bit of the model": (lambda f: flip(f / "p.onnx"), r"^p\.onnx was changed: its SHA-256 is \w{64}; p\.mani"),
+    "a changed bit of the model": (
+        lambda f: flip(f / "p.onnx"),
+        r"^p\.onnx was changed: its SHA-256 is \w{64}; p\.mani",
+    ),
     "a model that was cut": (lambda f: cut(f / "p.onnx"), r"^p\.onnx has \d+ bytes; p\.manifest\.json lists \d+\.$"),
     "no model": (lambda f: (f / "p.onnx").unlink(), r"^p\.onnx is missing"),
     "a folder as the model": (lambda f: ((f / "p.onnx").unlink(), (f / "p.onnx").mkdir()), r"^p\.onnx is missing"),
     "a pointer as the model": (lambda f: (f / "p.onnx").write_text(POINTER), r"^p\.onnx is a pointer of Git LFS"),
     "a changed bit of the data": (lambda f: flip(data_file(f)), r"^p\.\w{16}\.data was changed"),
-    "no data": (lambda f: data_file(f).unlink(), r"^p\.\w{16}\.data is missing; p\.manifest\.json lists it as the data"),
+    "no data": (
+        lambda f: data_file(f).unlink(),
+        r"^p\.\w{16}\.data is missing; p\.manifest\.json lists it as the data",
+    ),
     "a changed report": (lambda f: swap(f / "p.report.json", "48.0", "28.0"), r"^p\.report\.json was changed"),
     "no report": (lambda f: (f / "p.report.json").unlink(), r"^p\.report\.json is missing"),
-    "a changed number in the card": (lambda f: swap(f / "README.md", "| 48 dB", "| 49 dB"), r"part of README\.md was ch"),
-    "a card without its marks": (lambda f: swap(f / "README.md", "asvp-export: end", "end"), r"^README\.md has lost the part"),
+    "a changed number in the card": (
+        lambda f: swap(f / "README.md", "| 48 dB", "| 49 dB"),
+        r"part of README\.md was ch",
+    ),
+    "a card without its marks": (
+        lambda f: swap(f / "README.md", "asvp-export: end", "end"),
+        r"^README\.md has lost the part",
+    ),
     "no card": (lambda f: (f / "README.md").unlink(), r"^README\.md is missing"),
     "a report that failed": (other_report(passed=False), r"^p\.report\.json and p\.onnx disagree on the verdict\.$"),
     "a report of another file": (other_report(output_sha256="0" * 64), "disagree on the model's SHA-256"),
     "a report of other layers": (other_report(layers=[]), "disagree on the layers"),
-    "a report of a better gate": (other_report(preservation={"min_psnr": 99.0, "threshold": 48}), "on the gate preservation"),
+    "a report of a better gate": (
+        other_report(preservation={"min_psnr": 99.0, "threshold": 48}),
+        "on the gate preservation",
+    ),
     "a report that is none": (other_report(layers=3), "disagree on what a report is"),
     "a model without its nodes": (stripped, r"disagree on its ASVP nodes \(after_body\)"),
     "metadata of another gain": (other_gain, r"disagree on its ASVP nodes \(after_body\)"),
     "a manifest of another source": (other_source, "disagree on the source's SHA-256"),
     "data that is not listed": (unlisted_data, r"keeps tensors in p\.\w{16}\.data, which the manifest does not list"),
     "a listed model that is none": (no_model, r"p\.onnx is not an ONNX model"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -211,7 +226,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no hash": (first_file(sha256=None), "'sha256' is missing"),
     "a size that is none": (first_file(bytes=-1), "has -1 bytes"),
     "a size that is true": (first_file(bytes=True), "has True bytes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)

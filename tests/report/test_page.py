@@ -1,4 +1,4 @@
-"""The report page: what it shows is what was verified, it asks the network for nothing, and no missing piece breaks it."""
+"""The report page: it shows what was verified, asks the network for nothing, and no missing piece breaks it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_pictures_are_what_the_verified_file_puts_out(result, seen, teacher,
 
 
 def test_the_singular_values_are_those_of_the_feature_maps(result, teacher, pictures):
-    """Float64 all the way; the Gram matrix squares the float32 map's values, and 1e-6 of the largest is left of that."""
+    """In float64; the Gram matrix squares the float32 map's values, and 1e-6 of the largest is left of that."""
     assert list(result.evidence.singular_values) == list(LAYERS)
     name, _, size = result.evidence.singular_values_of.partition(", ")
     height, width = map(int, size.split("x"))
@@ -143,9 +143,14 @@ def test_names_are_text_whatever_they_hold(result, tmp_path):
     node, values = Perturbation(1, 2.0), result.evidence.singular_values["body.3"]
     samples = tuple(replace(one, score=replace(one.score, name=HOSTILE)) for one in result.evidence.samples)
     changed = replace(
-        result, model=HOSTILE, output=Path(HOSTILE.replace("/", "-")), nodes={HOSTILE: node}, effects={}, notes=(HOSTILE,),
+        result,
+        model=HOSTILE,
+        output=Path(HOSTILE.replace("/", "-")),
+        nodes={HOSTILE: node},
+        effects={},
+        notes=(HOSTILE,),
         evidence=Evidence(samples, {HOSTILE: values}, HOSTILE),
-    )  # fmt: skip
+    )
     write_page(changed, tmp_path / "report.html", plan=[Table([HOSTILE], [[HOSTILE]], HOSTILE, HOSTILE)])
     seen = read((tmp_path / "report.html").read_text())
     assert len(seen.all("script")) == 1 and len(seen.all("img")) == 8

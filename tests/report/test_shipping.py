@@ -35,9 +35,12 @@ def run_step(step: dict[str, Any], folder: Path, path: str = "", **given: str) -
     script = folder / "step.sh"
     script.write_text(step["run"])
     environment = {
-        "PATH": path or f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-        "GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "summary.md"), **values,
-    }  # fmt: skip
+        "PATH": path or f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GITHUB_OUTPUT": str(folder / "output"),
+        "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
+        **values,
+    }
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", script]
     return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
 

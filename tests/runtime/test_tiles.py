@@ -17,9 +17,12 @@ from tests.helpers.teachers import example, save_pictures
 
 @settings(max_examples=40, deadline=None)
 @given(
-    height=st.integers(1, 90), width=st.integers(1, 90), tile=st.integers(8, 40), overlap=st.integers(0, 20),
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    tile=st.integers(8, 40),
+    overlap=st.integers(0, 20),
     scale=st.sampled_from([1, 2, 3]),
-)  # fmt: skip
+)
 def test_what_works_on_each_pixel_is_the_same_tile_by_tile(height, width, tile, overlap, scale):
     tiling = Tiling(tile, min(overlap, tile // 2))
     x = np.random.default_rng(0).random((1, 3, height, width)).astype(np.float32)

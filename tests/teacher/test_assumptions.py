@@ -71,9 +71,14 @@ def test_a_graph_tells_its_main_output_by_what_it_is_computed_from(tmp_path: Pat
     path = tmp_path / "steps.onnx"
     axes = {name: {0: "n", 2: "h", 3: "w"} for name in ("x", "first", "second", "curve")}
     torch.onnx.export(
-        made("TwoSteps").eval(), (torch.rand(1, 3, 32, 40),), str(path), dynamo=False, dynamic_axes=axes,
-        input_names=["x"], output_names=["first", "second", "curve"],
-    )  # fmt: skip
+        made("TwoSteps").eval(),
+        (torch.rand(1, 3, 32, 40),),
+        str(path),
+        dynamo=False,
+        dynamic_axes=axes,
+        input_names=["x"],
+        output_names=["first", "second", "curve"],
+    )
     teacher = asvp_export.load(path)
     assert about(teacher, "main output").concluded == "second"
     assert teacher.signature.outputs[teacher.signature.main] == "second"
@@ -151,10 +156,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     torch.save(made("TwoSteps").state_dict(), folder / "steps.pth")
     images = save_pictures(folder / "pictures")
     output = folder / "steps.onnx"
-    found = CliRunner().invoke(
-        cli, [str(folder / "steps.pth"), "--arch", f"{NETS}:TwoSteps", "--layers", "head", "-o", str(output),
-              "--images", str(images), "--model-card", "--report", str(folder / "report")], standalone_mode=False,
-    )  # fmt: skip
+    command = [str(folder / "steps.pth"), f"--arch={NETS}:TwoSteps", "--layers=head", f"--output={output}"]
+    command += [f"--images={images}", "--model-card", f"--report={folder / 'report'}"]
+    found = CliRunner().invoke(cli, command, standalone_mode=False)
     assert found.return_value == 0, found.output
     return output, found.stdout, found.stderr
 
@@ -200,9 +204,14 @@ def test_check_judges_the_output_that_the_file_names(exported: tuple[Path, str, 
     path, images = tmp_path / "twins.onnx", save_pictures(tmp_path / "pictures")
     axes = {name: {0: "n", 2: "h", 3: "w"} for name in ("x", "bright", "dark")}
     torch.onnx.export(
-        made("Twins").eval(), (torch.rand(1, 3, 32, 40),), str(path), dynamo=False, dynamic_axes=axes,
-        input_names=["x"], output_names=["bright", "dark"],
-    )  # fmt: skip
+        made("Twins").eval(),
+        (torch.rand(1, 3, 32, 40),),
+        str(path),
+        dynamo=False,
+        dynamic_axes=axes,
+        input_names=["x"],
+        output_names=["bright", "dark"],
+    )
     shipped = tmp_path / "shipped.onnx"
     common = ["--images", str(images)]
     made_by = ["--layers", "auto:1", "--main-output", "dark", "-o", str(shipped)]

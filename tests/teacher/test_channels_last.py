@@ -1,4 +1,4 @@
-"""Teachers that take and give N,H,W,C: told apart from N,C,H,W, protected, verified and run like their twins of that layout."""
+"""Teachers that take and give N,H,W,C: told apart from N,C,H,W, protected, verified and run like their twins."""
 
 from __future__ import annotations
 
@@ -79,9 +79,15 @@ def written(path: Path, module: nn.Module, *sample: int, free: dict[int, str] | 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), (torch.rand(*sample),), path, dynamo=False, opset_version=17, input_names=["x"], output_names=["y"],
+            module.eval(),
+            (torch.rand(*sample),),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            output_names=["y"],
             dynamic_axes=dict.fromkeys(("x", "y"), free) if free else None,
-        )  # fmt: skip
+        )
     return path
 
 
@@ -123,11 +129,16 @@ def shapes(path: Path) -> list[list[int | str]]:
     ]
 
 
-@pytest.mark.parametrize("name, why", [
-    ("last.onnx", "the last of its axes is 3 and fixed while the second is free"),
-    ("last_fixed.onnx", "the last of its axes is 3 and fixed while the second is 64"),
-    ("last.pt", "none that is N,C,H,W"), ("last.pt2", "3 and fixed while the second is free"), ("memory", "none that is N,C,H,W"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("last.onnx", "the last of its axes is 3 and fixed while the second is free"),
+        ("last_fixed.onnx", "the last of its axes is 3 and fixed while the second is 64"),
+        ("last.pt", "none that is N,C,H,W"),
+        ("last.pt2", "3 and fixed while the second is free"),
+        ("memory", "none that is N,C,H,W"),
+    ],
+)
 def test_channels_last_is_found_and_told_whatever_the_teacher_comes_as(name, why, files):
     teacher = asvp_export.load(Last() if name == "memory" else files / name)
     assert teacher.signature.channels_last and teacher.channels == 3 and teacher.scale == 1
@@ -201,8 +212,13 @@ def test_verdict_and_page_are_those_of_the_twin(files, pictures, tmp_path):
     found = []
     for name in ("first", "last"):
         protected = asvp_export.protect(
-            asvp_export.load(files / f"{name}.onnx"), "/body/Conv", gain="auto", residual="gain", images=pictures, verify_images=pictures,
-        )  # fmt: skip
+            asvp_export.load(files / f"{name}.onnx"),
+            "/body/Conv",
+            gain="auto",
+            residual="gain",
+            images=pictures,
+            verify_images=pictures,
+        )
         found.append(asvp_export.export(protected, tmp_path / f"{name}.onnx", images=pictures, report=tmp_path))
     first, last = found
     assert first.passed and last.passed
@@ -286,14 +302,27 @@ def pointwise(path: Path, sizes: list[Any], first: str = "Sqrt", **attributes: A
 TO_FRONT = {"first": "Transpose", "perm": [0, 3, 1, 2]}
 
 
-@pytest.mark.parametrize("sizes, options, last, certain", [
-    ([1, 3, 64, 3], {}, False, False), ([1, 4, 64, 3], {}, False, False), ([1, 3, 64, 80], {}, False, None),
-    ([1, 3, 64, 3], {"first": "Conv"}, False, True), ([1, 4, 64, 3], {"first": "Conv"}, False, True),
-    ([1, 64, 80, 3], {"first": "Conv"}, False, True), ([1, 4, 64, 3], TO_FRONT, True, True), ([1, 64, 80, 3], TO_FRONT, True, True),
-    ([1, 64, 80, 6], TO_FRONT, True, True), ([1, 3, 64, 80], TO_FRONT, False, None),
-    ([1, 64, 80, 3], {}, True, False), ([1, 64, 80, 1], {}, True, False), ([1, "h", "w", 4], {}, True, True),
-    (["n", "c", "h", "w"], {}, False, False), (["n", 3, "h", "w"], {}, False, None),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, options, last, certain",
+    [
+        ([1, 3, 64, 3], {}, False, False),
+        ([1, 4, 64, 3], {}, False, False),
+        ([1, 3, 64, 80], {}, False, None),
+        ([1, 3, 64, 3], {"first": "Conv"}, False, True),
+        ([1, 4, 64, 3], {"first": "Conv"}, False, True),
+        ([1, 64, 80, 3], {"first": "Conv"}, False, True),
+        ([1, 4, 64, 3], TO_FRONT, True, True),
+        ([1, 64, 80, 3], TO_FRONT, True, True),
+        ([1, 64, 80, 6], TO_FRONT, True, True),
+        ([1, 3, 64, 80], TO_FRONT, False, None),
+        ([1, 64, 80, 3], {}, True, False),
+        ([1, 64, 80, 1], {}, True, False),
+        ([1, "h", "w", 4], {}, True, True),
+        (["n", "c", "h", "w"], {}, False, False),
+        (["n", 3, "h", "w"], {}, False, None),
+    ],
+    ids=str,
+)
 def test_odd_declared_sizes_are_no_reason_to_guess_in_silence(sizes, options, last, certain, tmp_path):
     """What the graph does first counts before sizes; where both readings work, that is said. None: nothing is told."""
     teacher = asvp_export.load(pointwise(tmp_path / "m.onnx", sizes, **options))

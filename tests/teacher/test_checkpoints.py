@@ -104,7 +104,12 @@ def has(teacher: Teacher, state: State) -> bool:
 @pytest.mark.parametrize(
     ("wrap", "concluded", "certain", "option"),
     [
-        (lambda s: {"state_dict": under("net", s), "hyper_parameters": {"lr": 1e-4}}, "net.* of state_dict", True, "NAME"),
+        (
+            lambda s: {"state_dict": under("net", s), "hyper_parameters": {"lr": 1e-4}},
+            "net.* of state_dict",
+            True,
+            "NAME",
+        ),
         (
             lambda s: {"state_dict": under("generator", s) | {"step_counter": torch.zeros(1)}},
             "generator.* of state_dict; step_counter is left out",
@@ -112,33 +117,57 @@ def has(teacher: Teacher, state: State) -> bool:
             "NAME",
         ),
         (
-            lambda s: {**s, **{f"{n}.total_{what}": torch.zeros(1).double() for n in "ab" for what in ("ops", "params")}},
+            lambda s: {
+                **s,
+                **{f"{n}.total_{what}": torch.zeros(1).double() for n in "ab" for what in ("ops", "params")},
+            },
             "the names as they are; *.total_ops, *.total_params are left out",
             True,
             "",
         ),
         (lambda s: {"D": D, "G": s}, "G; D is left out", True, "NAME"),
-        (lambda s: {"models": {"G": {"module": under("module", s)}, "D": D}}, "models.G.module; models.D is left out", True, "NAME"),
+        (
+            lambda s: {"models": {"G": {"module": under("module", s)}, "D": D}},
+            "models.G.module; models.D is left out",
+            True,
+            "NAME",
+        ),
         (
             lambda s: under("generator", s) | under("discriminator", D) | under("perceptual_loss", VGG),
             "generator.* of the file; discriminator.*, perceptual_loss.* are left out",
             True,
             "NAME",
         ),
-        (lambda s: under("model.net", s) | under("model.lpips", VGG), "model.net.* of the file; model.lpips.* is left out", True, "NAME"),
+        (
+            lambda s: under("model.net", s) | under("model.lpips", VGG),
+            "model.net.* of the file; model.lpips.* is left out",
+            True,
+            "NAME",
+        ),
         (lambda s: s | under("perceptual_loss", VGG), "the names as they are; perceptual_loss.* is left out", True, ""),
         (lambda s: under("net", s) | under("refine", D), "net.* of the file; refine.* is left out", False, "NAME"),
         (lambda s: {"params": zeros(s), "params_ema": s}, "params_ema; params is left out", False, "params"),
         (
-            lambda s: {"state_dict": under("generator", zeros(s)) | under("generator_ema", s) | {"step_counter": torch.zeros(1)}},
+            lambda s: {
+                "state_dict": under("generator", zeros(s))
+                | under("generator_ema", s)
+                | {"step_counter": torch.zeros(1)}
+            },
             "generator_ema.* of state_dict; generator.*, step_counter are left out",
             False,
             "state_dict.generator",
         ),
-        (lambda s: {"net_g": zeros(s), "net_g_ema": s, "net_d": D}, "net_g_ema; net_g, net_d are left out", False, "net_g"),
+        (
+            lambda s: {"net_g": zeros(s), "net_g_ema": s, "net_d": D},
+            "net_g_ema; net_g, net_d are left out",
+            False,
+            "net_g",
+        ),
         (
             lambda s: {
-                "ema": under("online_model.model", zeros(s)) | under("ema_model.model", s) | {"initted": torch.tensor(True), "step": torch.tensor(3)}
+                "ema": under("online_model.model", zeros(s))
+                | under("ema_model.model", s)
+                | {"initted": torch.tensor(True), "step": torch.tensor(3)}
             },
             "ema_model.model.* of ema; online_model.*, initted, step are left out",
             False,
@@ -147,7 +176,7 @@ def has(teacher: Teacher, state: State) -> bool:
         (lambda s: {"g": zeros(s), "g_ema": s, "d": D}, "g_ema; g, d are left out", False, "g"),
         (lambda s: {"model": s, "best": zeros(s)}, "model; best is left out", False, "best"),
     ],
-)  # fmt: skip
+)
 def test_what_is_taken_and_left_out_is_told(
     state: State, wrap: Any, concluded: str, certain: bool, option: str
 ) -> None:
@@ -220,7 +249,8 @@ def test_what_may_be_a_weight_of_the_net_is_never_left_out(state: State) -> None
     assert not build("nets.py:stages", {}).state_dict().keys() & state.keys()
     refused(
         under("0", state) | under("1", {**state, "b.weight": torch.zeros(3, 9, 3, 3)}),
-        r"more than the architecture Net: 0\.\* fits, but 1\.\* would be left out; if that is meant, give --weights-key 0\.",
+        r"more than the architecture Net: 0\.\* fits, but 1\.\* would be left out; "
+        r"if that is meant, give --weights-key 0\.",
     )
     assert about_weights(loaded(under("0", state) | under("1", state), arch="nets.py:stages")) == ()
 
@@ -233,7 +263,8 @@ def test_what_is_missing_is_never_made_up(state: State) -> None:
     )
     refused(
         {"G": state, "D": D},
-        r"holds several state dicts \(G, D\), none of which fits the architecture Net: under G, .*1 missing key \(b\.bias\)",
+        r"holds several state dicts \(G, D\), none of which fits the architecture Net: "
+        r"under G, .*1 missing key \(b\.bias\)",
     )
     torch.manual_seed(0)
     whole = build("nets.py:Windows", {}).state_dict()
@@ -298,10 +329,16 @@ def known(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
         module.load_state_dict(tensors, strict=True)
         kind = SimpleNamespace(__module__="spandrel.__helpers.model_descriptor")
         return SimpleNamespace(
-            architecture=SimpleNamespace(name="Net"), purpose="Restoration", tiling=SimpleNamespace(name="SUPPORTED"),
-            supports_half=True, input_channels=3, scale=1, model=module, _call_fn=kind,
+            architecture=SimpleNamespace(name="Net"),
+            purpose="Restoration",
+            tiling=SimpleNamespace(name="SUPPORTED"),
+            supports_half=True,
+            input_channels=3,
+            scale=1,
+            model=module,
+            _call_fn=kind,
             size_requirements=SimpleNamespace(minimum=0, multiple_of=1, square=False),
-        )  # fmt: skip
+        )
 
     entry = SimpleNamespace(
         detect=lambda tensors: {"a.weight", "b.weight"} <= tensors.keys(),

@@ -51,7 +51,7 @@ def constant(name: str, value: object) -> onnx.TensorProto:
 
 
 def crashing(folder: Path) -> Path:
-    """Attention by a pooled map that is empty below 11 pixels: onnxruntime then divides by zero, which ends the process."""
+    """Attention by a pooled map that is empty below 11 pixels: onnxruntime divides by zero, which ends the process."""
     rng = np.random.default_rng(0)
     shapes = {"a": (16, 3, 3, 3), "d": (16, 16, 3, 3), "e": (16, 16, 3, 3), "o": (3, 16, 3, 3)}
     same = {"pads": [1, 1, 1, 1]}

@@ -39,9 +39,15 @@ def legacy(path: Path, module: nn.Module, opset: int) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, (torch.rand(2, 3, 32, 48),), path, dynamo=False, opset_version=opset, input_names=["x"],
-            output_names=["y"], dynamic_axes=DYNAMIC,
-        )  # fmt: skip
+            module,
+            (torch.rand(2, 3, 32, 48),),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=DYNAMIC,
+        )
     return path
 
 
@@ -63,9 +69,15 @@ def files(tmp_path_factory) -> Path:
     plain = legacy(folder / "plain.onnx", teacher.module, 17)
     legacy(folder / "old.onnx", teacher.module, 11)
     torch.onnx.export(
-        teacher.module, (teacher.example(batch=2),), dynamo=True, opset_version=18, input_names=["x"], output_names=["y"],
-        dynamic_shapes=({0: "n", 2: "h", 3: "w"},), verbose=False,
-    ).save(folder / "dynamo.onnx")  # fmt: skip
+        teacher.module,
+        (teacher.example(batch=2),),
+        dynamo=True,
+        opset_version=18,
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_shapes=({0: "n", 2: "h", 3: "w"},),
+        verbose=False,
+    ).save(folder / "dynamo.onnx")
     quantize_static(plain, folder / "qdq.onnx", Photographs(), quant_format=QuantFormat.QDQ, per_channel=True)
     onnx.save(convert_float_to_float16(onnx.load(plain), keep_io_types=True), folder / "half.onnx")
     onnx.save(
@@ -107,12 +119,19 @@ def test_tokens_of_a_padded_image_have_the_same_axis_in_a_module_and_in_its_grap
     assert (axes["/head/Conv"], axes["/mix/Add"], axes["/tail/Conv"]) == (1, -1, 1), refused
 
 
-@pytest.mark.parametrize("file, layers, count", [
-    ("plain.onnx", "/body/body.[0-4]/branch/*/Relu,/after_body/Conv_output_0", 6), ("old.onnx", "/body/body.3/**/Relu", 1),
-    ("dynamo.onnx", "node_relu_1,conv2d_16", 2), ("qdq.onnx", "/body/body.3/branch/branch.0/Conv", 1),
-    ("half.onnx", "/body/body.3/Add", 1), ("outside.onnx", "/body/body.3/Add", 1), ("traced.pt", "/body/3/**/Relu", 1),
-    ("scripted.pt", "/head/Conv", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file, layers, count",
+    [
+        ("plain.onnx", "/body/body.[0-4]/branch/*/Relu,/after_body/Conv_output_0", 6),
+        ("old.onnx", "/body/body.3/**/Relu", 1),
+        ("dynamo.onnx", "node_relu_1,conv2d_16", 2),
+        ("qdq.onnx", "/body/body.3/branch/branch.0/Conv", 1),
+        ("half.onnx", "/body/body.3/Add", 1),
+        ("outside.onnx", "/body/body.3/Add", 1),
+        ("traced.pt", "/body/3/**/Relu", 1),
+        ("scripted.pt", "/head/Conv", 1),
+    ],
+)
 def test_every_kind_of_graph_passes_both_gates(file, layers, count, files, pictures, tmp_path):
     teacher = asvp_export.load(files / file)
     protected = asvp_export.protect(teacher, layers, gain=5.0)
@@ -273,10 +292,15 @@ def test_stages_compute_what_the_whole_graph_computes(theirs, monkeypatch):
 
 BAD_LAYERS = {
     "part": "part cannot carry the node: it lies inside the Loop",
-    "a": "lies inside the If", "x": "is an input of the graph", "first": "is a weight",
-    "n5/Shape": "returns int64 numbers", "mean": r"returns a 2-D tensor \(1x8\)", "unread": "no output of the graph depends on",
-    "featurs": "There is no layer 'featurs'; the nearest are features", "m*/*": "No layer matches",
-}  # fmt: skip
+    "a": "lies inside the If",
+    "x": "is an input of the graph",
+    "first": "is a weight",
+    "n5/Shape": "returns int64 numbers",
+    "mean": r"returns a 2-D tensor \(1x8\)",
+    "unread": "no output of the graph depends on",
+    "featurs": "There is no layer 'featurs'; the nearest are features",
+    "m*/*": "No layer matches",
+}
 
 
 @pytest.mark.parametrize("name", BAD_LAYERS)
@@ -319,16 +343,21 @@ def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_
     refused("are kept in t.data, which is not beside it; put it there", tmp_path / "outside.onnx")
     cut = changed(theirs, tmp_path / "cut.onnx", lambda model: model.graph.node[0].input.append("nothing"))
     refused("is not a valid ONNX model", cut)
-    bytes_in = parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (uint8[n, 3, h, w] x) => (float[n, 3, h, w] y)'
-                                  "{ y = Cast <to = 1> (x) }")  # fmt: skip
+    bytes_in = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (uint8[n, 3, h, w] x) => (float[n, 3, h, w] y)'
+        "{ y = Cast <to = 1> (x) }"
+    )
     onnx.save(bytes_in, tmp_path / "bytes.onnx")
     refused("takes x uint8 nx3xhxw; a float image batch", tmp_path / "bytes.onnx")
-    old = parser.parse_model('<ir_version: 5, opset_import: ["" : 10]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y)'
-                             "{ y = Relu (x) }")  # fmt: skip
+    old = parser.parse_model(
+        '<ir_version: 5, opset_import: ["" : 10]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y){ y = Relu (x) }'
+    )
     onnx.save(old, tmp_path / "old.onnx")
     refused("is of opset 10; 11 to 26 can carry the node", tmp_path / "old.onnx")
-    half = parser.parse_model('<ir_version: 7, opset_import: ["" : 13]> g (float16[n, 3, h, w] x) => (float16[n, 3, h, w] y)'
-                              "{ r = Relu (x) y = Neg (r) }")  # fmt: skip
+    half = parser.parse_model(
+        '<ir_version: 7, opset_import: ["" : 13]> g (float16[n, 3, h, w] x) => (float16[n, 3, h, w] y)'
+        "{ r = Relu (x) y = Neg (r) }"
+    )
     onnx.save(half, tmp_path / "half.onnx")
     refused("is of opset 13, and the tensor . is not float32; from opset 15", tmp_path / "half.onnx")
     refused("holds float16 weights already", files / "half.onnx", dtype="fp16", layers="/body/body.3/Add")

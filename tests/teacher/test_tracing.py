@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 class Windows(Net):
-    """Pads to windows of 8 x 8 where the size asks for it, sorts in each by a class that ties, and has a learnt exponent."""
+    """Pads to windows of 8 x 8 if the size asks for it, sorts in each by a class that ties, has a learnt exponent."""
 
     def __init__(self) -> None:
         super().__init__()

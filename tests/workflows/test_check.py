@@ -77,11 +77,23 @@ def test_a_file_without_nodes_and_metadata_is_said_to_have_none(teacher, shipped
     assert any("no ASVP node" in note for note in result.notes)
 
 
-@pytest.mark.parametrize("properties", [
-    {"size": '{"minimum":0,"multiple":0}'}, {"size": '{"minimum":1,"multiple":-4}'}, {"scale": "0"}, {"gates": "[]"},
-    {"size": '{"minimum":100000,"multiple":1}'}, {"gates": "3"}, {"gates": '{"fidelity":{}}'}, {"data_range": "-1"},
-    {"data_range": "NaN"}, {"layers": "{}"}, {"layers": '[{"name":"head","rank":0}]'}, {"scale": "1e999"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"size": '{"minimum":0,"multiple":0}'},
+        {"size": '{"minimum":1,"multiple":-4}'},
+        {"scale": "0"},
+        {"gates": "[]"},
+        {"size": '{"minimum":100000,"multiple":1}'},
+        {"gates": "3"},
+        {"gates": '{"fidelity":{}}'},
+        {"data_range": "-1"},
+        {"data_range": "NaN"},
+        {"layers": "{}"},
+        {"layers": '[{"name":"head","rank":0}]'},
+        {"scale": "1e999"},
+    ],
+)
 def test_metadata_that_was_edited_to_nonsense_is_refused(properties, shipped, tmp_path):
     with pytest.raises(asvp_export.InputError, match="metadata"):
         asvp_export.inspect(edited(shipped, tmp_path, **properties))

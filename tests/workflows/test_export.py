@@ -173,8 +173,9 @@ def test_nodes_of_different_ranks_each_have_their_body(small, tmp_path, pictures
     found = asvp_export.inspect(tmp_path / "p.onnx")
     assert len(found["functions"]) == 2
     assert [(n["name"], n["rank"], n["gain"]) for n in found["nodes"]][:2] == [
-        ("asvp/head", 4, 1.01), ("asvp/block", 1, 1.02)
-    ]  # fmt: skip
+        ("asvp/head", 4, 1.01),
+        ("asvp/block", 1, 1.02),
+    ]
 
 
 def test_protected_module_runs_the_defence_and_leaves_the_teacher_alone(lowlight):
@@ -235,12 +236,17 @@ def test_repeated_from_another_folder_and_with_fewer_threads_the_bytes_are_the_s
     for name, processors in (("one", {min(os.sched_getaffinity(0))}), ("two", os.sched_getaffinity(0))):
         folder = tmp_path / name
         folder.mkdir()
-        command = [sys.executable, "-m", "asvp_export", str(weights("derain")), "--arch", arch("derain"), "--layers",
-                   "body.1,after_body", "--gain", str(GAIN), "--images", str(pictures), "-o", "p.onnx", "--json"]  # fmt: skip
+        command = [sys.executable, "-m", "asvp_export", str(weights("derain")), f"--arch={arch('derain')}", "--json"]
+        command += ["--layers=body.1,after_body", f"--gain={GAIN}", f"--images={pictures}", "--output=p.onnx"]
         done = subprocess.run(
-            command, cwd=folder, env=environment, check=True, capture_output=True, text=True,
+            command,
+            cwd=folder,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
             preexec_fn=lambda processors=processors: os.sched_setaffinity(0, processors),
-        )  # fmt: skip
+        )
         files.append((folder / "p.onnx").read_bytes())
         assert json.loads(done.stdout)["output_sha256"] == hashlib.sha256(files[-1]).hexdigest()
     assert files[0] == files[1]

@@ -103,8 +103,8 @@ def test_a_full_disk_leaves_nothing_and_exits_3(tmp_path, pictures):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    command = [sys.executable, "-m", "asvp_export", str(weights("lowlight")), "--arch", arch("lowlight"), "--layers", LAYER,
-               "--gain", str(GAIN), "--images", str(pictures), "-o", str(tmp_path / "p.onnx")]  # fmt: skip
+    command = [sys.executable, "-m", "asvp_export", str(weights("lowlight")), f"--arch={arch('lowlight')}"]
+    command += [f"--layers={LAYER}", f"--gain={GAIN}", f"--images={pictures}", f"--output={tmp_path / 'p.onnx'}"]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr and "could not be written" in done.stderr
@@ -116,8 +116,9 @@ def test_an_interrupt_leaves_nothing(number, code, tmp_path):
     torch.save(recurrent().state_dict(), tmp_path / "small.pt")
     folder = tmp_path / "out"
     folder.mkdir()
-    command = [sys.executable, "-m", "asvp_export", str(tmp_path / "small.pt"), f"--arch={teachers.__file__}:recurrent",
-               "--layers", HEAD, "--gain", str(GAIN), "-o", str(folder / "p.onnx")]  # fmt: skip
+    command = [sys.executable, "-m", "asvp_export", str(tmp_path / "small.pt")]
+    command += [f"--arch={teachers.__file__}:recurrent", f"--layers={HEAD}", f"--gain={GAIN}"]
+    command += [f"--output={folder / 'p.onnx'}"]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert running.stderr
     for line in running.stderr:  # wait for the work, not for a time; it takes seconds from here
