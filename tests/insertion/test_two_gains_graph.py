@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper, parser
-from torch import nn
 
 import asvp_export
 from asvp_export.insertion.apply import apply
@@ -23,51 +19,17 @@ from asvp_export.onnx_graph.pairs import differing, pairs
 from asvp_export.onnx_graph.passes import perturbation_nodes
 from asvp_export.onnx_graph.surgery import Insertion, insert_nodes
 from asvp_export.operator import Perturbation, reference
+from tests.helpers.graphs import legacy, their_graph
 from tests.helpers.teachers import recurrent, save_pictures
 from tests.helpers.two_gains import decibels, stock
 
 GAIN = 100.0
 NODE = Perturbation(1, GAIN, residual=1.0)
 
-# `few` and `features` are read by nodes, by bodies of Loop and If, and `features` is an output of the graph as well.
-TEXT = """
-<ir_version: 8, opset_import: ["" : 17, "them" : 1], producer_name: "them", doc_string: "a model of theirs">
-restore (float[n, 3, h, w] x) => (float[n, 3, h, w] y, float[n, 8, h, w] features)
-<int64 steps = {3}, int64[2] cut = {3, 5}>
-{
-   head = Conv <pads = [1, 1, 1, 1]> (x, first)
-   few, many = Split <axis = 1> (head, cut)
-   joined = Concat <axis = 1> (few, many)
-   features = them.Soft (joined)
-   mean = ReduceMean <keepdims = 0> (x)
-   bright = Constant <value = float {0.4}> ()
-   on = Greater (mean, bright)
-   always = Constant <value = bool {1}> ()
-   turned = Loop (steps, always, features) <body = repeat (int64 i, bool go, float[n, 8, h, w] now)
-        => (bool goes, float[n, 8, h, w] next) {
-      goes = Identity (go)
-      tenth = Constant <value = float {0.1}> ()
-      part = Mul (features, tenth)
-      next = Add (now, part)
-   }>
-   out = If (on) <then_branch = yes () => (float[n, 3, h, w] a) {
-      sum = Add (turned, features)
-      a = Conv <pads = [1, 1, 1, 1]> (sum, last)
-   }, else_branch = no () => (float[n, 3, h, w] b) { b = Mul (few, few) }>
-   y = Add (x, out)
-}
-<domain: "them", opset_import: ["" : 17], doc_string: "a function of theirs">
-Soft (v) => (w) { s = Sigmoid (v)  w = Mul (v, s) }
-"""
-
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory) -> Path:
-    model = parser.parse_model(TEXT)
-    rng = np.random.default_rng(0)
-    for name, shape in (("first", (8, 3, 3, 3)), ("last", (3, 8, 3, 3))):
-        values = (0.2 * rng.standard_normal(shape)).astype(np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    model = their_graph()
     for node in model.graph.node:  # without names: the layers are called after their tensors
         node.doc_string = "their node"
     path = tmp_path_factory.mktemp("theirs") / "theirs.onnx"
@@ -78,24 +40,6 @@ def theirs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def both(theirs) -> onnx.ModelProto:
     return to_onnx(asvp_export.protect(asvp_export.load(theirs), "few,features", gain=GAIN))
-
-
-def legacy(path: Path, module: nn.Module, opset: int) -> Path:
-    """By PyTorch's older exporter, whose names are module paths."""
-    free = {name: {0: "n", 2: f"{name}_h", 3: f"{name}_w"} for name in ("x", "y")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (torch.rand(2, 3, 32, 48),),
-            path,
-            dynamo=False,
-            opset_version=opset,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=free,
-        )
-    return path
 
 
 @pytest.fixture(scope="module")

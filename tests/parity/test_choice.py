@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from asvp_export.images import list_images, photographs
 from asvp_export.parity.cases import Case
 from asvp_export.parity.choice import BUDGET, Comparison, InputsAsked, same_inputs, verification_inputs
 from asvp_export.teacher.cost import multiply_adds
+from tests.helpers.graphs import legacy
 from tests.helpers.teachers import recurrent, save_pictures
 
 
@@ -138,19 +138,7 @@ def test_the_choice_is_counted_and_repeats(teachers):
 
 def to_onnx_file(path: Path, module: nn.Module, free: bool = True, side: int = 32) -> Path:
     axes = {"x": {0: "n", 2: "h", 3: "w"}, "y": {0: "n"}} if free else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (torch.rand(1, 3, side, side),),
-            path,
-            dynamo=False,
-            opset_version=17,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=axes,
-        )
-    return path
+    return legacy(path, module, sample=(1, 3, side, side), free=axes)
 
 
 def test_a_graph_is_compared_on_what_its_module_is(teachers, tmp_path):

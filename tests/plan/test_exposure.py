@@ -19,6 +19,7 @@ from asvp_export.parity.expected import least_of
 from asvp_export.plan.exposure import FULL_DB, LEAST
 from asvp_export.plan.protection import resolved
 from tests.helpers.commands import call, complaint
+from tests.helpers.graphs import legacy
 from tests.helpers.teachers import ROOT, example, recurrent, save_pictures
 from tests.helpers.two_gains import decibels, maps_of
 
@@ -126,16 +127,7 @@ def test_a_map_that_overflows_float16_when_amplified_is_refused_by_name(pictures
 
 def test_a_graph_is_searched_in_float16_too(pictures, tmp_path):
     torch.manual_seed(0)
-    torch.onnx.export(
-        recurrent(),
-        (torch.rand(2, 3, 32, 48),),
-        tmp_path / "r.onnx",
-        dynamo=False,
-        opset_version=17,
-        input_names=["x"],
-        output_names=["y"],
-        dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}},
-    )
+    legacy(tmp_path / "r.onnx", recurrent())
     teacher = asvp_export.load(tmp_path / "r.onnx")
     protected = asvp_export.protect(teacher, "/head/Conv", max_gain=1e5, dtype="fp16", images=pictures)
     assert LEAST < protected.nodes["/head/Conv"].gain < 1e5
@@ -210,16 +202,7 @@ def test_a_compensated_plan_is_applied_as_it_was_made(solved, derain, tmp_path):
 def test_layers_are_chosen_by_their_spectra_in_modules_and_graphs(original, derain, pictures, tmp_path):
     teacher = derain
     if original == "onnx":
-        torch.onnx.export(
-            derain.module,
-            (torch.rand(2, 3, 32, 48),),
-            tmp_path / "d.onnx",
-            dynamo=False,
-            opset_version=17,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}},
-        )
+        legacy(tmp_path / "d.onnx", derain.module)
         teacher = asvp_export.load(tmp_path / "d.onnx")
     protected = asvp_export.protect(teacher, "auto:3", images=pictures)
     assert protected.plan and len(protected.nodes) == 3

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import warnings
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +24,7 @@ from asvp_export.runtime.restoration import restore
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.selection.survey import candidates
 from asvp_export.signature import following
+from tests.helpers.graphs import legacy, pointwise
 from tests.helpers.teachers import save_pictures
 
 
@@ -76,19 +75,7 @@ class Brighter(nn.Module):
 
 
 def written(path: Path, module: nn.Module, *sample: int, free: dict[int, str] | None = None) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.eval(),
-            (torch.rand(*sample),),
-            path,
-            dynamo=False,
-            opset_version=17,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=dict.fromkeys(("x", "y"), free) if free else None,
-        )
-    return path
+    return legacy(path, module, sample=sample, free=dict.fromkeys(("x", "y"), free) if free else None)
 
 
 @pytest.fixture(scope="module")
@@ -275,28 +262,6 @@ def test_an_example_of_three_axes_follows_by_its_last_two():
     mask = following("mask", np.zeros((1, 64, 80)), image, channels_last=True)
     assert mask.fitting(2, 32, 48).shape == (2, 32, 48)
     assert following("level", np.zeros(1), image, channels_last=True).fitting(2, 32, 48).shape == (2,)
-
-
-def pointwise(path: Path, sizes: list[Any], first: str = "Sqrt", **attributes: Any) -> Path:
-    """A graph of one node behind a product with a constant, which leaves the axes as they are."""
-    inputs = ["scaled", "w"] if first == "Conv" else ["scaled"]
-    nodes = [
-        helper.make_node("Mul", ["x", "two"], ["scaled"]),
-        helper.make_node(first, inputs, ["made"], **attributes),
-    ]
-    if first == "Transpose":
-        back = np.argsort(attributes["perm"]).tolist()
-        nodes.append(helper.make_node("Transpose", ["made"], ["y"], perm=back))
-    else:
-        nodes.append(helper.make_node("Identity", ["made"], ["y"]))
-    weights = [helper.make_tensor("two", TensorProto.FLOAT, [], [2.0])]
-    if first == "Conv":
-        wide = sizes[1]
-        weights.append(helper.make_tensor("w", TensorProto.FLOAT, [wide, wide, 1, 1], np.eye(wide).ravel()))
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in "xy"]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
 
 
 TO_FRONT = {"first": "Transpose", "perm": [0, 3, 1, 2]}

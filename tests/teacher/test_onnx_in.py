@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,31 +23,13 @@ from asvp_export.onnx_graph.passes import perturbation_nodes, without_nodes
 from asvp_export.onnx_graph.surgery import remove_author
 from asvp_export.teacher import onnx_model
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
+from tests.helpers.graphs import legacy, their_graph
 from tests.helpers.teachers import ROOT, Flow, example, save_pictures
-
-DYNAMIC = {name: {0: "n", 2: f"{name}_h", 3: f"{name}_w"} for name in ("x", "y")}
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     return save_pictures(tmp_path_factory.mktemp("pictures"), 1)
-
-
-def legacy(path: Path, module: nn.Module, opset: int) -> Path:
-    """By PyTorch's older exporter, whose names are module paths."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (torch.rand(2, 3, 32, 48),),
-            path,
-            dynamo=False,
-            opset_version=opset,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=DYNAMIC,
-        )
-    return path
 
 
 class Photographs(CalibrationDataReader):
@@ -168,46 +149,13 @@ def test_the_gate_sees_a_graph_whose_node_went_elsewhere(files, pictures, tmp_pa
 
 # Everything that graphs can hold
 
-TEXT = """
-<ir_version: 8, opset_import: ["" : 17, "them" : 1], producer_name: "them", doc_string: "a model of theirs">
-restore (float[n, 3, h, w] x) => (float[n, 3, h, w] y, float[n, 8, h, w] features)
-<float[1] first = {0}, float[1] last = {0}, int64 steps = {3}, bool on = {1}, int64[2] cut = {3, 5}>
-{
-   head = Conv <pads = [1, 1, 1, 1]> (x, first)
-   few, many = Split <axis = 1> (head, cut)
-   joined = Concat <axis = 1> (few, many)
-   features = them.Soft (joined)
-   mean = ReduceMean <axes = [2, 3], keepdims = 0> (features)
-   size = Shape (features)
-   unread = Neg (features)
-   turned = Loop (steps, on, features) <body = repeat (int64 i, bool go, float[n, 8, h, w] now)
-        => (bool goes, float[n, 8, h, w] next) {
-      goes = Identity (go)
-      tenth = Constant <value = float {0.1}> ()
-      part = Mul (features, tenth)
-      next = Add (now, part)
-   }>
-   out = If (on) <then_branch = yes () => (float[n, 3, h, w] a) {
-      sum = Add (turned, features)
-      a = Conv <pads = [1, 1, 1, 1]> (sum, last)
-   }, else_branch = no () => (float[n, 3, h, w] b) { b = Conv <pads = [1, 1, 1, 1]> (features, last) }>
-   y = Add (x, out)
-}
-<domain: "them", opset_import: ["" : 17], doc_string: "a function of theirs">
-Soft (v) => (w) { s = Sigmoid (v)  w = Mul (v, s) }
-"""
-
 TRACE = "/home/them/net.py(12): forward\\n/home/them/train.py(3): <module>\\n"
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory) -> Path:
     """A file with a bit of everything: Loop and If that capture, a function, metadata, doc strings, annotations."""
-    model = parser.parse_model(TEXT)
-    rng = np.random.default_rng(0)
-    for name, shape in (("first", (8, 3, 3, 3)), ("last", (3, 8, 3, 3))):
-        (old,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-        old.CopyFrom(numpy_helper.from_array((0.2 * rng.standard_normal(shape)).astype(np.float32), name))
+    model = their_graph()
     helper.set_model_props(model, {"author": "them", "pkg.torch.onnx.original_node_mapping": "/home/them/net.py"})
     model.graph.doc_string = "their graph"
     model.graph.value_info.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 8, "h", "w"]))
@@ -237,7 +185,9 @@ def test_nothing_else_in_the_file_changes(residual, theirs):
     clean = {ours[layer].input[0]: tensor for layer, tensor in layers.items()}
     read = {ours[layer].output[0]: tensor for layer, tensor in last.items()}
     assert "features" in read, "an output of the graph keeps its name"
-    for node in (kept := [node for node in made.graph.node if node.domain != "asvp"]):
+    kept = [node for node in made.graph.node if node.domain != "asvp"]
+    inside = [one for node in kept for attribute in node.attribute for one in attribute.g.node]
+    for node in (*kept, *inside):
         node.output[:] = [clean.get(name, name) for name in node.output]
         node.input[:] = [read.get(name, name) for name in node.input]
     del made.graph.node[:], made.functions[1:], made.opset_import[2:]
