@@ -1,4 +1,4 @@
-"""The rules for the code of the whole repository that a machine can hold and that no linter has."""
+"""The rules for code and documents of the whole repository that a machine can hold and that no linter has."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import tokenize
 from functools import cache
 from pathlib import Path
+
+from markdown_it import MarkdownIt
 
 from tests.helpers.teachers import ROOT
 
@@ -55,6 +57,19 @@ def edits_sys_path(node: ast.AST) -> bool:
     return ast.unparse(edited) == "sys.path"
 
 
+def documents() -> list[Path]:
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    return [path for path in sorted(found) if "node_modules" not in path.parts]
+
+
+def prose(text: str) -> dict[int, str]:
+    """The lines of a document's paragraphs by their number, URLs left out: no tables, code, headings."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    spans = [one.map for one in tokens if one.type == "paragraph_open" and one.map]
+    lines = text.splitlines()
+    return {at + 1: re.sub(r"https?://[^\s)>]+", "", lines[at]) for start, end in spans for at in range(start, end)}
+
+
 def test_no_file_has_more_than_400_lines():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files(*FOLDERS)}
     assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
@@ -96,3 +111,14 @@ def test_an_edit_of_sys_path_is_known_by_its_form():
         assert any(edits_sys_path(node) for node in ast.walk(ast.parse(code))), code
     for code in ("sys.path.copy()", "sys.path == a", "a = sys.path[0]", "os.path.append(a)"):
         assert not any(edits_sys_path(node) for node in ast.walk(ast.parse(code))), code
+
+
+def test_a_documents_prose_has_lines_of_at_most_100():
+    found = [place(path, at) for path in documents() for at, line in prose(path.read_text()).items() if len(line) > 100]
+    assert found == []
+
+
+def test_what_counts_as_prose():
+    table, code, items = "| a | b |\n|---|---|\n| c | d |", "    code", "- three\n  four"
+    text = "\n\n".join(["# Title", "One, [two](https://a.example/b).", table, code, items])
+    assert prose(text) == {3: "One, [two]().", 11: "- three", 12: "  four"}
