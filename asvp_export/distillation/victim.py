@@ -142,7 +142,7 @@ class Victim:
         pairs = {name: partial(exposed_and_residual, node=node) for name, node in self.nodes.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
 
-    def stripped(self, images: torch.Tensor, transforms: Mapping[str, Transform]) -> Activations:
+    def without_nodes(self, images: torch.Tensor, transforms: Mapping[str, Transform]) -> Activations:
         """The shipped graph with node and inverse replaced by their layer's transform, deleted where there is none."""
         pairs = {layer: partial(_once, transform) for layer, transform in transforms.items()}
         return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)

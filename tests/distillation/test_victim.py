@@ -37,7 +37,7 @@ def test_a_shipped_file_shows_what_the_model_in_pytorch_shows(victim, file, patc
     for tap in TAPS:
         assert near(theirs[tap][0], ours[tap][0]) < 1e-4, tap
     assert near(theirs.outputs, ours.outputs) < 1e-4
-    assert near(other.stripped(patches.inputs[:4], {}).outputs, victim.stripped(patches.inputs[:4], {}).outputs) < 1e-4
+    assert near(other.without_nodes(patches.inputs[:4], {}).outputs, victim.without_nodes(patches.inputs[:4], {}).outputs) < 1e-4
     assert not other.notes and "not exported from these bytes" in Victim.of_file(example("lowlight"), file).notes[0]
     with pytest.raises(UnavailableError, match="ONNX"):
         attacks()["finetune"].prepare(other, patches.inputs)
@@ -82,8 +82,8 @@ def test_a_layer_that_is_called_again_has_a_node_at_each_call(tmp_path, patches)
     for ours, theirs in (
         (here.shipped(patches.inputs[:2]), there.shipped(patches.inputs[:2])),
         (
-            here.stripped(patches.inputs[:2], {"block": lambda x: 2 * x}),
-            there.stripped(patches.inputs[:2], {"block": lambda x: 2 * x}),
+            here.without_nodes(patches.inputs[:2], {"block": lambda x: 2 * x}),
+            there.without_nodes(patches.inputs[:2], {"block": lambda x: 2 * x}),
         ),
     ):
         assert near(theirs.outputs, ours.outputs) < 1e-4

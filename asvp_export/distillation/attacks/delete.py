@@ -15,4 +15,4 @@ class Delete(Attack):
     title = "deletes nodes and inverses"
 
     def look(self, victim: Victim, images: torch.Tensor) -> Activations:
-        return victim.stripped(images, {})
+        return victim.without_nodes(images, {})

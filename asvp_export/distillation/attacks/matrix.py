@@ -18,5 +18,5 @@ class Matrix(Attack):
         self._transforms = {layer: fit.matrix() for layer, fit in victim.fits(images).items()}
 
     def look(self, victim: Victim, images: torch.Tensor) -> Activations:
-        shown = victim.stripped(images, self._transforms)
+        shown = victim.without_nodes(images, self._transforms)
         return changed(shown, shown["before"])

@@ -18,4 +18,4 @@ class Scalar(Attack):
         self._transforms = {layer: fit.scalar() for layer, fit in victim.fits(images).items()}
 
     def look(self, victim: Victim, images: torch.Tensor) -> Activations:
-        return victim.stripped(images, self._transforms)
+        return victim.without_nodes(images, self._transforms)
