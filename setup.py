@@ -139,6 +139,7 @@ setup(
             "openvino",
             "ruff",
             "import-linter",
+            "markdown-it-py",
             "pyright[nodejs]",
             "cmake",
             "filelock",
