@@ -201,6 +201,10 @@ def test_levels_can_be_forced(folder):
         {"position_stride": -1},
         {"sample_stride": 0},
         {"l": 2**62},
+        {"sample_stride": 2**60},
+        {"channel_stride": 2**62},
+        {"position_stride": 2**63 - 1},
+        {"n": 2**62},
     ],
 )
 def test_bad_arguments_are_refused_with_a_reason(best, change):

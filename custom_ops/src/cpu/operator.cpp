@@ -537,6 +537,18 @@ const Kernels* kernels() {
   return known;
 }
 
+// Whether an int64_t holds the place of every element, in bytes.
+bool reachable(const asvp_problem& p) {
+  const int64_t counts[] = {p.n, p.c, p.l}, strides[] = {p.sample_stride, p.channel_stride, p.position_stride};
+  int64_t last = 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    int64_t reach = 0;  // the stride of a single element counts for nothing
+    if (counts[axis] > 1 && __builtin_mul_overflow(counts[axis] - 1, strides[axis], &reach)) return false;
+    if (__builtin_add_overflow(last, reach, &last)) return false;
+  }
+  return last < INT64_MAX / 8;
+}
+
 }  // namespace
 }  // namespace asvp
 
@@ -561,6 +573,7 @@ const char* asvp_check(const asvp_problem* problem) {
   if (p.n == 0 || p.c == 0 || p.l == 0) return nullptr;
   if ((p.n > 1 && p.sample_stride < 1) || (p.c > 1 && p.channel_stride < 1) || (p.l > 1 && p.position_stride < 1))
     return "strides must be positive";
+  if (!asvp::reachable(p)) return "strides that lead past all addresses";
   return nullptr;
 }
 
