@@ -46,14 +46,26 @@ ASVP_HD bool too_blurred(const double* values, int64_t r, double trace, int64_t 
   return 1.5 * error * sqrt(last / trace) > 3e-6 * (last - following);
 }
 
-// A power of two that U takes from (gain - 1) U where the map comes near the ends of the range of T, the type of the
-// arithmetic: U^T M then stays inside.
+// What U is multiplied by before and after it meets the map: shift and (gain - 1) / shift, in T, the type of the arithmetic.
+struct Factors {
+  double before, after;
+};
+
+// The shift, a power of two, keeps U^T M inside T where the map comes near the ends of T's range, and (gain - 1) U where the
+// gain does. By a gain from 2^277 on any float32 map that is not all zeros reaches infinity; it stops at 2^250, which T can still split.
 template <class T>
-ASVP_HD double moved_power(double largest) {
-  int exponent;
-  frexp(largest, &exponent);
-  const int limit = sizeof(T) == 4 ? 100 : 960;
-  return exponent > limit ? 0x1p-16 : exponent < -limit ? 0x1p20 : 1;
+ASVP_HD Factors factors_of(double largest, double gain) {
+  const bool narrow = sizeof(T) == 4;
+  const double change = narrow && gain > 0x1p250 ? 0x1p250 : gain - 1;
+  const int limit = narrow ? 100 : 960, longest = narrow ? 125 : 960;
+  int of_map, of_change;
+  frexp(largest, &of_map);
+  frexp(change, &of_change);
+  const double shift = of_change > longest ? ldexp(1.0, of_change - longest)
+                       : of_map > limit    ? 0x1p-16
+                       : of_map < -limit   ? 0x1p20
+                                           : 1;
+  return {shift, change / shift};
 }
 
 }  // namespace asvp

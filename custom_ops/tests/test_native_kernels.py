@@ -98,6 +98,22 @@ def test_tiny_and_huge_float64_maps(native, scale):
     check(x, native.perturb(x, 2, 3.0), 2, 3.0, 1.0, 1, REFERENCE64)
 
 
+@pytest.mark.parametrize("gain", [1e30, 3e38, 1e55, 1e150, 1e300, 1.7e308])
+def test_gains_beyond_the_range_of_float32(native, gain):
+    """What the result's type holds comes out right; a map of zeros stays one."""
+    for dtype in TYPES:
+        for shape in [(2, 6, 70), (2, 6, 1700)]:
+            assert (native.perturb(np.zeros(shape, dtype), 2, gain) == 0).all()
+    noise = np.random.default_rng(0).standard_normal((2, 8, 99))
+    # The projection that a gain of 3 applies, 1e35 and 1e300 large; M itself is below rounding beside it.
+    for x, off in [((noise * (1e35 / gain)).astype(np.float32), 1e-5), (noise * (1e300 / gain), 1e-10)]:
+        projected = (native.perturb(x, 2, 3.0).astype(np.float64) - x) / 2
+        largest = np.abs(projected).max()
+        if largest > 1e-30:  # what float32 holds to all its bits
+            amplified = native.perturb(x, 2, gain).astype(np.float64) / gain
+            np.testing.assert_allclose(amplified, projected, rtol=0, atol=off * largest)
+
+
 def test_half_types_round_to_even_overflow_to_infinity_and_keep_subnormals(native):
     ends = np.float16([6e-8, 1e-7, 6e-5, 6.1e-5, 1.0, 2047.0, 65504.0, -65504.0, -6e-8, 0.0]).reshape(1, 1, -1)
     for gain in (1.0, 0.5, 1.5, 3.0):  # one channel: y is gain times x

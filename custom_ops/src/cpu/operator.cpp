@@ -325,12 +325,12 @@ void keep_basis(const Call& call, int64_t s, const double* from, int64_t row, in
   const State& state = call.state(s);
   T* before = reinterpret_cast<T*>(call.part(s, plan.u_at));
   T* after = before + plan.c * plan.rank;
-  const double shift = moved_power<T>(state.largest), change = call.problem->gain - 1;
+  const Factors factors = factors_of<T>(state.largest, call.problem->gain);
   for (int64_t c = 0; c < plan.c; ++c)
     for (int64_t t = 0; t < state.kept; ++t) {
       const double value = from[c * row + (order ? order[t] : t) * column];
-      before[c * plan.rank + t] = static_cast<T>(value * shift);
-      after[c * plan.rank + t] = static_cast<T>(value * change / shift);
+      before[c * plan.rank + t] = static_cast<T>(value * factors.before);
+      after[c * plan.rank + t] = static_cast<T>(value * factors.after);
     }
 }
 

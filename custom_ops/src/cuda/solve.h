@@ -135,14 +135,14 @@ struct Solve {
     typedef typename Arithmetic<E>::Type T;
     const Plan& plan = call.plan;
     T *before = call.before<T>(s), *after = call.after<T>(s);
-    const double shift = moved_power<T>(Magnitude<E>::value(peak)), change = call.gain - 1;
+    const Factors factors = factors_of<T>(Magnitude<E>::value(peak), call.gain);
     const int width = static_cast<int>(plan.basis_ld);
     block.each([&](int t) {
       for (int e = t; e < plan.c * width; e += block.size()) {
         const int c = e / width, i = e % width;
         const double value = i < kept ? vectors[order[i] * plan.ld + c] : 0;
-        before[e] = static_cast<T>(value * shift);
-        after[e] = static_cast<T>(value * change / shift);
+        before[e] = static_cast<T>(value * factors.before);
+        after[e] = static_cast<T>(value * factors.after);
       }
     });
   }
