@@ -129,6 +129,12 @@ def test_a_bad_attribute_is_refused_by_the_session_and_the_node_named(library, a
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("dims", [(1, 2**40, 2**20, 2**20), (1, 2**40, 0, 2**40)])
+def test_a_declared_map_beyond_all_addresses_is_refused(library, dims):
+    with pytest.raises(Exception, match=rf"'the_node'.*{OP_TYPE}.*more elements than addresses"):
+        session(model({}, dims=dims), library)
+
+
 @pytest.mark.parametrize("ndim", [0, 1])
 def test_a_map_with_fewer_than_two_dimensions_is_refused(library, ndim):
     opened = session(model({}, dims=None), library)

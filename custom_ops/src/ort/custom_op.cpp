@@ -101,8 +101,14 @@ OrtStatus* split_at(const Kernel& kernel, const char* where, const Shape& shape,
                  where, static_cast<long long>(count), static_cast<long long>(kernel.axis));
   split->n = shape.dims[0];
   split->c = shape.dims[axis];
-  for (int64_t i = 1; i < axis; ++i) split->before *= shape.dims[i];
-  for (int64_t i = axis + 1; i < count; ++i) split->after *= shape.dims[i];
+  int64_t all = 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t dim = shape.dims[i] < 0 ? 2 : shape.dims[i];  // unknown: several
+    // Zeros apart, so that no part of the product leaves int64_t either.
+    if (__builtin_mul_overflow(all, dim ? dim : 1, &all))
+      return error(kernel.api, ORT_INVALID_ARGUMENT, "%s: the feature map has more elements than addresses.", where);
+    if (i > 0 && i != axis) (i < axis ? split->before : split->after) *= dim;
+  }
   return nullptr;
 }
 
