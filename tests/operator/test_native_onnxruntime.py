@@ -120,6 +120,10 @@ def test_the_kernel_is_taken_in_every_ir_version(library, ir):
         ({"energy": "all"}, "energy has the wrong type", "a float"),
         ({"rank": 2.0}, "rank has the wrong type", "an integer"),
         ({"axis": "last"}, "axis has the wrong type", "an integer"),
+        ({"gain": [2.0, 3.0]}, "gain has the wrong type", "a float"),
+        ({"energy": [1]}, "energy has the wrong type", "a float"),
+        ({"rank": [2]}, "rank has the wrong type", "an integer"),
+        ({"axis": helper.make_tensor("t", FLOAT, [1], [1.0])}, "axis has the wrong type", "an integer"),
     ],
 )
 def test_a_bad_attribute_is_refused_by_the_session_and_the_node_named(library, attributes, found, expected):

@@ -67,7 +67,9 @@ struct OrtApi {
                                         OrtValue** out);
   void* skip_92;
   void (*ReleaseStatus)(OrtStatus* status);
-  Skip<4> skip_94;
+  Skip<2> skip_94;
+  void (*ReleaseValue)(OrtValue* value);
+  void* skip_97;
   void (*ReleaseTypeInfo)(OrtTypeInfo* info);
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);
   void* skip_100;
@@ -76,11 +78,17 @@ struct OrtApi {
   OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions* options, const char* key, const char* value);
   void* skip_131;
   void (*ReleaseAllocator)(OrtAllocator* allocator);
-  Skip<60> skip_133;
+  Skip<29> skip_133;
+  // out NULL: the count alone.
+  OrtStatus* (*KernelInfoGetAttributeArray_float)(const OrtKernelInfo* info, const char* name, float* out, size_t* count);
+  OrtStatus* (*KernelInfoGetAttributeArray_int64)(const OrtKernelInfo* info, const char* name, int64_t* out, size_t* count);
+  Skip<29> skip_164;
   OrtStatus* (*KernelContext_GetGPUComputeStream)(const OrtKernelContext* context, void** out);
   Skip<40> skip_194;
   OrtStatus* (*KernelInfo_GetInputTypeInfo)(const OrtKernelInfo* info, size_t index, OrtTypeInfo** out);
-  Skip<2> skip_235;
+  void* skip_235;
+  OrtStatus* (*KernelInfoGetAttribute_tensor)(const OrtKernelInfo* info, const char* name, OrtAllocator* allocator,
+                                              OrtValue** out);
   OrtStatus* (*HasSessionConfigEntry)(const OrtSessionOptions* options, const char* key, int* out);
   Skip<6> skip_238;
   OrtStatus* (*KernelInfo_GetNodeName)(const OrtKernelInfo* info, char* out, size_t* size);
@@ -110,12 +118,15 @@ ASVP_AT(AllocatorAlloc, 75);
 ASVP_AT(KernelInfoGetAttribute_float, 85);
 ASVP_AT(KernelContext_GetInput, 90);
 ASVP_AT(ReleaseStatus, 93);
+ASVP_AT(ReleaseValue, 96);
 ASVP_AT(ReleaseTypeInfo, 98);
 ASVP_AT(ReleaseCustomOpDomain, 101);
 ASVP_AT(AddSessionConfigEntry, 130);
 ASVP_AT(ReleaseAllocator, 132);
+ASVP_AT(KernelInfoGetAttributeArray_float, 162);
 ASVP_AT(KernelContext_GetGPUComputeStream, 193);
 ASVP_AT(KernelInfo_GetInputTypeInfo, 234);
+ASVP_AT(KernelInfoGetAttribute_tensor, 236);
 ASVP_AT(HasSessionConfigEntry, 237);
 ASVP_AT(KernelInfo_GetNodeName, 244);
 ASVP_AT(ShapeInferContext_GetInputTypeShape, 268);

@@ -144,19 +144,38 @@ OrtStatus* get(const OrtApi* api, const OrtKernelInfo* info, const char* name, f
   return api->KernelInfoGetAttribute_float(info, name, value);
 }
 
+// What the attributes of a node are asked through.
+struct Attributes {
+  const OrtApi* api;
+  const OrtKernelInfo* info;
+  OrtAllocator* allocator;
+  const char* node;
+};
+
+// Whether there is a list, a tensor or a text of this name. (Lists of texts and graphs cannot be asked for.)
+bool holds_another_type(const Attributes& of, const char* name) {
+  const OrtApi* api = of.api;
+  size_t length = 0;
+  OrtValue* tensor = nullptr;
+  if (holds(api, api->KernelInfoGetAttribute_string(of.info, name, nullptr, &length)) ||
+      holds(api, api->KernelInfoGetAttributeArray_float(of.info, name, nullptr, &length)) ||
+      holds(api, api->KernelInfoGetAttributeArray_int64(of.info, name, nullptr, &length)))
+    return true;
+  if (!holds(api, api->KernelInfoGetAttribute_tensor(of.info, name, of.allocator, &tensor))) return false;
+  if (tensor) api->ReleaseValue(tensor);
+  return true;
+}
+
 // Leaves the default where there is no such attribute. One of another type looks as if it were missing, so that is asked
-// for too: a gain written as the integer 2 must not become 1.1.
+// for too: a gain written as the integer 2, or as a list, must not become 1.1.
 template <typename T, typename Other>
-OrtStatus* read(const OrtApi* api, const OrtKernelInfo* info, const char* node, const char* name, const char* type,
-                T* value) {
+OrtStatus* read(const Attributes& of, const char* name, const char* type, T* value) {
   T found;
   Other other;
-  size_t length = 0;
-  if (holds(api, get(api, info, name, &found))) {
+  if (holds(of.api, get(of.api, of.info, name, &found))) {
     *value = found;
-  } else if (holds(api, get(api, info, name, &other)) ||
-             holds(api, api->KernelInfoGetAttribute_string(info, name, nullptr, &length))) {
-    return error(api, ORT_INVALID_ARGUMENT, "%s: the attribute %s has the wrong type; it must be %s.", node, name, type);
+  } else if (holds(of.api, get(of.api, of.info, name, &other)) || holds_another_type(of, name)) {
+    return error(of.api, ORT_INVALID_ARGUMENT, "%s: the attribute %s has the wrong type; it must be %s.", of.node, name, type);
   }
   return nullptr;
 }
@@ -187,10 +206,11 @@ OrtStatus* configure(Kernel* kernel, const OrtKernelInfo* info) {
   if (!holds(api, api->KernelInfo_GetNodeName(info, name, &length))) strcpy(name, "(name too long)");
   snprintf(node, sizeof(node), "Node '%s' (%s)", name, kOpType);
 
-  ASVP_TRY((read<int64_t, float>(api, info, node, "rank", "an integer", &kernel->rank)));
-  ASVP_TRY((read<float, int64_t>(api, info, node, "gain", "a float", &kernel->gain)));
-  ASVP_TRY((read<float, int64_t>(api, info, node, "energy", "a float", &kernel->energy)));
-  ASVP_TRY((read<int64_t, float>(api, info, node, "axis", "an integer", &kernel->axis)));
+  const Attributes attributes = {api, info, kernel->allocator, node};
+  ASVP_TRY((read<int64_t, float>(attributes, "rank", "an integer", &kernel->rank)));
+  ASVP_TRY((read<float, int64_t>(attributes, "gain", "a float", &kernel->gain)));
+  ASVP_TRY((read<float, int64_t>(attributes, "energy", "a float", &kernel->energy)));
+  ASVP_TRY((read<int64_t, float>(attributes, "axis", "an integer", &kernel->axis)));
   if (kernel->rank < 1)
     return error(api, ORT_INVALID_ARGUMENT, "%s: rank is %lld; it must be at least 1.", node,
                  static_cast<long long>(kernel->rank));
@@ -203,8 +223,14 @@ OrtStatus* configure(Kernel* kernel, const OrtKernelInfo* info) {
   if (kernel->axis == 0)
     return error(api, ORT_INVALID_ARGUMENT, "%s: axis is 0, which is the batch; it must be the channel axis (1, or -1 for "
                  "channels last).", node);
-  ASVP_TRY(check_axis(*kernel, info, node));
-  return api->KernelInfoGetAllocator(info, ORT_MEM_DEFAULT, &kernel->allocator);
+  return check_axis(*kernel, info, node);
+}
+
+void destroy_kernel(void* memory) {
+  Kernel* kernel = static_cast<Kernel*>(memory);
+  if (!kernel) return;
+  if (kernel->allocator) kernel->api->ReleaseAllocator(kernel->allocator);
+  free(kernel);
 }
 
 OrtStatus* create_kernel(const OrtCustomOp* custom_op, const OrtApi* api, const OrtKernelInfo* info, void** out) {
@@ -212,19 +238,14 @@ OrtStatus* create_kernel(const OrtCustomOp* custom_op, const OrtApi* api, const 
   void* memory = malloc(sizeof(Kernel));  // no new: nothing of the C++ library is to come along
   if (!memory) return error(api, ORT_FAIL, "%s: out of memory.", kOpType);
   Kernel* kernel = new (memory) Kernel{api, op->type, op->cuda};
-  if (OrtStatus* status = configure(kernel, info)) {
-    free(kernel);
+  OrtStatus* status = api->KernelInfoGetAllocator(info, ORT_MEM_DEFAULT, &kernel->allocator);
+  if (!status) status = configure(kernel, info);
+  if (status) {
+    destroy_kernel(kernel);
     return status;
   }
   *out = kernel;
   return nullptr;
-}
-
-void destroy_kernel(void* memory) {
-  Kernel* kernel = static_cast<Kernel*>(memory);
-  if (!kernel) return;
-  kernel->api->ReleaseAllocator(kernel->allocator);
-  free(kernel);
 }
 
 // ---------------------------------------------------------------- a call
