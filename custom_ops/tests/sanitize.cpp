@@ -4,36 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "asvp.h"
+#include "buffer.h"
 #include "threads.h"
 
 namespace {
-
-struct Free {
-  void operator()(void* p) const { free(p); }
-};
-typedef std::unique_ptr<unsigned char, Free> Memory;
-
-int element_bytes(int dtype) { return dtype == ASVP_FLOAT64 ? 8 : dtype == ASVP_FLOAT32 ? 4 : 2; }
-
-// `bytes` at an address that misses an alignment of 64 by `offset`; what lies behind is the sanitizer's.
-struct Buffer {
-  Buffer(size_t bytes, size_t offset) : size(bytes) {
-    void* raw = nullptr;
-    if (posix_memalign(&raw, 64, bytes + offset)) abort();
-    memory.reset(static_cast<unsigned char*>(raw));
-    data = memory.get() + offset;
-    memset(memory.get(), 0xFF, bytes + offset);
-  }
-  Memory memory;
-  unsigned char* data;
-  size_t size;
-};
 
 uint32_t noise(uint32_t& seed) { return seed = seed * 1664525u + 1013904223u; }
 
@@ -67,11 +46,6 @@ void call(const asvp_problem& p, const Buffer& x, Buffer& y, Threads* threads) {
 asvp_problem problem(int64_t n, int64_t c, int64_t l, int layout, asvp_dtype dtype, int64_t rank, double energy) {
   const int64_t strides[3][3] = {{c * l, l, 1}, {c * l, 1, c}, {2 * c * l + 5, 2 * l, 2}};
   return {n, c, l, strides[layout][0], strides[layout][1], strides[layout][2], dtype, rank, 3.0, energy};
-}
-
-size_t bytes_of(const asvp_problem& p) {
-  return element_bytes(p.dtype) *
-         static_cast<size_t>((p.n - 1) * p.sample_stride + (p.c - 1) * p.channel_stride + (p.l - 1) * p.position_stride + 1);
 }
 
 int sweep() {
