@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from filelock import FileLock
 
@@ -47,6 +49,16 @@ def build(name: str, *options: str, target: str = "all") -> Path:
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def onnxruntime_library() -> str:
+    """The runtime's own library, for programs on its C API; skips the test where there is none of its own.
+
+    On some platforms the runtime is linked into the Python module, which exports no C API.
+    """
+    package = Path(importlib.util.find_spec("onnxruntime").origin).parent
+    found = next(package.glob("capi/libonnxruntime.so.*"), None)
+    return str(found) if found else pytest.skip("this onnxruntime has no shared library of its own")
 
 
 def cuda_missing() -> str | None:

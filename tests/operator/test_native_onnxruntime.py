@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -17,6 +16,7 @@ from onnx import TensorProto, helper
 from asvp_export.operator import OP_TYPE, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
 from tests.helpers.criterion import FUNCTION, REFERENCE32, check
+from tests.helpers.native import onnxruntime_library
 from tests.helpers.native_sessions import (
     BFLOAT16,
     DOUBLE,
@@ -167,16 +167,13 @@ def test_missing_attributes_are_the_schema_s_defaults(library):
 
 def test_an_onnxruntime_that_is_too_old_is_told_so(library):
     """The runtime's own C API, behind a GetApi that knows versions up to 17 only."""
-    runtime = next(Path(ort.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
-    if not runtime:  # as on some platforms, where the runtime is linked into the Python module, which exports no C API
-        pytest.skip("this onnxruntime has no shared library of its own")
     get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
     get_version = ctypes.CFUNCTYPE(ctypes.c_char_p)
 
     class Base(ctypes.Structure):
         _fields_ = [("get_api", get_api), ("get_version", get_version)]
 
-    entry = ctypes.CDLL(str(runtime)).OrtGetApiBase
+    entry = ctypes.CDLL(onnxruntime_library()).OrtGetApiBase
     entry.restype = ctypes.POINTER(Base)
     true_base = entry().contents
     old = Base(get_api(lambda version: true_base.get_api(version) if version <= 17 else None), true_base.get_version)
