@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.criterion import REFERENCE32, REFERENCE64, check
-from tests.helpers.native import CODES, LEVELS, Emulated, Kernels, Native, Problem
+from tests.helpers.native import CODES, LEVELS, Emulated, Kernels, Native, Problem, problem_of
 from tests.helpers.oracle import TOLERANCES, TYPES, check_both_layouts, exact, filled, steps_off, to_type, widened
 from tests.helpers.spectra import ENERGIES, GAINS, SPECTRA, feature_maps, matrix
 
@@ -144,6 +144,18 @@ def test_layouts_give_the_same_bits(native, dtype):
     np.testing.assert_array_equal(at, wanted)
     at[:] = x
     np.testing.assert_array_equal(y, strided)  # nothing between the elements was touched
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 70), (2, 1, 70), (2, 6, 1), (1, 1, 1)])
+@pytest.mark.parametrize("stride", [0, -1, 5, 2**62, -(2**63)])
+def test_the_stride_of_a_single_element_counts_for_nothing(native, shape, stride):
+    x = filled(shape, np.float32)
+    problem, y = problem_of(x, 2, 3.0), np.empty_like(x)
+    for count, name in zip(shape, ("sample_stride", "channel_stride", "position_stride"), strict=True):
+        if count == 1:
+            setattr(problem, name, stride)
+    assert native.call(problem, x.ctypes.data, y.ctypes.data, native.workspace(problem)) == 0
+    np.testing.assert_array_equal(y, native.perturb(x, 2, 3.0))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

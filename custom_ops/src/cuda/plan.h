@@ -141,9 +141,13 @@ inline Plan make_plan(const asvp_problem& problem, const void* x, const void* y,
   p.c = problem.c;
   p.l = problem.l;
   p.rank = least(problem.rank, least(p.c, p.l));
-  p.sample_stride = problem.sample_stride;
-  p.channel_stride = problem.channel_stride;
-  p.position_stride = problem.position_stride;
+  // The stride of a single element may be anything: it tells how the map is laid out, and is multiplied.
+  const auto stride = [](int64_t count, int64_t given) {
+    return count > 1 ? given : most<int64_t>(1, least<int64_t>(given, 1 << 30));
+  };
+  p.sample_stride = stride(p.n, problem.sample_stride);
+  p.channel_stride = stride(p.c, problem.channel_stride);
+  p.position_stride = stride(p.l, problem.position_stride);
   p.dtype = problem.dtype;
   p.element_bytes = p.dtype == ASVP_FLOAT64 ? 8 : p.dtype == ASVP_FLOAT32 ? 4 : 2;
   p.tokens = p.channel_stride == 1 && p.position_stride != 1;
