@@ -1,5 +1,6 @@
 // The C ABI on problems of every kind: refused for a reason, or computed as docs/operator.md has it, inside the memory that
-// was lent, to the same bits whatever the order of the tasks.
+// was lent, to the same bits whatever the order of the tasks. With FUZZ_EMULATED: CUDA's kernels, as a CPU runs them
+// (tests/cuda_emulated.cpp).
 #include <math.h>
 #include <stdint.h>
 
@@ -12,7 +13,30 @@
 #include "reader.h"
 #include "values.h"
 
+#if defined(FUZZ_EMULATED)
+
+extern "C" size_t asvp_workspace_cuda_emulated(const asvp_problem* problem);
+extern "C" int asvp_perturb_cuda_emulated(const asvp_problem* problem, const void* x, void* y, void* workspace, int order);
+
 namespace {
+
+constexpr bool kAnyAddress = false;  // CUDA's kernels want the alignment of an element
+
+size_t workspace_of(const asvp_problem& p) { return asvp_check(&p) ? 0 : asvp_workspace_cuda_emulated(&p); }
+
+// 0: as it comes; others: some order of blocks and threads.
+asvp_status perturb(const asvp_problem& p, const void* x, void* y, Buffer& workspace, int order) {
+  if (asvp_check(&p)) return ASVP_BAD_ARGUMENT;
+  return static_cast<asvp_status>(asvp_perturb_cuda_emulated(&p, x, y, workspace.data, order));
+}
+
+#else
+
+namespace {
+
+constexpr bool kAnyAddress = true;
+
+size_t workspace_of(const asvp_problem& p) { return asvp_workspace_cpu(&p); }
 
 // Hosts: the tasks from the last one to the first, and in steps.
 void backwards(void*, asvp_task task, size_t count, void* argument) {
@@ -23,6 +47,15 @@ void in_steps(void* step, asvp_task task, size_t count, void* argument) {
   for (size_t first = 0; first < every; ++first)
     for (size_t i = first; i < count; i += every) task(argument, i);
 }
+
+// 0: one task after the other; 1: backwards; others: in steps.
+asvp_status perturb(const asvp_problem& p, const void* x, void* y, Buffer& workspace, int order) {
+  size_t step = static_cast<size_t>(order);
+  const asvp_parallel_for hosts[] = {nullptr, backwards, in_steps};
+  return asvp_perturb_cpu(&p, x, y, workspace.data, workspace.size, hosts[order < 2 ? order : 2], &step);
+}
+
+#endif
 
 // ---------------------------------------------------------------- any description at all
 
@@ -45,6 +78,7 @@ void describe(Reader& in) {
   REQUIRE((bytes == 0) == (reason || empty), "%zu bytes for %s", bytes, reason ? reason : "a good problem");
   REQUIRE(reason || empty || reachable(p), "elements beyond all addresses are accepted");
   REQUIRE(static_cast<int64_t>(bytes) >= 0, "%zu bytes", bytes);
+  if (!reason && !empty) REQUIRE(static_cast<int64_t>(workspace_of(p)) > 0, "%zu bytes", workspace_of(p));
   const asvp_status wanted = reason ? ASVP_BAD_ARGUMENT : empty ? ASVP_OK : ASVP_BAD_WORKSPACE;
   REQUIRE(asvp_perturb_cpu(&p, nowhere, nowhere, nullptr, bytes, nullptr, nullptr) == wanted, "no workspace");
   REQUIRE(asvp_perturb_cpu(&p, nowhere, nowhere, memory, 0, nullptr, nullptr) == wanted, "a workspace of no bytes");
@@ -196,27 +230,27 @@ void judge(const asvp_problem& p, int64_t s, const void* x, const void* y) {
 void compute(Reader& in) {
   asvp_problem p = small_problem(in);
   lay_out(in, &p);
-  const size_t bytes = bytes_of(p), offset = in.one_in(3) ? in.below(64) : 0;
+  const size_t bytes = bytes_of(p), step = kAnyAddress ? 1 : static_cast<size_t>(element_bytes(p.dtype));
+  const size_t offset = in.one_in(3) ? static_cast<size_t>(in.below(64)) / step * step : 0;
   Buffer x(bytes, offset), y(bytes, offset), again(bytes, 0);
   for (int64_t s = 0; s < p.n; ++s) fill(in, p, s, x.data);
   Buffer kept(bytes, 0);
   memcpy(kept.data, x.data, bytes);
-  Buffer workspace(asvp_workspace_cpu(&p), 0);
-  const asvp_status status =
-      asvp_perturb_cpu(&p, x.data, y.data, workspace.data, workspace.size, nullptr, nullptr);
+  Buffer workspace(workspace_of(p), 0, 256);
+  const asvp_status status = perturb(p, x.data, y.data, workspace, 0);
   REQUIRE(status == (asvp_check(&p) ? ASVP_BAD_ARGUMENT : ASVP_OK), "status %d", status);
   REQUIRE(memcmp(kept.data, x.data, bytes) == 0, "the input was changed");
   if (status != ASVP_OK) return;
   for (int64_t s = 0; s < p.n; ++s) judge(p, s, x.data, y.data);
 
-  size_t step = 2 + in.below(5);
+  const int order = 1 + static_cast<int>(in.below(6));
   memset(workspace.data, static_cast<int>(in.bits(1)), workspace.size);
   const bool in_place = in.below(2);
   if (in_place) memcpy(again.data, x.data, bytes);
-  REQUIRE(asvp_perturb_cpu(&p, in_place ? again.data : x.data, again.data, workspace.data, workspace.size,
-                           in.below(2) ? backwards : in_steps, &step) == ASVP_OK, "refused the second time");
+  REQUIRE(perturb(p, in_place ? again.data : x.data, again.data, workspace, order) == ASVP_OK, "refused the second time");
   // What lies between the elements is 0xFF in all of them.
-  REQUIRE(memcmp(again.data, y.data, bytes) == 0, "the order of the tasks, the place or the scratch memory shows");
+  REQUIRE(memcmp(again.data, y.data, bytes) == 0, "the order of the tasks, the place or the scratch memory shows: %s",
+          shown(p).c_str());
 }
 
 }  // namespace

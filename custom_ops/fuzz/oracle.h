@@ -86,6 +86,10 @@ inline std::string against(const Question& question, const Rows& m, const Rows& 
   const Format format = format_of(question.dtype);
   const long double following = r < known.values.size() ? known.values[r] : 0, last = known.values[r - 1];
   const Rows exact = known.perturbed(m, r, question.gain);
+  // Half types, whose Gram matrix is a float64: its rounding E turns u_r by E / (s_r^2 - s_r+1^2), which moves the result by
+  // s_r times that. Entries that cancel to less are known no better.
+  const long double first = known.values[0], gap = (last - following) * (last + following);
+  const long double blur = gap > 0 ? fabsl(question.gain - 1) * 0x1p-52L * first * first * last / gap : 0;
   long double wanted = 0, captured = 0, distance = 0, norm = 0, largest = 0, worst = 0;
   for (size_t t = 0; t < r; ++t) wanted += known.values[t] * known.values[t];
   for (const auto& row : exact)
@@ -96,19 +100,19 @@ inline std::string against(const Question& question, const Rows& m, const Rows& 
       captured += change * change;
       distance += off * off;
       norm += exact[i][j] * exact[i][j];
-      worst = fmaxl(worst, (fabsl(off) - 1e-12L * largest) / step_at(format, exact[i][j]));
+      worst = fmaxl(worst, (fabsl(off) - fmaxl(1e-12L * largest, blur)) / step_at(format, exact[i][j]));
     }
   char text[200] = "";
   const long double energy = fabsl(captured / wanted - 1), far = sqrtl(distance / norm);
   if (half) {
-    if (last - following > 1e-6L * known.values[0] && worst > 2)
-      snprintf(text, sizeof(text), "r = %zu: %.2Lf steps off", r, worst);
+    if (last - following > 1e-6L * first && worst > 2)
+      snprintf(text, sizeof(text), "r = %zu: %.2Lf steps off, largest %.3Le, s_1 %.3Le s_r %.3Le s_r+1 %.3Le", r, worst, largest,
+               first, last, following);
     return text;
   }
   if (energy > (wide ? 1e-12L : 1e-6L)) snprintf(text, sizeof(text), "r = %zu: captured energy off by %.2Le", r, energy);
   if (last > 0 && (last - following) / last > 1e-2L && far > (wide ? 1e-10L : 1e-5L))
-    snprintf(text, sizeof(text), "r = %zu: distance %.2Le, s_1 %.3Le s_r %.3Le s_r+1 %.3Le", r, far, known.values[0], last,
-             following);
+    snprintf(text, sizeof(text), "r = %zu: distance %.2Le, s_1 %.3Le s_r %.3Le s_r+1 %.3Le", r, far, first, last, following);
   return text;
 }
 

@@ -18,11 +18,11 @@ inline size_t bytes_of(const asvp_problem& p) {
          static_cast<size_t>(reach(p.n, p.sample_stride) + reach(p.c, p.channel_stride) + reach(p.l, p.position_stride) + 1);
 }
 
-// `bytes` at an address that misses an alignment of 64 by `offset`; what lies behind is the sanitizer's.
+// `bytes` at an address that misses an alignment by `offset`; what lies behind is the sanitizer's.
 struct Buffer {
-  Buffer(size_t bytes, size_t offset) : size(bytes) {
+  Buffer(size_t bytes, size_t offset, size_t alignment = 64) : size(bytes) {
     void* raw = nullptr;
-    if (posix_memalign(&raw, 64, bytes + offset)) abort();
+    if (posix_memalign(&raw, alignment, bytes + offset)) abort();
     memory.reset(static_cast<unsigned char*>(raw));
     data = memory.get() + offset;
     memset(memory.get(), 0xFF, bytes + offset);  // NaN in every type: nothing counts on zeros
