@@ -78,7 +78,7 @@ ASVP_API const char* asvp_cuda_unavailable(void);
 ASVP_API size_t asvp_workspace_cuda(const asvp_problem* problem);
 
 /* y = operator(x), all in device memory, on `stream` (a cudaStream_t; NULL: the default stream) of the current device. x and y
- * may be the same memory, and need the alignment of their elements only. Never allocates, never synchronises, may be captured
+ * may be the same memory, and need the alignment of their elements only (refused without it). Never allocates, never synchronises, may be captured
  * into a graph (after one call of its kind outside, which loads the kernels); what fails on the device comes back with a later
  * call, as always with CUDA. */
 ASVP_API asvp_status asvp_perturb_cuda(const asvp_problem* problem, const void* x, void* y, void* workspace,

@@ -292,5 +292,7 @@ def test_bad_calls_are_refused(cuda):
     assert call(ctypes.byref(problem), place, place, at, size - 1, None) == 2
     assert call(ctypes.byref(problem), place, place, at + 8, size, None) == 2
     assert call(ctypes.byref(problem), None, place, at, size, None) == 1
+    assert call(ctypes.byref(problem), place + 1, place, at, size, None) == 1
+    assert call(ctypes.byref(problem), place, place + 2, at, size, None) == 1
     problem.rank = 0
     assert call(ctypes.byref(problem), place, place, at, size, None) == 1

@@ -74,5 +74,9 @@ def test_the_c_abi_refuses_or_is_right(level, tmp_path):
     fuzz("abi", max(1, SECONDS // len(LEVELS)), tmp_path, ASVP_CPU_KERNELS=level)
 
 
+def test_cuda_s_kernels_are_right_as_a_cpu_runs_them(tmp_path):
+    fuzz("abi_cuda_emulated", SECONDS, tmp_path)
+
+
 def test_the_custom_op_refuses_by_name_or_gives_the_bits_of_the_c_abi(tmp_path):
     fuzz("attributes", SECONDS, tmp_path, ASVP_ONNXRUNTIME=onnxruntime_library())

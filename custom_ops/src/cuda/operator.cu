@@ -79,6 +79,8 @@ asvp_status asvp_perturb_cuda(const asvp_problem* problem, const void* x, void* 
   if (bytes == 0) return ASVP_CUDA_ERROR;
   const Plan plan = make_plan(*problem, x, y, bytes);
   if (too_large(plan)) return ASVP_BAD_ARGUMENT;
+  // A load from such an address would end every use of the device by this process.
+  if ((reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % plan.element_bytes != 0) return ASVP_BAD_ARGUMENT;
   if (!workspace || reinterpret_cast<uintptr_t>(workspace) % 256 != 0 || workspace_bytes < static_cast<size_t>(plan.bytes))
     return ASVP_BAD_WORKSPACE;
   const Call call = {plan, problem->gain, problem->energy, static_cast<const char*>(x), static_cast<char*>(y),
