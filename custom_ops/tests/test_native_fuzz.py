@@ -63,9 +63,8 @@ def fuzz(target: str, seconds: int, folder: Path, **settings: str) -> None:
     executed = int(re.findall(r"number_of_executed_units: *(\d+)", done.stderr)[-1])
     edges = int(re.findall(r"cov: (\d+)", done.stderr)[-1])
     peak = int(re.findall(r"peak_rss_mb: *(\d+)", done.stderr)[-1])
-    print(
-        f"{target} {settings.get('ASVP_CPU_KERNELS', '')}: {executed} inputs in {seconds} s, {edges} edges, at most {peak} MiB, no finding"
-    )
+    name = " ".join(filter(None, [target, settings.get("ASVP_CPU_KERNELS")]))
+    print(f"{name}: {executed} inputs in {seconds} s, {edges} edges, at most {peak} MiB, no finding")
     assert executed > 64
 
 
