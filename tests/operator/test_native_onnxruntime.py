@@ -20,6 +20,7 @@ from tests.helpers.native import onnxruntime_library
 from tests.helpers.native_sessions import (
     BFLOAT16,
     DOUBLE,
+    FLOAT,
     FLOAT16,
     LEVELS,
     NUMPY,
