@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_ZOO := .venv/.ready-zoo
 
-.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web lint bench bench-gpu clean
+.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web fuzz lint bench bench-gpu clean
 
 setup: $(READY)
 
@@ -38,6 +38,12 @@ $(READY_ZOO): $(READY) constraints.txt
 # One file of each kind that people have, through every command: a quarter of an hour.
 test-field: $(READY)
 	$(BIN)/python -m pytest tests_field
+
+# 10 minutes for each reader of strangers' files; what fails is kept in build/fuzz. SECONDS=60: shorter.
+SECONDS ?= 600
+fuzz: $(READY)
+	$(BIN)/python -c "from tests.fuzz.test_readers import READERS; print(*READERS)" | tr ' ' '\n' | \
+	  xargs -I {} $(BIN)/python -m tests.fuzz.readers {} --seconds $(SECONDS) --seed 0
 
 # What needs a GPU: the tests that carry the mark, then once more under compute-sanitizer.
 test-gpu: $(READY)

@@ -140,6 +140,7 @@ setup(
             "ruff",
             "import-linter",
             "markdown-it-py",
+            "atheris; sys_platform == 'linux' and python_version < '3.14'",
             "pyright[nodejs]",
             "cmake",
             "filelock",

@@ -79,7 +79,7 @@ def _zip_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:  # versions of zip to come
         raise InputError(f"{path} is truncated or damaged: its zip directory cannot be read.") from error
     inside = {name.partition("/")[2] for name in names}
     if "serialized_exported_program.json" in names:
