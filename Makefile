@@ -39,11 +39,11 @@ $(READY_ZOO): $(READY) constraints.txt
 test-field: $(READY)
 	$(BIN)/python -m pytest tests_field
 
-# 10 minutes for each reader of strangers' files; what fails is kept in build/fuzz. SECONDS=60: shorter.
-SECONDS ?= 600
+# 10 minutes for each reader of strangers' files; what fails is kept in build/fuzz. FUZZ_SECONDS=60: shorter.
+FUZZ_SECONDS ?= 600
 fuzz: $(READY)
 	$(BIN)/python -c "from tests.fuzz.test_readers import READERS; print(*READERS)" | tr ' ' '\n' | \
-	  xargs -I {} $(BIN)/python -m tests.fuzz.readers {} --seconds $(SECONDS) --seed 0
+	  xargs -I {} $(BIN)/python -m tests.fuzz.readers {} --seconds $(FUZZ_SECONDS) --seed 0
 
 # What needs a GPU: the tests that carry the mark, then once more under compute-sanitizer.
 test-gpu: $(READY)
