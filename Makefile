@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_ZOO := .venv/.ready-zoo
 
-.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web fuzz lint bench bench-gpu clean
+.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web fuzz gpu lint bench bench-gpu clean
 
 setup: $(READY)
 
@@ -44,6 +44,10 @@ FUZZ_SECONDS ?= 600
 fuzz: $(READY)
 	$(BIN)/python -c "from tests.fuzz.test_readers import READERS; print(*READERS)" | tr ' ' '\n' | \
 	  xargs -I {} $(BIN)/python -m tests.fuzz.readers {} --seconds $(FUZZ_SECONDS) --seed 0
+
+# First contact with a GPU: builds for the card, tests, sanitizers, onnxruntime, benchmark; under 8 minutes, one JSON.
+gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu
 
 # What needs a GPU: the tests that carry the mark, then once more under compute-sanitizer.
 test-gpu: $(READY)

@@ -10,7 +10,9 @@ row in turns; ours both as a call and as a replayed graph.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,6 +81,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--noise", action="store_true", help="maps of plain noise instead of positive ones")
     arguments.add_argument("--repeats", type=int, default=30)
+    arguments.add_argument("--json", type=Path, help="keep the rows here too")
     chosen = arguments.parse_args()
     if reason := cuda_missing():
         print(f"Nothing to measure: {reason}.")
@@ -93,7 +96,7 @@ def main() -> None:
     print("Microseconds, medians\n")
     print("| C x H x W | type | ours | as a graph | two reads, one write | of copy | Gram + eigh | svd |")
     print("|---|---|---|---|---|---|---|---|")
-    ratios = []
+    ratios, rows = [], []
     for c, h, w in SHAPES:
         for dtype in TYPES:
             x = feature_map(c, h * w, dtype, chosen.noise)
@@ -127,8 +130,21 @@ def main() -> None:
                 + f" | {floor / t['ours']:.0%} | {t['eigh']:.0f} | {t['svd']:.0f} |",
                 flush=True,
             )
+            rows.append(
+                {
+                    "C x H x W": f"{c} x {h} x {w}",
+                    "type": str(dtype).removeprefix("torch."),
+                    "ours us": round(t["ours"], 1),
+                    "as a graph us": round(t["graph"], 1),
+                    "of copy": round(floor / t["ours"], 3),
+                    "Gram + eigh / ours": round(t["eigh"] / t["ours"], 1),
+                    "svd / ours": round(t["svd"] / t["ours"], 1),
+                }
+            )
             ratios.append((name, t["eigh"] / t["ours"], t["svd"] / t["ours"]))
             del x, y, m, workspace, graph
+    if chosen.json:
+        chosen.json.write_text(json.dumps(rows, indent=1))
     print("\n| C x H x W | type | Gram + eigh / ours | svd / ours |")
     print("|---|---|---|---|")
     for name, eigh, svd in ratios:
