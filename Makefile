@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_ZOO := .venv/.ready-zoo
 
-.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web fuzz gpu lint bench bench-gpu clean
+.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web fuzz fuzz-native soak gpu lint bench bench-gpu clean
 
 setup: $(READY)
 
@@ -44,6 +44,14 @@ FUZZ_SECONDS ?= 600
 fuzz: $(READY)
 	$(BIN)/python -c "from tests.fuzz.test_readers import READERS; print(*READERS)" | tr ' ' '\n' | \
 	  xargs -I {} $(BIN)/python -m tests.fuzz.readers {} --seconds $(FUZZ_SECONDS) --seed 0
+
+# Fuzzers of the native library, under sanitizers, 10 minutes each; they need clang with libFuzzer.
+fuzz-native: $(READY)
+	ASVP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -s -n0 custom_ops/tests/test_native_fuzz.py
+
+# Heavy use of the native library on onnxruntime: threads, memory, sessions, forks, two copies.
+soak: $(READY)
+	ASVP_SOAK=full $(BIN)/python -m pytest -s -n0 custom_ops/tests/test_native_soak.py -k heavy
 
 # First contact with a GPU: builds for the card, tests, sanitizers, onnxruntime, benchmark; under 8 minutes, one JSON.
 gpu: $(READY)

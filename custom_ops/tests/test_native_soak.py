@@ -1,4 +1,4 @@
-"""Heavy use of libasvp on onnxruntime's C API (soak.cpp): a few seconds, or with ASVP_SOAK=full what docs/reliability.md has."""
+"""Heavy use of libasvp on the C API of onnxruntime (soak.cpp): seconds; ASVP_SOAK=full is what the documents have."""
 
 from __future__ import annotations
 
