@@ -6,14 +6,23 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from asvp_export.errors import AsvpError, InputError, MachineError
 
+try:
+    import fcntl
+except ImportError:  # Windows: what killed runs leave stays there
+    fcntl = None
+
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_TEMPORARY = re.compile(r"\.asvp-[0-9a-f]{16}\.tmp")
 
 
 def sha256(path: Path) -> str:
@@ -71,14 +80,20 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]
             raise InputError(f"The folder {folder} does not exist; create it, or name another output.")
         if target.exists() and not target.is_file():
             raise InputError(f"{path} is a folder or a device, not a file; name a file as the output.")
-        with temporary.open("xb") as stream:
+        for left in abandoned(target.parent, _TEMPORARY):
+            _remove(left)
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(temporary.open("xb"))
+            while not stack.enter_context(claimed(temporary)):
+                stream = stack.enter_context(temporary.open("xb"))
             if callable(content):
                 content(stream)
             else:
                 stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(target)
+            stream.close()
+            temporary.replace(target)
     except OSError as error:
         _remove(temporary)
         raise write_error(error, path) from error
@@ -90,6 +105,78 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]
 def _remove(temporary: Path) -> None:
     with contextlib.suppress(OSError):  # the error that brought us here says more than this one would
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Within the block `abandoned` leaves a file or a folder alone. The claim ends with the process, also by kill -9.
+
+    Yields:
+        False: another run took it for abandoned and removed it before the claim; make it again.
+    """
+    if fcntl is None:
+        yield True
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: `abandoned` gets none there either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def abandoned(folder: Path, names: re.Pattern[str]) -> Iterator[Path]:
+    """What runs that were killed left in a folder: files and folders that nobody claims, each claimed while it is yielded.
+
+    Args:
+        folder: looked into, not below.
+        names: which names such runs give; other files are not opened.
+    """
+    if fcntl is None:
+        return
+    try:
+        found = [path for path in folder.iterdir() if names.fullmatch(path.name)]
+    except OSError:
+        return
+    for path in found:
+        with contextlib.suppress(OSError):  # it is claimed, gone, or not ours to remove
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield path
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Within the block Ctrl-C, a kill and a closed terminal wait; they arrive at its end.
+
+    Handlers are replaced: a signal that this thread blocks reaches a thread of a native library, and Python then runs the
+    handler here all the same. Outside of the main thread there is nothing to do, since Python runs no handler there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number, handler in before.items():
+            if handler not in (None, signal.SIG_IGN):  # None: not set by Python, which cannot set it again
+                signal.signal(number, lambda number, frame: arrived.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler not in (None, signal.SIG_IGN):
+                signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def write_error(error: OSError, path: str | Path) -> AsvpError:

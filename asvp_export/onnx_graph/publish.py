@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import mmap
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 import onnx
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data
 
-from asvp_export.files import check_output, write_error
+from asvp_export.files import abandoned, check_output, claimed, signals_held_back, write_error
 from asvp_export.onnx_graph.contents import data_bytes, external_files, is_external, stored_bytes, tensors
 
 # protobuf refuses messages of 2 GiB; what is not a tensor needs room as well.
@@ -23,11 +26,23 @@ EXTERNAL_LIMIT = 2**31 - 2**24
 SMALL = 1024  # bytes: smaller tensors stay inside, where shape inference reads them
 _ALIGNMENT = 4096  # bytes: lets a runtime map the file into memory
 
+_PREFIX = ".asvp-staging-"
+_STAGING = re.compile(re.escape(_PREFIX) + r"\w{8}")
+_TOUCHED = "touched"  # in a staging folder: names of the data files that its publication adds, or makes needless
+_TENSORS = "tensors"  # what a data file is called until its content is known
+_DATA = re.compile(r"[^/\\\n]+\.[0-9a-f]{16}\.data")
+
+
+def is_data_of(name: str, output: Path) -> bool:
+    """Whether a file's name is one that a data file of an output gets; which, its content decides."""
+    return bool(_DATA.fullmatch(name)) and name.rsplit(".", 2)[0] == output.stem
+
 
 class Staging:
     """A folder beside the output, in which the file is written and verified before it gets its name.
 
-    Use it as a context manager; whatever ends the block (an error, Ctrl-C), the folder goes.
+    Use it as a context manager; whatever ends the block (an error, Ctrl-C), the folder goes. What a run that was killed
+    left beside the output goes when the block is entered.
 
     Args:
         output: where the file is to be.
@@ -47,22 +62,33 @@ class Staging:
         self._external = external_data
         self.data_folder = data_folder
         self._folder: Path | None = None
+        self._claim = contextlib.ExitStack()
 
     def __enter__(self) -> Staging:
         check_output(self.output, force=self._force)
+        _remove_abandoned(self.output.parent)
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix=".asvp-", dir=self.output.parent))
-            self.path.parent.mkdir()
-            self.data_folder = self.data_folder or self.scratch
-        except OSError as error:
-            raise write_error(error, self.output) from error
+            with signals_held_back():
+                while self._folder is None or not self._claim.enter_context(claimed(self._folder)):
+                    self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.output.parent))
+                self.path.parent.mkdir()
+                self.data_folder = self.data_folder or self.scratch
+        except BaseException as error:
+            self._remove()
+            if isinstance(error, OSError):
+                raise write_error(error, self.output) from error
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove()
+
+    def _remove(self) -> None:
+        with signals_held_back(), self._claim:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def path(self) -> Path:
@@ -103,7 +129,7 @@ class Staging:
                 tensor.CopyFrom(self._loaded(tensor))
         digest = hashlib.sha256()
         moved = []
-        data = self.path.with_name("tensors")
+        data = self.path.with_name(_TENSORS)
         with data.open("wb") as stream:
             for tensor in slim.graph.initializer:
                 if stored_bytes(tensor) < SMALL:
@@ -145,43 +171,110 @@ class Staging:
     def publish(self, output: Path | None = None) -> Path:
         """Give the verified files their names, the model's last; returns the model's path.
 
+        Whatever ends this, a kill -9 too, the model that has the name finds its data: new data comes before the new model,
+        old data goes after it, and no two contents share a name. Signals wait until it is done.
+
         Args:
             output: another name in the same folder than the one asked for.
+
+        Raises:
+            InputError: the folder is not writable any more. MachineError: the disk is full. What stood there still does.
         """
         output = output or self.output
-        previous, new = _replaced_files(output), list[Path]()
-        written = [p for p in self.path.parent.iterdir() if p != self.path]
+        folder = output.parent
+        written = [part for part in self.path.parent.iterdir() if part != self.path]
+        touched = _own_data(output, self.output) | {part.name for part in written}
         try:
+            (self.scratch / _TOUCHED).write_text("\n".join(touched), encoding="utf-8")
             for part in (*written, self.path):
                 _sync(part)
-            for part in written:
-                place = output.parent / part.name
-                new += [] if place.exists() else [place]
-                os.replace(part, place)
-            os.replace(self.path, output)
-        except BaseException as error:
-            for part in new:
-                part.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise write_error(error, output) from error
-            raise
-        for name in previous - {p.name for p in written}:
-            (output.parent / name).unlink(missing_ok=True)
+            with signals_held_back():
+                try:
+                    for part in written:
+                        os.replace(part, folder / part.name)
+                    _sync_names(folder)
+                    os.replace(self.path, output)
+                    _sync_names(folder)
+                finally:
+                    with contextlib.suppress(OSError):
+                        self.path.unlink(missing_ok=True)  # a model that did not get its name needs no data
+                    _remove_needless(folder, touched, output)
+        except OSError as error:
+            raise write_error(error, output) from error
         return output
 
 
-def _replaced_files(path: Path) -> set[str]:
-    """Data files that a model of ours which is being replaced leaves behind."""
+def _own_data(path: Path, output: Path) -> set[str]:
+    """Names of the data files of ours that a model which is being replaced reads."""
     if not path.exists():
         return set()
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # not a model: it will be replaced, and has no data files
         return set()
-    ours = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{16}\.data")
-    return {name for name in external_files(model) if ours.fullmatch(name)}
+    return {name for name in external_files(model) if is_data_of(name, output)}
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what publications that were killed left in a folder: staging folders, and data that no model there reads."""
+    for left in abandoned(folder, _STAGING):
+        names = list[str]()
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            names = (left / _TOUCHED).read_text(encoding="utf-8").split("\n")
+        shutil.rmtree(left, ignore_errors=True)
+        _remove_needless(folder, filter(_DATA.fullmatch, names))
+
+
+def _remove_needless(folder: Path, names: Iterable[str], *models: Path) -> None:
+    """Remove data files that no model in a folder names, nor one that another run is about to publish there.
+
+    Nothing is raised: this comes after the publication, whose result stands.
+
+    Args:
+        folder: of the data files.
+        names: of the data files.
+        *models: of the folder, whatever their names end in.
+    """
+    with contextlib.suppress(OSError):
+        for path in [folder / name for name in names]:
+            # Staged models first: one that is published meanwhile is then found under its name.
+            if path.is_file() and not any(
+                _names(model, path.name) for model in (*_staged(folder), *_models(folder), *models)
+            ):
+                path.unlink()
+
+
+def _staged(folder: Path) -> Iterator[Path]:
+    for path in folder.glob(f"{_PREFIX}*/file/*"):
+        if path.name != _TENSORS and not _DATA.fullmatch(path.name):
+            yield path
+
+
+def _models(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix.lower() == ".onnx"]
+
+
+def _names(model: Path, data: str) -> bool:
+    """Whether a model holds the name of a data file. Its bytes are searched: it need not be one that can be read."""
+    try:
+        with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(data.encode()) >= 0
+    except (FileNotFoundError, ValueError):  # ValueError: it is empty
+        return False
+    except OSError:  # nobody knows
+        return True
 
 
 def _sync(path: Path) -> None:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def _sync_names(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where that can be done: a power failure keeps their order."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
