@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,22 @@ def through(stream: TextIO) -> Iterator[None]:
         yield
     finally:
         _own.err = before
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Within the block our words go nowhere, in the encodings of the streams that they are for: what cannot be shown fails."""
+    before = _own.out, _own.err
+    _own.out, _own.err = (
+        io.TextIOWrapper(io.BytesIO(), getattr(one, "encoding", None), getattr(one, "errors", None))
+        for one in (stdout(), stderr())
+    )
+    try:
+        yield
+        _own.out.flush()
+        _own.err.flush()
+    finally:
+        _own.out, _own.err = before
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +12,11 @@ from asvp_export.cli.from_options import takes
 from asvp_export.cli.output import Command, Output, prints, refuse_given
 from asvp_export.cli.types import PATH
 from asvp_export.cli.verdict import verdict
+from asvp_export.console import unseen
 from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
+
+if TYPE_CHECKING:
+    from asvp_export.parity.result import ParityResult
 
 LAYERS = click.option(
     "--layers",
@@ -55,5 +60,10 @@ def export(model: Path, plan: Path | None, output: Path | None, screen: Output, 
 
     job = ExportJob(plan=plan, **options)  # pyright: ignore[reportArgumentType]  `takes` made them
     output = output or default_output(model)
-    result = export_model(model, output, job, screen.progress, screen.note)
+
+    def rehearse(result: ParityResult) -> None:
+        with unseen():
+            verdict(result, output, screen)
+
+    result = export_model(model, output, job, screen.progress, screen.note, rehearse)
     return verdict(result, output, screen)

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 
 def verdict(result: ParityResult, file: Path, screen: Output) -> int:
-    """Print the verdict; the exit code is 0 where every gate passed, else 1."""
+    """Print the verdict; the exit code is 0 where every gate passed, else 1, whatever could not be written beside the file."""
     from asvp_export.report.tables import failure_lines, result_table
 
-    screen.show(result.as_dict(), lambda: result_table(result, file))
+    missing = list(result.unwritten)
+    try:
+        screen.show(result.as_dict(), lambda: result_table(result, file))
+    except OSError as error:  # a full disk; the file has its name by now
+        missing.append(f"The verdict stands, but it could not be printed ({error.strerror or error}).")
+    for line in missing:
+        echo(f"Warning: {line}", err=True)
     if not result.passed and not screen.as_json:
         for line in failure_lines(result):
             echo(line, err=True)

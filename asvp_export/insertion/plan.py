@@ -133,16 +133,20 @@ class Plan:
         Raises:
             InputError: the folder does not exist. MachineError: the disk is full.
         """
-        path, written = Path(path), []
+        contents = self.contents(Path(path))
+        for file, content in contents.items():
+            atomic_write(file, content)
+        return list(reversed(contents))
+
+    def contents(self, path: Path) -> dict[Path, bytes]:
+        """What `save` writes: the weights, where there are any, and then the plan, which names them by their hash."""
+        made = dict[Path, bytes]()
         data = {"format": _FORMAT, "tool_version": tool_version(), **self.as_dict()}
         if self.weights:
             weights = path.with_suffix(".safetensors")  # x.plan.json, x.plan.safetensors
-            blob = save_tensors({name: weight.contiguous() for name, weight in sorted(self.weights.items())})
-            data["weights"] = {"file": weights.name, "sha256": hashlib.sha256(blob).hexdigest()}
-            atomic_write(weights, blob)
-            written.append(weights)
-        atomic_write(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
-        return [path, *written]
+            made[weights] = save_tensors({name: weight.contiguous() for name, weight in sorted(self.weights.items())})
+            data["weights"] = {"file": weights.name, "sha256": hashlib.sha256(made[weights]).hexdigest()}
+        return made | {path: (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()}
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -64,7 +64,7 @@ class ParityResult:
     """The file run tile by tile against the original teacher on the whole image; None when it was not asked for."""
 
     evidence: Evidence | None = None
-    """What can be looked at, for `write_page`; None when it was not asked for."""
+    """What can be looked at, for the page; None when it was not asked for."""
 
     removal_tests: tuple[RemovalTest, ...] = ()
     """What the graph is worth with its nodes taken out; empty when that was not tested."""
@@ -80,6 +80,9 @@ class ParityResult:
 
     files: Mapping[str, Path] = field(default_factory=dict)
     """What was written beside the ONNX file, by what it is."""
+
+    unwritten: tuple[str, ...] = ()
+    """What could not be written beside it, a sentence each. The verdict, and a file that was published, stand all the same."""
 
     @property
     def gates(self) -> dict[str, GateResult]:

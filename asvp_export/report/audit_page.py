@@ -6,7 +6,6 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -14,7 +13,6 @@ from PIL import Image
 
 from asvp_export.distillation.results import AuditResult, Row, title
 from asvp_export.environment import environment
-from asvp_export.files import atomic_write
 from asvp_export.report.audit_table import ATTACKERS, BASELINES, CONTROLS, LOSS, SHIPPED, grouped
 from asvp_export.report.charts import Series, difference_plot, line_chart, round_range
 from asvp_export.report.pictures import Picture, encoded, factor_for
@@ -69,22 +67,8 @@ class _StudentPicture:
         return len(self.picture.data) + len(self.difference.data)
 
 
-def write_audit_page(result: AuditResult, path: Path) -> None:
-    """Write the page of an audit, complete or not at all; under 5 MB, if need be with fewer pictures.
-
-    Args:
-        result: of the audit.
-        path: the page.
-
-    Raises:
-        InputError: the folder does not exist or is not writable.
-        MachineError: the disk is full.
-    """
-    # File names may hold bytes that are no text.
-    atomic_write(path, _page(result).encode("utf-8", "replace"))
-
-
-def _page(result: AuditResult) -> str:
+def audit_page(result: AuditResult) -> str:
+    """The page of an audit; under 5 MB, if need be with fewer pictures."""
     groups = grouped(result)
     models, student_pictures, factor = _pictures(result, [row for rows in groups.values() for row in rows])
     subject = result.file or result.model

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from asvp_export.errors import InputError
-from asvp_export.files import atomic_write
 from asvp_export.onnx_graph.describe import describe
 from asvp_export.report.card_code import one_line, usage
 from asvp_export.signature import NHWC
@@ -50,27 +48,6 @@ def card_path(model: str | Path) -> Path:
     return Path(model).with_name(NAME)
 
 
-def write_card(result: ParityResult) -> Path:
-    """Write the model card of an export that passed beside its ONNX file, complete or not at all.
-
-    Args:
-        result: of the export; the card shows its gates, dB rounded down.
-
-    Returns:
-        The card's path. An older one is replaced.
-
-    Raises:
-        InputError: nothing was published, or the folder is not writable.
-        MachineError: the disk is full.
-    """
-    if result.output is None or not result.passed:
-        raise InputError("The export did not pass, so there is no file for a model card to describe.")
-    path = card_path(result.output)
-    # File names may hold bytes that are no text.
-    atomic_write(path, card(result).encode("utf-8", "backslashreplace"))
-    return path
-
-
 def generated_part(content: bytes) -> bytes | None:
     """What this tool wrote in a card, its two marks included; None where a mark is gone. The rest is the owner's."""
     begin, end = (re.escape(mark.encode()) for mark in (_BEGIN, _END))
@@ -78,11 +55,16 @@ def generated_part(content: bytes) -> bytes | None:
     return found[0] if found else None
 
 
-def card(result: ParityResult) -> str:
-    """The text of the model card of a file that was published."""
+def card(result: ParityResult, model: Path) -> str:
+    """The model card of an export that passed.
+
+    Args:
+        result: of the export; the card shows its gates, dB rounded down.
+        model: the verified file, which need not have its name yet: that is `result.output`.
+    """
     assert result.output is not None
-    found: dict[str, Any] = describe(result.output)
-    types = _types(result.output)
+    found: dict[str, Any] = describe(model) | {"file": result.output.name}
+    types = _types(model)
     provenance = found["provenance"]
     tags = ["onnx", "onnxruntime", "image-restoration"]
     tags += ["super-resolution"] if provenance["scale"] > 1 else []

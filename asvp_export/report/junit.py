@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from xml.etree import ElementTree
 
-from asvp_export.files import atomic_write
 from asvp_export.parity.verify import GateResult, ImageScore
 
 # What XML 1.0 cannot hold, not even escaped; file names can.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def write_junit(path: str | Path, name: str, gates: Mapping[str, GateResult]) -> None:
-    """Write one test suite a gate and one test case an input, complete or not at all.
+def junit(name: str, gates: Mapping[str, GateResult]) -> bytes:
+    """One test suite a gate and one test case an input.
 
     Args:
-        path: the file.
         name: of the whole run, the model's file name for example.
         gates: the verdicts by the gate's name.
-
-    Raises:
-        InputError: the folder does not exist or is not writable.
-        MachineError: the disk is full.
     """
     suites = [_suite(gate, result) for gate, result in gates.items()]
     root = ElementTree.Element("testsuites", {"name": _text(name), **_totals(suites)})
     root.extend(suites)
     ElementTree.indent(root)
-    atomic_write(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
 def _suite(gate: str, result: GateResult) -> ElementTree.Element:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from asvp_export.onnx_graph.metadata import Provenance, read_provenance
 from asvp_export.onnx_graph.pairs import differing, same
 from asvp_export.operator import Perturbation
 from asvp_export.report.card import generated_part
-from asvp_export.report.report import write_json
+from asvp_export.report.report import json_bytes
 
 if TYPE_CHECKING:
     from asvp_export.parity.result import ParityResult
@@ -85,39 +85,37 @@ def manifest_path(model: str | Path) -> Path:
     return Path(model).with_name(f"{Path(model).stem}.manifest.json")
 
 
-def write_manifest(result: ParityResult, *, report: Path | None = None, card: Path | None = None) -> Path:
-    """List what was shipped, after all of it was written: the ONNX file, its data, its report and its card.
+def manifest(result: ParityResult, model: Path, beside: Iterable[tuple[str, Path, bytes]] = ()) -> bytes:
+    """List what is shipped together: the ONNX file, its data, its report and its card.
 
     The same files give the same bytes: the manifest holds no time, and no folder.
 
     Args:
         result: of an export that passed.
-        report: the report that was written; listed where it lies beside the ONNX file.
-        card: the model card that was written beside the ONNX file.
-
-    Returns:
-        The manifest's path, `<stem>.manifest.json` beside the ONNX file.
+        model: the verified file, its data beside it; it need not have its name yet: that is `result.output`.
+        beside: role, path and content of what else is written; listed where it lies beside the ONNX file.
 
     Raises:
-        InputError: nothing was published, or a file cannot be read.
-        MachineError: the disk is full.
+        InputError: a file cannot be read.
     """
-    if result.output is None:
-        raise InputError("The export did not pass, so there is no file for a manifest to list.")
-    model = result.output
+    assert result.output is not None
+    home = result.output.parent.resolve()
     data = sorted(external_files(onnx.load(model, load_external_data=False)))
-    beside = [("report", report), ("card", card)]
-    named = [("model", model), *(("data", _home(model) / name) for name in data)]
-    named += [(role, path) for role, path in beside if path and path.resolve().parent == model.parent.resolve()]
-    content = {
-        "manifest_version": VERSION,
-        "tool_version": tool_version(),
-        "source": {"name": result.model, "sha256": result.source_sha256},
-        "files": [{"role": role, "name": path.name, **_measured(role, path)} for role, path in named],
-    }
-    path = manifest_path(model)
-    write_json(path, content)
-    return path
+    files = [{"role": "model", "name": result.output.name, **_measured("model", model)}]
+    files += [{"role": "data", "name": name, **_measured("data", model.with_name(name))} for name in data]
+    files += [
+        {"role": role, "name": path.name, **_counted(role, content)}
+        for role, path, content in beside
+        if path.resolve().parent == home
+    ]
+    return json_bytes(
+        {
+            "manifest_version": VERSION,
+            "tool_version": tool_version(),
+            "source": {"name": result.model, "sha256": result.source_sha256},
+            "files": files,
+        }
+    )
 
 
 def verify_manifest(model: str | Path) -> Verification:
@@ -150,9 +148,14 @@ def _home(model: Path) -> Path:
 def _measured(role: str, path: Path) -> dict[str, object]:
     """Size and digest of a file; of a card those of the part that its owner leaves alone."""
     if role == "card":
-        part = generated_part(path.read_bytes()) or b""
-        return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+        return _counted(role, path.read_bytes())
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _counted(role: str, content: bytes) -> dict[str, object]:
+    """The same of a content."""
+    part = generated_part(content) or b"" if role == "card" else content
+    return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
 
 
 def _read(place: Path, model: Path) -> _Manifest:

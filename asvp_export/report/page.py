@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
-from asvp_export.files import atomic_write
 from asvp_export.report.charts import Series, dot_plot, line_chart
 from asvp_export.report.pictures import Pictures, draw, radial_power, visible
 from asvp_export.report.render import MOST_BYTES, Column, Table, render
@@ -32,27 +30,14 @@ _GATES = {
 }
 
 
-def write_page(
-    result: ParityResult, path: str | Path, *, plan: Sequence[Table] = (), removal_tests: Sequence[Table] = ()
-) -> None:
-    """Write the report page, complete or not at all.
+def page(result: ParityResult, *, plan: Sequence[Table] = (), removal_tests: Sequence[Table] = ()) -> str:
+    """The report page; under 5 MB, if need be with fewer pictures.
 
     Args:
         result: of an export or a check; with `evidence` it has pictures and singular values in it.
-        path: the page.
         plan: what was planned and what stopped each layer.
         removal_tests: what the file is worth once the nodes are taken out.
-
-    Raises:
-        InputError: the folder does not exist or is not writable.
-        MachineError: the disk is full.
     """
-    # File names may hold bytes that are no text.
-    atomic_write(path, page(result, plan=plan, removal_tests=removal_tests).encode("utf-8", "replace"))
-
-
-def page(result: ParityResult, *, plan: Sequence[Table] = (), removal_tests: Sequence[Table] = ()) -> str:
-    """The report page, as for `write_page`; under 5 MB, if need be with fewer pictures."""
     samples = list(result.evidence.samples) if result.evidence else []
     share = _PICTURE_BYTES // max(1, len(samples))
     views = [_view(one, share) for one in samples]

@@ -5,28 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
-
-from asvp_export.files import atomic_write
 
 
-def write_json(path: str | Path, data: Mapping[str, object]) -> None:
-    """Write strict JSON, complete or not at all: NaN and infinity become null, keys keep their order.
-
-    Args:
-        path: the file.
-        data: dicts, lists, tuples, strings, numbers, booleans and None.
-
-    Raises:
-        InputError: the folder does not exist or is not writable.
-        MachineError: the disk is full.
-    """
+def json_bytes(data: Mapping[str, object]) -> bytes:
+    """`strict_json` for a file."""
     # File names may hold bytes that are no text; as \udcXX they are valid JSON.
-    atomic_write(path, strict_json(data).encode("utf-8", "backslashreplace"))
+    return strict_json(data).encode("utf-8", "backslashreplace")
 
 
 def strict_json(data: Mapping[str, object]) -> str:
-    """Indented JSON that ends in a line feed; NaN and infinity become null."""
+    """Indented JSON that ends in a line feed: NaN and infinity become null, keys keep their order.
+
+    Args:
+        data: dicts, lists, tuples, strings, numbers, booleans and None.
+    """
     return json.dumps(_strict(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

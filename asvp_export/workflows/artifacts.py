@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asvp_export.errors import InputError
-from asvp_export.files import check_output, write_error
+from asvp_export.errors import AsvpError, InputError
+from asvp_export.files import atomic_write, check_output, write_error
 from asvp_export.insertion.plan import plan_path
 from asvp_export.options import ReportOptions
 from asvp_export.parity.result import ParityResult
-from asvp_export.report.card import card_path, write_card
-from asvp_export.report.junit import write_junit
-from asvp_export.report.manifest import manifest_path, write_manifest
-from asvp_export.report.page import write_page
+from asvp_export.report.card import card, card_path
+from asvp_export.report.junit import junit
+from asvp_export.report.manifest import manifest, manifest_path
+from asvp_export.report.page import page
 from asvp_export.report.plan import plan_tables
 from asvp_export.report.removal import removal_table
-from asvp_export.report.report import write_json
+from asvp_export.report.report import json_bytes
 
 Files = dict[str, Path]
 """What a file is to where it lies."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that lies beside a shipped one, rendered."""
+
+    what: str
+    """It is: "report", "manifest"."""
+
+    path: Path
+    """Where it goes."""
+
+    content: bytes
 
 
 def shipped_files(output: Path, asked: ReportOptions, force: bool, planned: bool) -> Files:
@@ -115,38 +129,63 @@ def keep_apart(read: Mapping[str, Path], written: Mapping[str, Path]) -> None:
         seen[what] = path
 
 
-def write_artifacts(result: ParityResult, file: Path, files: Files) -> Files:
-    """Write what lies beside a file.
+def render_artifacts(result: ParityResult, name: str, file: Path, files: Files) -> tuple[ParityResult, list[Artifact]]:
+    """What lies beside a file, before the file gets its name: what cannot be rendered stops the publication.
 
     Args:
-        result: of its export or check.
-        file: the ONNX file.
+        result: of its export or check; `output` is the path that the file will have.
+        name: that the file was asked for under.
+        file: the ONNX file as it lies now.
         files: where everything goes.
 
     Returns:
-        Those that were written: no manifest and no card of a file that failed, no plan where nothing was planned.
+        The result with the files that there will be, and these in the order of writing. No manifest and no card of a file
+        that failed, no plan where nothing was planned.
     """
-    written = dict(files)
+    made = list[Artifact]()
     if result.plan and "plan" in files:
-        result.plan.save(files["plan"])
-    else:
-        written.pop("plan", None)
+        made += [Artifact("plan", path, content) for path, content in result.plan.contents(files["plan"]).items()]
     if path := files.get("report"):
-        make_folder(path)
-        write_json(path, result.as_dict())
+        made.append(Artifact("report", path, json_bytes(result.as_dict())))
     if path := files.get("page"):
         plan = plan_tables(result.plan) if result.plan else []
-        write_page(
-            result, path, plan=plan, removal_tests=[removal_table(result.removal_tests)] if result.removal_tests else []
-        )
+        removal = [removal_table(result.removal_tests)] if result.removal_tests else []
+        text = page(result, plan=plan, removal_tests=removal)
+        made.append(
+            Artifact("page", path, text.encode("utf-8", "replace"))
+        )  # file names may hold bytes that are no text
     if path := files.get("JUnit file"):
-        write_junit(path, file.name, result.gates)
-    if "manifest" in files and result.passed:
-        card = write_card(result) if "model card" in files else None
-        write_manifest(result, report=files["report"], card=card)
-    elif "manifest" in files:
-        written = {what: path for what, path in written.items() if what not in ("manifest", "model card")}
-    return written
+        made.append(Artifact("JUnit file", path, junit(name, result.gates)))
+    if "manifest" in files and result.output and result.passed:
+        if path := files.get("model card"):
+            made.append(Artifact("model card", path, card(result, file).encode("utf-8", "backslashreplace")))
+        roles = {"report": "report", "model card": "card"}
+        beside = [(roles[one.what], one.path, one.content) for one in made if one.what in roles]
+        made.append(Artifact("manifest", files["manifest"], manifest(result, file, beside)))
+    kinds = {one.what for one in made}
+    return replace(result, files={what: path for what, path in files.items() if what in kinds}), made
+
+
+def write_artifacts(result: ParityResult, artifacts: Iterable[Artifact], stands: str) -> ParityResult:
+    """Write what was rendered, once the verdict is known and a file that passed has its name.
+
+    Nothing is raised for a full disk or a folder that is gone: an error says that nothing was done, which would be wrong
+    here. The result says what is missing.
+
+    Args:
+        result: with the files as they were planned.
+        artifacts: see `render_artifacts`.
+        stands: what is done all the same, as the beginning of a sentence.
+    """
+    unwritten = dict[str, str]()
+    for one in artifacts:
+        try:
+            make_folder(one.path)
+            atomic_write(one.path, one.content)
+        except (AsvpError, OSError) as error:
+            unwritten[one.what] = f"{stands}, but the {one.what} is not there. {error}"
+    files = {what: path for what, path in result.files.items() if what not in unwritten}
+    return replace(result, files=files, unwritten=tuple(unwritten.values()))
 
 
 def make_folder(file: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Unpack
 from asvp_export.distillation.auditing import run_audit
 from asvp_export.distillation.results import AuditResult, check_requirements
 from asvp_export.errors import InputError
+from asvp_export.files import atomic_write
 from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected
@@ -17,8 +18,8 @@ from asvp_export.keywords import AuditKeywords
 from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions, grouped
 from asvp_export.plan.protection import protect_teacher, resolved
 from asvp_export.progress import Printer, silent
-from asvp_export.report.audit_page import write_audit_page
-from asvp_export.report.report import write_json
+from asvp_export.report.audit_page import audit_page
+from asvp_export.report.report import json_bytes
 from asvp_export.teacher.model import Teacher
 from asvp_export.workflows.artifacts import Files, audit_files, keep_apart, make_folder
 from asvp_export.workflows.preflight import Model, stem_of, teacher_of
@@ -103,9 +104,10 @@ def audit_model(
     plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan
     subject = model if given else _subject(teacher_of(model, job.load, progress, note), plan, job, progress)
     result = run_audit(subject, protected, options=asked, progress=progress)
+    contents = {"report": json_bytes(result.as_dict()), "page": audit_page(result).encode("utf-8", "replace")}
     make_folder(files["report"])
-    write_json(files["report"], result.as_dict())
-    write_audit_page(result, files["page"])
+    for what, content in contents.items():
+        atomic_write(files[what], content)
     return replace(result, files=files)
 
 

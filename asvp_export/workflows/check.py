@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
@@ -16,7 +16,7 @@ from asvp_export.runtime.tiles import Tiling
 from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher
-from asvp_export.workflows.artifacts import Files, keep_apart, report_files, write_artifacts
+from asvp_export.workflows.artifacts import Files, keep_apart, render_artifacts, report_files, write_artifacts
 from asvp_export.workflows.preflight import refuse_options, tell, warn_of_two_runtimes
 
 
@@ -92,7 +92,8 @@ def check_shipped(
         original, protected, job.gate, tiling=tiling, plan=plan, evidence="page" in files, progress=progress
     )
     tell(result.assumptions, note)
-    return replace(result, files=write_artifacts(result, protected, files))
+    result, artifacts = render_artifacts(result, protected.name, protected, files)
+    return write_artifacts(result, artifacts, "The verdict stands")
 
 
 def _read(original: Teacher | Path, protected: Path, job: CheckJob) -> Files:

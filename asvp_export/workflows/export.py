@@ -17,9 +17,9 @@ from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, Pro
 from asvp_export.parity.result import ParityResult
 from asvp_export.plan.protection import protect_teacher, resolved
 from asvp_export.progress import Printer, silent
-from asvp_export.workflows.artifacts import Files, keep_apart, shipped_files, write_artifacts
+from asvp_export.workflows.artifacts import Files, keep_apart, shipped_files
 from asvp_export.workflows.preflight import Model, refuse_options, stem_of, teacher_of, warn_of_two_runtimes
-from asvp_export.workflows.publication import publish_verified
+from asvp_export.workflows.publication import Rehearsal, publish_verified
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,14 @@ def export(
 
 
 def export_model(
-    model: Protected | Model, output: Path | None, job: ExportJob, progress: Printer, note: Printer
+    model: Protected | Model,
+    output: Path | None,
+    job: ExportJob,
+    progress: Printer,
+    note: Printer,
+    rehearse: Rehearsal = lambda result: None,
 ) -> ParityResult:
-    """`export`, with the options as objects."""
+    """`export`, with the options as objects; `rehearse` is called with the result before anything is written."""
     given = isinstance(model, Protected)
     if given:
         _refuse_choices(job)
@@ -115,8 +120,7 @@ def export_model(
     warn_of_two_runtimes(note)
     protected = model if given else _protected(model, job, plan, progress, note)
     gate = replace(job.gate, images=job.gate.images if given else _verified_on(job, protected))
-    result = publish_verified(protected, output, gate, job.file, evidence="page" in files, progress=progress)
-    return replace(result, files=write_artifacts(result, output, files))
+    return publish_verified(protected, output, gate, job.file, files, progress, rehearse)
 
 
 def _refuse_choices(job: ExportJob) -> None:

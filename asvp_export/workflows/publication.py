@@ -13,7 +13,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
-from asvp_export.files import check_output, sha256
+from asvp_export.files import check_output, sha256, signals_held_back
 from asvp_export.insertion.protected import Protected, to_onnx
 from asvp_export.onnx_graph import publish
 from asvp_export.onnx_graph.contents import data_bytes, is_half
@@ -40,24 +40,35 @@ from asvp_export.signature import NCHW, NHWC
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_model import OnnxModule
+from asvp_export.workflows.artifacts import Files, render_artifacts, write_artifacts
 
 Stamps = dict[str, dict[str, float | None]]
+
+Rehearsal = Callable[[ParityResult], object]
+"""Shows a result to nobody: what fails at that fails before the file is published."""
 
 _ROUNDING_DB = 100.0
 
 
 def publish_verified(
-    protected: Protected, path: Path, gate: GateOptions, file: FileOptions, *, evidence: bool, progress: Printer
+    protected: Protected,
+    path: Path,
+    gate: GateOptions,
+    file: FileOptions,
+    files: Files,
+    progress: Printer,
+    rehearse: Rehearsal,
 ) -> ParityResult:
-    """Export a protected teacher, verify the file, and only then give it its name.
+    """Export a protected teacher, verify the file, and only then give it its name; and write what lies beside it.
 
     Args:
         protected: what is exported.
         path: the ONNX file.
         gate: what is compared.
         file: which file is written.
-        evidence: keep what the page shows beside the numbers: pictures, singular values.
+        files: what is written beside it; for a page, what it shows beside the numbers is kept: pictures, singular values.
         progress: called with a line at each stage.
+        rehearse: called with the result before anything is written.
 
     Returns:
         The verdict. When a gate failed, `passed` is False and no file stands at `path`.
@@ -71,20 +82,32 @@ def publish_verified(
     if file.static_batch:
         protected = replace(protected, teacher=_one_at_a_time(protected.teacher))
     frozen = _frozen_size(protected.teacher, gate.sizes, file.static)
-    failed = path.with_name(f"{path.stem}.failed.onnx")
+    failed = failed_path(path)
     if file.keep_failed:
-        check_output(failed, force=file.force)
+        check_output(failed, force=file.force, what="file that failed")
     folder = open_backend(protected.teacher, file.opset).data_folder
     with Staging(path, force=file.force, external_data=file.external_data, data_folder=folder) as staging:
         export = _Export(protected, gate, file, frozen, staging, progress)
-        result = export.result(export.model(), evidence)
+        result = export.result(export.model(), evidence="page" in files)
+        kept = file.keep_failed and not result.passed
         if result.passed:
-            staging.publish()
-            return replace(result, output=path)
-        if not file.keep_failed:
-            return result
-        kept = staging.publish(staging.output.with_name(failed.name))
-        return replace(result, notes=(*result.notes, f"The file that failed was kept as {kept.name}."))
+            result = replace(result, output=path)
+        elif kept:
+            result = replace(result, notes=(*result.notes, f"The file that failed was kept as {failed.name}."))
+        result, artifacts = render_artifacts(result, path.name, staging.path, files)
+        rehearse(result)
+        with signals_held_back():  # a file and what lies beside it belong together
+            if result.passed:
+                staging.publish()
+            elif kept:
+                staging.publish(staging.output.with_name(failed.name))
+            stands = f"{path} was published whole" if result.passed else "The verdict stands"
+            return write_artifacts(result, artifacts, stands)
+
+
+def failed_path(output: Path) -> Path:
+    """Where a file that failed is kept, where that is asked for."""
+    return output.with_name(f"{output.stem}.failed.onnx")
 
 
 class _Export:

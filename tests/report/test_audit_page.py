@@ -17,7 +17,7 @@ from asvp_export.distillation.results import NO_EFFECT, ONE_SEED, AuditResult, R
 from asvp_export.distillation.runner import ModelScores
 from asvp_export.distillation.training import Budget
 from asvp_export.operator import Perturbation
-from asvp_export.report.audit_page import write_audit_page
+from asvp_export.report.audit_page import audit_page
 from asvp_export.report.audit_table import audit_table
 from asvp_export.report.charts import Series, line_chart, round_range
 from tests.helpers.reading import Seen, pixels, read
@@ -108,14 +108,13 @@ def result() -> AuditResult:
     )
 
 
-def seen_of(result: AuditResult, folder: Path) -> Seen:
-    write_audit_page(result, folder / "audit.html")
-    return read((folder / "audit.html").read_text())
+def seen_of(result: AuditResult) -> Seen:
+    return read(audit_page(result).encode("utf-8", "replace").decode("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def seen(result, tmp_path_factory) -> Seen:
-    return seen_of(result, tmp_path_factory.mktemp("audit"))
+def seen(result) -> Seen:
+    return seen_of(result)
 
 
 def test_the_verdict_comes_first_and_every_row_is_there(result, seen):
@@ -142,9 +141,8 @@ def test_the_verdict_comes_first_and_every_row_is_there(result, seen):
     assert not seen.all("script") and "script-src" not in str(seen.all("meta"))
 
 
-def test_losses_are_drawn_where_they_lie_and_chance_as_wide_as_it_is(result, tmp_path):
-    write_audit_page(result, tmp_path / "audit.html")
-    charts = re.findall(r'<svg class="chart dots".*?</svg>', (tmp_path / "audit.html").read_text())
+def test_losses_are_drawn_where_they_lie_and_chance_as_wide_as_it_is(result):
+    charts = re.findall(r'<svg class="chart dots".*?</svg>', audit_page(result))
     assert len(charts) == len(GROUPS) - 1
     drawn, scales = {}, []
     for chart in charts:
@@ -185,8 +183,8 @@ def test_a_learning_curve_is_drawn_over_a_linear_axis_and_ends_at_its_borders():
 
 
 @pytest.mark.parametrize("channels", [(3,), ()], ids=["colour", "grey"])
-def test_the_pictures_are_the_students_and_their_differences_times_one_factor(channels, result, tmp_path):
-    seen = seen_of(replace(result, pictures=pictures(*channels)), tmp_path)
+def test_the_pictures_are_the_students_and_their_differences_times_one_factor(channels, result):
+    seen = seen_of(replace(result, pictures=pictures(*channels)))
     factor = 20  # the largest difference is 9 of 255: 20 times it is still in 0..1, 50 times it is not
     shown = {str(one["alt"]): pixels(one["src"]).astype(int) for one in seen.all("img")}
     clean = next(one for alt, one in shown.items() if alt.startswith("Clean"))
@@ -198,7 +196,7 @@ def test_the_pictures_are_the_students_and_their_differences_times_one_factor(ch
     assert [one.get("class") for one in seen.all("figure")].count("coarse") == 1, "the input alone is small"
 
 
-def test_names_and_reasons_are_text_whatever_they_hold(result, tmp_path, capsys):
+def test_names_and_reasons_are_text_whatever_they_hold(result, capsys):
     hostile = replace(
         result,
         model=HOSTILE,
@@ -208,7 +206,7 @@ def test_names_and_reasons_are_text_whatever_they_hold(result, tmp_path, capsys)
         nodes={HOSTILE: Perturbation(1, 2.0)},
         requirements=(Requirement(HOSTILE, 1.0, True),),
     )
-    seen = seen_of(hostile, tmp_path)
+    seen = seen_of(hostile)
     assert not seen.all("script") and "{{ 7 * 7 }}[red]" in seen.text("th")
     assert "<script>alert(1)</script>" in seen.text("td"), "the reason of the row that is not available"
     audit_table(replace(result, unavailable={"shipped/mse-1": "[red]no[/] layer"}), {"page": Path("[b].html")})
@@ -216,7 +214,7 @@ def test_names_and_reasons_are_text_whatever_they_hold(result, tmp_path, capsys)
     assert "[red]no[/] layer" in out and "[b].html" in out
 
 
-def test_one_seed_and_scores_without_a_number_have_a_page(result, tmp_path):
+def test_one_seed_and_scores_without_a_number_have_a_page(result):
     nan = float("nan")
     one, *_, last = rows(1)
     broken = replace(
@@ -225,7 +223,7 @@ def test_one_seed_and_scores_without_a_number_have_a_page(result, tmp_path):
     changed = replace(
         result, rows=(one, *rows(1)[1:-1], broken), seeds=(0,), requirements=(), pictures={}, file="", unavailable={}
     )
-    seen = seen_of(changed, tmp_path)
+    seen = seen_of(changed)
     assert "net.pt: what its defence costs attackers" in seen.text("h1")
     assert not {"Failed", "Passed"} & set(seen.texts["span"])
     assert seen.text("h2") == (
