@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from pathlib import Path
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.files import atomic_write, check_output, write_error
 from asvp_export.insertion.plan import plan_path
+from asvp_export.onnx_graph.publish import is_data_of
 from asvp_export.options import ReportOptions
 from asvp_export.parity.result import ParityResult
 from asvp_export.report.card import card, card_path
@@ -20,9 +23,21 @@ from asvp_export.report.page import page
 from asvp_export.report.plan import plan_tables
 from asvp_export.report.removal import removal_table
 from asvp_export.report.report import json_bytes
+from asvp_export.workflows.reading import Named
 
 Files = dict[str, Path]
 """What a file is to where it lies."""
+
+
+_MARKS = {
+    "report": rb'^\{.*"tool_version"',
+    "page": rb"^\s*<!doctype html.*asvp-export",
+    "manifest": rb'^\{.*"manifest_version"',
+    "plan": rb'^\{.*"format".*"tool_version"',
+    "plan's weights": rb"^.{8}\{",
+    "JUnit file": rb"<testsuites?\b",  # also another tool's, whose place it may take in CI
+}
+"""What stands at the beginning of each kind."""
 
 
 @dataclass(frozen=True)
@@ -108,25 +123,69 @@ def _check_writable(folder: Path, file: Path) -> None:
         raise write_error(error, file) from error
 
 
-def keep_apart(read: Mapping[str, Path], written: Mapping[str, Path]) -> None:
-    """Refuse to write two things to one file, over a file that is read, or over what is no file.
+def keep_apart(read: Iterable[Named], written: Mapping[str, Path], force: bool = False) -> None:
+    """Refuse to write two things to one file, over a file that is read, over what is no file, or over a stranger's file.
+
+    Files are compared by what they are, not by name: links are followed, hard links found.
 
     Args:
-        read: what a file is to where it lies.
-        written: the same of what will be written.
+        read: every file that is read.
+        written: what a file is to where it lies, of every file that may be written; "output" is an ONNX file's, whose data
+            files count too.
+        force: replace also what no earlier run wrote.
 
     Raises:
         InputError: as above.
     """
-    seen = dict(read)
+    written = dict(written)
+    if "plan" in written:
+        written["plan's weights"] = written["plan"].with_suffix(".safetensors")
+    seen = dict[object, str]()
+    for what, path in read:
+        seen.setdefault(_identity(path), what)
+        _check_not_data(path, what, written.get("output"))
     for what, path in written.items():
         if path.exists() and not path.is_file():
             raise InputError(f"The {what} {path} is a folder or a device; name a file.")
-        for other, theirs in seen.items():
-            same = path.exists() and theirs.exists() and path.samefile(theirs)  # hard links too
-            if same or path.resolve() == theirs.resolve():
+        # Names that differ in case alone are one file on some systems, and nobody needs both.
+        for key in (_identity(path), os.path.realpath(path).casefold()):
+            if (other := seen.setdefault(key, what)) != what:
                 raise InputError(f"The {what} {path} is the {other} itself; name another file for the {what}.")
-        seen[what] = path
+        if what != "output":
+            _check_not_data(path, what, written.get("output"))
+        if not force and what in _MARKS and path.exists() and not _is_one(path, what):
+            raise InputError(
+                f"The {what} {path} is there already, and no earlier run wrote it; name another file, or move that one away."
+            )
+
+
+def _identity(path: Path) -> object:
+    """The same for two paths of one file."""
+    with contextlib.suppress(OSError, ValueError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return os.path.realpath(path)
+
+
+def _check_not_data(path: Path, what: str, output: Path | None) -> None:
+    """Refuse a file that has the name of a data file of the output: those are replaced, and removed."""
+    if output is None:
+        return
+    place, home = (Path(os.path.realpath(one)) for one in (path, output))
+    if place.parent == home.parent and is_data_of(place.name, home):
+        raise InputError(
+            f"The {what} {path} is called as external data of the output {output.name} is; name another output."
+        )
+
+
+def _is_one(path: Path, what: str) -> bool:
+    """Whether a file begins as one of its kind does; an empty one will do."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(2**16)
+    except OSError:
+        return False
+    return not head or re.search(_MARKS[what], head, re.DOTALL) is not None
 
 
 def render_artifacts(result: ParityResult, name: str, file: Path, files: Files) -> tuple[ParityResult, list[Artifact]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
@@ -21,8 +21,17 @@ from asvp_export.progress import Printer, silent
 from asvp_export.report.audit_page import audit_page
 from asvp_export.report.report import json_bytes
 from asvp_export.teacher.model import Teacher
-from asvp_export.workflows.artifacts import Files, audit_files, keep_apart, make_folder
+from asvp_export.workflows.artifacts import audit_files, keep_apart, make_folder
 from asvp_export.workflows.preflight import Model, stem_of, teacher_of
+from asvp_export.workflows.reading import (
+    Named,
+    audit_pictures,
+    code_files,
+    compared_files,
+    loaded_files,
+    model_files,
+    plan_files,
+)
 
 
 def audit(
@@ -122,8 +131,12 @@ def _subject(teacher: Teacher, plan: Plan | None, job: AuditJob, progress: Print
     )
 
 
-def _read(model: Protected | Model, protected: Path | None, job: AuditJob) -> Files:
-    """The files that are read, by what they are."""
-    read = {"model": Path(model)} if isinstance(model, str | Path) else Files()
-    read |= {"protected file": protected} if protected else {}
-    return read | ({"plan": job.plan} if isinstance(job.plan, Path) else {})
+def _read(model: Protected | Model, protected: Path | None, job: AuditJob) -> Iterator[Named]:
+    """Every file that is read."""
+    yield from loaded_files(model, job.load)
+    if protected:
+        yield from model_files(protected, "protected file")
+    yield from plan_files(job.plan)
+    yield from compared_files(job.gate, job.verify_images)
+    yield from code_files(job.audit.student, "student")
+    yield from audit_pictures(job.audit.data)

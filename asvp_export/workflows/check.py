@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -16,8 +17,9 @@ from asvp_export.runtime.tiles import Tiling
 from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher
-from asvp_export.workflows.artifacts import Files, keep_apart, render_artifacts, report_files, write_artifacts
+from asvp_export.workflows.artifacts import keep_apart, render_artifacts, report_files, write_artifacts
 from asvp_export.workflows.preflight import refuse_options, tell, warn_of_two_runtimes
+from asvp_export.workflows.reading import Named, compared_files, loaded_files, model_files, plan_files
 
 
 def check(
@@ -96,10 +98,12 @@ def check_shipped(
     return write_artifacts(result, artifacts, "The verdict stands")
 
 
-def _read(original: Teacher | Path, protected: Path, job: CheckJob) -> Files:
-    """The files that are read, by what they are."""
-    read = {"protected file": protected} | ({} if isinstance(original, Teacher) else {"original": original})
-    return read | ({"plan": job.plan} if isinstance(job.plan, Path) else {})
+def _read(original: Teacher | Path, protected: Path, job: CheckJob) -> Iterator[Named]:
+    """Every file that is read."""
+    yield from model_files(protected, "protected file")
+    yield from loaded_files(original, job.load, "original")
+    yield from plan_files(job.plan)
+    yield from compared_files(job.gate)
 
 
 def tiling_of(asked: TileOptions) -> Tiling | None:

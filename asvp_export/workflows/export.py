@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
@@ -17,9 +17,10 @@ from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, Pro
 from asvp_export.parity.result import ParityResult
 from asvp_export.plan.protection import protect_teacher, resolved
 from asvp_export.progress import Printer, silent
-from asvp_export.workflows.artifacts import Files, keep_apart, shipped_files
+from asvp_export.workflows.artifacts import keep_apart, shipped_files
 from asvp_export.workflows.preflight import Model, refuse_options, stem_of, teacher_of, warn_of_two_runtimes
-from asvp_export.workflows.publication import Rehearsal, publish_verified
+from asvp_export.workflows.publication import Rehearsal, failed_path, publish_verified
+from asvp_export.workflows.reading import Named, compared_files, loaded_files, pictures, plan_files
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,17 @@ def export_model(
         _refuse_choices(job)
     elif not job.layers and job.plan is None:
         raise InputError("No layers were named; layers (auto chooses them) or a plan was expected.")
-    plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan  # told before a large model is loaded
     resolved(job.protect)
     output = output or default_output(model)
     check_output(output, force=job.file.force)
-    planned = model.plan is not None if given else plan is None and _planned(job)
+    planned = model.plan is not None if given else job.plan is None and _planned(job)
     files = shipped_files(output, job.report, job.file.force, planned)
-    keep_apart(_read(model, job), {"output": output, **files})
+    written = {"output": output}
+    if job.file.keep_failed:
+        written["file that failed"] = failed_path(output)
+        check_output(failed_path(output), force=job.file.force, what="file that failed")
+    keep_apart(_read(model, job), written | files, job.file.force)
+    plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan  # told before a large model is loaded
     warn_of_two_runtimes(note)
     protected = model if given else _protected(model, job, plan, progress, note)
     gate = replace(job.gate, images=job.gate.images if given else _verified_on(job, protected))
@@ -162,9 +167,9 @@ def _planned(job: ExportJob) -> bool:
     return job.protect.gain == AUTO or job.protect.compensate != "none" or chooses
 
 
-def _read(model: Protected | Model, job: ExportJob) -> Files:
-    """The files that are read, by what they are."""
-    read = {"model": Path(model)} if isinstance(model, str | Path) else Files()
-    if job.load.arch:
-        read["architecture"] = Path(job.load.arch.rpartition(":")[0])
-    return read | ({"plan": job.plan} if isinstance(job.plan, Path) else {})
+def _read(model: Protected | Model, job: ExportJob) -> Iterator[Named]:
+    """Every file that is read."""
+    yield from loaded_files(model, job.load)
+    yield from plan_files(job.plan)
+    yield from compared_files(job.gate, job.verify_images)
+    yield from pictures(job.file.ground_truth, "clean picture")

@@ -17,6 +17,7 @@ from asvp_export.plan.protection import plan_of, protect_teacher, resolved
 from asvp_export.progress import Printer, silent
 from asvp_export.workflows.artifacts import Files, keep_apart
 from asvp_export.workflows.preflight import Model, teacher_of
+from asvp_export.workflows.reading import compared_files, loaded_files
 
 
 def protect(
@@ -112,7 +113,8 @@ def protect_model(
     resolved(job.protect)
     output = output or Path(f"{model.stem}.plan.json")
     check_output(output, force=job.file.force, what="plan")
-    keep_apart({"model": model}, {"plan": output})
+    read = [*loaded_files(model, job.load), *compared_files(job.gate, job.verify_images)]
+    keep_apart(read, {"plan": output}, job.file.force)
     teacher = teacher_of(model, job.load, progress, note)
     protected = protect_teacher(
         teacher,

@@ -13,7 +13,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError, InputError
-from asvp_export.files import check_output, sha256, signals_held_back
+from asvp_export.files import sha256, signals_held_back
 from asvp_export.insertion.protected import Protected, to_onnx
 from asvp_export.onnx_graph import publish
 from asvp_export.onnx_graph.contents import data_bytes, is_half
@@ -83,8 +83,6 @@ def publish_verified(
         protected = replace(protected, teacher=_one_at_a_time(protected.teacher))
     frozen = _frozen_size(protected.teacher, gate.sizes, file.static)
     failed = failed_path(path)
-    if file.keep_failed:
-        check_output(failed, force=file.force, what="file that failed")
     folder = open_backend(protected.teacher, file.opset).data_folder
     with Staging(path, force=file.force, external_data=file.external_data, data_folder=folder) as staging:
         export = _Export(protected, gate, file, frozen, staging, progress)

@@ -19,6 +19,7 @@ from asvp_export.progress import Printer, silent
 from asvp_export.runtime.restoration import restore
 from asvp_export.workflows.artifacts import keep_apart
 from asvp_export.workflows.check import tiling_of
+from asvp_export.workflows.reading import model_files
 
 
 def run(
@@ -94,8 +95,10 @@ def restore_picture(
     if output is not None:
         image_format(output)
         check_output(output, force=job.run.force)
-        read = {"protected file": protected} | ({"image": image} if isinstance(image, Path) else {})
-        keep_apart(read | ({"inputs": job.run.inputs} if job.run.inputs else {}), {"output": output})
+        read = [*model_files(protected, "protected file")]
+        read += [("image", image)] if isinstance(image, Path) else []
+        read += [("inputs", job.run.inputs)] if job.run.inputs else []
+        keep_apart(read, {"picture": output})
     picture = read_picture(image) if isinstance(image, Path) else Picture(image)
     if output is not None:
         image_format(output, picture)
