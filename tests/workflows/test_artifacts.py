@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.helpers.teachers import recurrent, save_pictures
 
 NETS = """
 import shutil
+import signal
 from tests.helpers.teachers import recurrent
 
 def vanishing():
@@ -252,3 +254,36 @@ def test_a_teacher_in_memory_keeps_the_data_that_it_still_reads(work):
         with pytest.raises(asvp_export.InputError, match=r"is the (external data of the )?model itself"):
             asvp_export.export(protected, work / name, force=True)
     assert contents(work) == before
+
+
+STOPPED = """
+import os, signal
+rename = os.replace
+def replace(source, target):
+    if str(target).endswith("p.onnx"):
+        os.kill(os.getpid(), {number})
+    rename(source, target)
+os.replace = replace
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_an_export_stopped_at_its_last_rename_leaves_files_that_belong_together(number, code, model, pictures, work):
+    """A kill -9 the earlier ones, whose remains the next run removes; a kill, which waits, the new ones."""
+    given = arguments(model, pictures, "--output=p.onnx", "--external-data")
+    assert call(*given).code == 0
+    before = contents(work)
+    (work / "hook").mkdir()
+    (work / "hook/sitecustomize.py").write_text(STOPPED.format(number=int(number)))
+    told = os.environ | {"PYTHONPATH": os.pathsep.join([str(work / "hook"), str(teachers.ROOT)])}
+    done = subprocess.run([sys.executable, "-m", "asvp_export", *given, "--gain=1.02", "--force"], env=told)
+    shutil.rmtree(work / "hook")
+    assert done.returncode == code
+    assert asvp_export.verify_manifest(work / "p.onnx").passed
+    changed = {name for name, digest in contents(work).items() if before.get(name) != digest}
+    left = {name for name in changed if name.startswith(".asvp-staging-")}
+    assert (changed - left, bool(left)) == (
+        (set(), True) if number == signal.SIGKILL else ({"p.onnx", "p.report.json", "p.manifest.json"}, False)
+    )
+    assert call(*given, "--force").code == 0
+    assert contents(work).keys() == before.keys()
