@@ -67,7 +67,7 @@ def through(stream: TextIO) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unseen() -> Iterator[None]:
-    """Within the block our words go nowhere, in the encodings of the streams that they are for: what cannot be shown fails."""
+    """Within the block our words go nowhere, but are encoded as for their streams: what cannot be shown fails."""
     before = _own.out, _own.err
     _own.out, _own.err = (
         io.TextIOWrapper(io.BytesIO(), getattr(one, "encoding", None), getattr(one, "errors", None))

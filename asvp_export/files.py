@@ -131,7 +131,7 @@ def claimed(path: Path) -> Iterator[bool]:
 
 
 def abandoned(folder: Path, names: re.Pattern[str]) -> Iterator[Path]:
-    """What runs that were killed left in a folder: files and folders that nobody claims, each claimed while it is yielded.
+    """What runs that were killed left in a folder: what nobody claims, each claimed while it is yielded.
 
     Args:
         folder: looked into, not below.
@@ -157,8 +157,9 @@ def abandoned(folder: Path, names: re.Pattern[str]) -> Iterator[Path]:
 def signals_held_back() -> Iterator[None]:
     """Within the block Ctrl-C, a kill and a closed terminal wait; they arrive at its end.
 
-    Handlers are replaced: a signal that this thread blocks reaches a thread of a native library, and Python then runs the
-    handler here all the same. Outside of the main thread there is nothing to do, since Python runs no handler there.
+    Handlers are replaced: a signal that this thread blocks reaches a thread of a native library, and Python then
+    runs the handler here all the same. Outside of the main thread there is nothing to do, since Python runs no
+    handler there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

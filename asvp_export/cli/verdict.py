@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def verdict(result: ParityResult, file: Path, screen: Output) -> int:
-    """Print the verdict; the exit code is 0 where every gate passed, else 1, whatever could not be written beside the file."""
+    """Print the verdict; the exit code is 0 where every gate passed, else 1, even where a report was not written."""
     from asvp_export.report.tables import failure_lines, result_table
 
     missing = list(result.unwritten)

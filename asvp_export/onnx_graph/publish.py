@@ -171,14 +171,15 @@ class Staging:
     def publish(self, output: Path | None = None) -> Path:
         """Give the verified files their names, the model's last; returns the model's path.
 
-        Whatever ends this, a kill -9 too, the model that has the name finds its data: new data comes before the new model,
-        old data goes after it, and no two contents share a name. Signals wait until it is done.
+        Whatever ends this, a kill -9 too, the model that has the name finds its data: new data comes before the new
+        model, old data goes after it, and no two contents share a name. Signals wait until it is done.
 
         Args:
             output: another name in the same folder than the one asked for.
 
         Raises:
-            InputError: the folder is not writable any more. MachineError: the disk is full. What stood there still does.
+            InputError: the folder is not writable any more. MachineError: the disk is full. What stood there still
+                does.
         """
         output = output or self.output
         folder = output.parent
@@ -216,7 +217,7 @@ def _own_data(path: Path, output: Path) -> set[str]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what publications that were killed left in a folder: staging folders, and data that no model there reads."""
+    """Remove what killed publications left in a folder: staging folders, and data that no model there reads."""
     for left in abandoned(folder, _STAGING):
         names = list[str]()
         with contextlib.suppress(OSError, UnicodeDecodeError):

@@ -82,7 +82,8 @@ class ParityResult:
     """What was written beside the ONNX file, by what it is."""
 
     unwritten: tuple[str, ...] = ()
-    """What could not be written beside it, a sentence each. The verdict, and a file that was published, stand all the same."""
+    """What could not be written beside it, a sentence each. The verdict, and a file that was published, stand all
+    the same."""
 
     @property
     def gates(self) -> dict[str, GateResult]:

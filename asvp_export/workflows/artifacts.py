@@ -124,14 +124,14 @@ def _check_writable(folder: Path, file: Path) -> None:
 
 
 def keep_apart(read: Iterable[Named], written: Mapping[str, Path], force: bool = False) -> None:
-    """Refuse to write two things to one file, over a file that is read, over what is no file, or over a stranger's file.
+    """Refuse to write two things to one file, over what is read, over what is no file, or over a stranger's file.
 
     Files are compared by what they are, not by name: links are followed, hard links found.
 
     Args:
         read: every file that is read.
-        written: what a file is to where it lies, of every file that may be written; "output" is an ONNX file's, whose data
-            files count too.
+        written: what a file is to where it lies, of every file that may be written; "output" is an ONNX file's,
+            whose data files count too.
         force: replace also what no earlier run wrote.
 
     Raises:
@@ -155,7 +155,8 @@ def keep_apart(read: Iterable[Named], written: Mapping[str, Path], force: bool =
             _check_not_data(path, what, written.get("output"))
         if not force and what in _MARKS and path.exists() and not _is_one(path, what):
             raise InputError(
-                f"The {what} {path} is there already, and no earlier run wrote it; name another file, or move that one away."
+                f"The {what} {path} is there already, and no earlier run wrote it; name another file, or move "
+                "that one away."
             )
 
 
@@ -198,8 +199,8 @@ def render_artifacts(result: ParityResult, name: str, file: Path, files: Files) 
         files: where everything goes.
 
     Returns:
-        The result with the files that there will be, and these in the order of writing. No manifest and no card of a file
-        that failed, no plan where nothing was planned.
+        The result with the files that there will be, and these in the order of writing. No manifest and no card of a
+        file that failed, no plan where nothing was planned.
     """
     made = list[Artifact]()
     if result.plan and "plan" in files:
@@ -228,8 +229,8 @@ def render_artifacts(result: ParityResult, name: str, file: Path, files: Files) 
 def write_artifacts(result: ParityResult, artifacts: Iterable[Artifact], stands: str) -> ParityResult:
     """Write what was rendered, once the verdict is known and a file that passed has its name.
 
-    Nothing is raised for a full disk or a folder that is gone: an error says that nothing was done, which would be wrong
-    here. The result says what is missing.
+    Nothing is raised for a full disk or a folder that is gone: an error says that nothing was done, which would be
+    wrong here. The result says what is missing.
 
     Args:
         result: with the files as they were planned.

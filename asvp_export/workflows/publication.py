@@ -66,7 +66,8 @@ def publish_verified(
         path: the ONNX file.
         gate: what is compared.
         file: which file is written.
-        files: what is written beside it; for a page, what it shows beside the numbers is kept: pictures, singular values.
+        files: what is written beside it; for a page, what it shows beside the numbers is kept: pictures, singular
+            values.
         progress: called with a line at each stage.
         rehearse: called with the result before anything is written.
 

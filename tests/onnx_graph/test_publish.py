@@ -1,4 +1,4 @@
-"""Publication, stopped at each of its steps by each signal: the earlier file or the new one is there, whole, and loads."""
+"""Publication, stopped at each of its steps by each signal: the earlier file or the new one is there and loads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from asvp_export.files import atomic_write
 from asvp_export.onnx_graph.publish import Staging
 
-# Publishes in a child, which sends itself a signal before its n-th call of one of these; n grows until all calls were made.
+# Publishes in a child, which sends itself a signal before its n-th call of one of these; n grows until all were made.
 STOPPED = """
 import json, os, signal, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What lies beside a shipped file: rendered before the file gets its name, written after it, and never over what is read."""
+"""What lies beside a shipped file: rendered before it gets its name, written after it, never over what is read."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ AUDIT = ["audit", "t.onnx", "beside/t.onnx", "--data=data", "--student=nets.py:f
 READ = {
     "the file that failed over the model": (
         ["p.failed.onnx", *EXPORT[1:], "--keep-failed"], "file that failed p.failed.onnx is the model"),
-    "the output over external data": ([*EXPORT[:-1], "-oweights.bin"], "output weights.bin is the external data of the model"),
+    "the output over external data": ([*EXPORT[:-1], "-oweights.bin"], "output weights.bin is the external data"),
     "the output over a picture": ([*EXPORT[:-1], "-oimages/a.png"], "output images/a.png is the input picture"),
     "JUnit over external data": ([*EXPORT, "--junit=weights.bin"], "is the external data of the model"),
     "JUnit over external data by a hard link": ([*EXPORT, "--junit=hard.xml"], "is the external data of the model"),
@@ -185,8 +185,8 @@ READ = {
     "JUnit over the output, but for case": ([*EXPORT, "--junit=P.ONNX"], "is the output"),
     "JUnit over the file that failed": ([*EXPORT, "--keep-failed", "--junit=p.failed.onnx"], "is the file that failed"),
     "JUnit over the report": ([*EXPORT, "--junit=p.report.json"], "is the report"),
-    "JUnit as a data file": ([*EXPORT, "--junit=p.0123456789abcdef.data"], "is called as external data of the output p.onnx"),
-    "check: JUnit over external data": ([*CHECK, "--junit=beside/weights.bin"], "is the external data of the protected"),
+    "JUnit as a data file": ([*EXPORT, "--junit=p.0123456789abcdef.data"], "is called as external data"),
+    "check: JUnit over external data": ([*CHECK, "--junit=beside/weights.bin"], "is the external data"),
     "check: JUnit over the original's": ([*CHECK, "--junit=weights.bin"], "is the external data of the original"),
     "check: JUnit over the plan's weights": ([*CHECK, "--junit=other.bin"], "is the weights of the plan"),
     "check: JUnit over an example": ([*CHECK, "--junit=inputs.npz"], "is the example of the inputs"),
