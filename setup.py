@@ -127,6 +127,8 @@ setup(
         "pypng>=0.20220715",
         "tifffile>=2024.2",
         "safetensors>=0.4.5",
+        # Checks what is read from plans, manifests, reports and metadata.
+        "pydantic>=2.9,<3",
     ],
     extras_require={
         # Tells the architecture of a bare state dict.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-
 from asvp_export.errors import InputError
 from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected, insert
+from asvp_export.selection.survey import survey_of
 from asvp_export.teacher.backends import open_backend
+from asvp_export.teacher.backends.base import described_shape
 from asvp_export.teacher.model import Teacher
 
 
 def apply(teacher: Teacher, plan: Plan) -> Protected:
-    """Protect a teacher as a plan says, without calibration.
+    """Protect a teacher as a plan says, without calibration; two forwards.
 
     Raises:
-        InputError: the plan was made for another model.
+        InputError: the plan was made for another model, or by somebody for none.
     """
     backend = open_backend(teacher)
     lost = [layer.name for layer in plan.layers if layer.name not in backend.names.sites]
@@ -24,9 +24,9 @@ def apply(teacher: Teacher, plan: Plan) -> Protected:
     theirs = backend.parameters()
     for name, weight in plan.weights.items():
         if name not in theirs or tuple(theirs[name].shape) != tuple(weight.shape):
-            here = f"is {_shape(theirs[name])}" if name in theirs else "is not there"
+            here = f"is {described_shape(theirs[name].shape)}" if name in theirs else "is not there"
             raise InputError(
-                f"The plan does not fit: {name} {here} in {teacher.source}, the plan's is {_shape(weight)}. "
+                f"The plan does not fit: {name} {here} in {teacher.source}, the plan's is {described_shape(weight.shape)}. "
                 "Make a plan for this model."
             )
     if plan.weights and plan.source_sha256 != teacher.sha256:
@@ -34,8 +34,26 @@ def apply(teacher: Teacher, plan: Plan) -> Protected:
             f"The plan does not fit: its weights were solved for the model of sha256 {plan.source_sha256[:12]}..., "
             f"and {teacher.source} is {teacher.sha256[:12]}...: make a plan for this model."
         )
+    _check_nodes(teacher, plan)
     return insert(teacher, plan.nodes, plan.weights, plan)
 
 
-def _shape(weight: torch.Tensor) -> str:
-    return "x".join(map(str, weight.shape))
+def _check_nodes(teacher: Teacher, plan: Plan) -> None:
+    """Refuse nodes that the layers cannot carry: a function body is as long as the rank says."""
+    if not plan.layers:
+        return
+    survey = survey_of(teacher)
+    for name, node in plan.nodes.items():
+        if name not in survey.axes:
+            reason = survey.reasons.get(name, "is not reached")
+            raise InputError(f"The plan does not fit: {name} cannot carry the node, it {reason}. Make a plan anew.")
+        shape = survey.outputs[name].shapes[0]
+        if not -len(shape) < node.axis < len(shape):
+            raise InputError(
+                f"The plan does not fit: the axis of {name} is {node.axis}, and the layer gives {described_shape(shape)}."
+            )
+        if node.rank > shape[node.axis]:
+            raise InputError(
+                f"The plan does not fit: the rank of {name} is {node.rank}, and the layer has {shape[node.axis]} "
+                f"channels in {teacher.source}. Make a plan for this model."
+            )

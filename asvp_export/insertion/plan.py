@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from asvp_export.environment import tool_version
-from asvp_export.errors import AsvpError, InputError
+from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.operator import Perturbation
+from asvp_export.untrusted import checked, file_beside, no_doubles, parsed, read_regular
 
 _FORMAT = 1
+_MOST_WEIGHT_BYTES = 2**30  # of a plan: the readers of a few layers; a whole restoration model rarely has as much
+_COUNTS = {"photographs", "crops", "held_out"}  # what is shown of a calibration
 
 
 @dataclass(frozen=True)
@@ -150,45 +154,90 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read what `save` wrote.
+        """Read what `save` wrote; anyone can have written it, so that every value is checked.
+
+        Args:
+            path: at most 32 MiB, and at most 1 GiB of weights beside it.
 
         Raises:
             InputError: a file that is missing, damaged, no plan or of a newer format, or weights that it does not name.
         """
         path = Path(path)
+        data = _parsed(path)
         try:
-            data = json.loads(path.read_text())
-            made = data.pop("format"), data.pop("tool_version")
-            if made[0] != _FORMAT:
+            about = checked(data, _About, more=True)
+            if about.format != _FORMAT:
                 raise InputError(
-                    f"{path} is a plan of format {made[0]}; this version reads format {_FORMAT}. Make the plan anew."
+                    f"{path} is a plan of format {about.format}; this version reads format {_FORMAT}. Make the plan anew."
                 )
-            stored = data.pop("weights", None)
-            data["layers"] = tuple(
-                PlannedLayer(**{**layer, "node": Perturbation(**layer["node"]), "consumers": tuple(layer["consumers"])})
-                for layer in data["layers"]
-            )
-            data["ranking"] = tuple(RankedLayer(**layer) for layer in data["ranking"])
-            return cls(**data, weights=_weights(path, stored) if stored else {})
-        except AsvpError:
-            raise
-        except OSError as error:
-            raise InputError(f"The plan {path} cannot be read ({error.strerror}).") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path} is not a plan of asvp-export, or damaged; name the .plan.json of an export."
-            ) from error
+            own = {field.name for field in fields(_About)}
+            plan = checked({key: value for key, value in data.items() if key not in own}, cls)
+            _check(plan, about)
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        return replace(plan, weights=_weights(path, about.weights)) if about.weights else plan
 
 
-def _weights(plan: Path, stored: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    path = plan.with_name(stored["file"])
+@dataclass(frozen=True)
+class _WeightsFile:
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a saved plan holds beside the plan."""
+
+    format: int
+    tool_version: str
+    weights: _WeightsFile | None = None
+
+
+def _parsed(path: Path) -> Any:
+    content = read_regular(path, "plan")
     try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"The weights of {plan}, {path.name}, are not beside it; put them there.") from error
-    if hashlib.sha256(blob).hexdigest() != stored["sha256"]:
+        return parsed(content)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, reason: ValueError) -> InputError:
+    return InputError(f"{path} is not a plan of asvp-export, or damaged ({reason}); name the .plan.json of an export.")
+
+
+def _check(plan: Plan, about: _About) -> None:
+    """Refuse values that fit their types and not each other; raises ValueError."""
+    no_doubles((layer.name for layer in plan.layers), "layer")
+    if plan.compensate not in ("none", "solve", "refine"):
+        raise ValueError(f"compensate is {plan.compensate!r}, none, solve or refine was expected")
+    if plan.calibration and not plan.calibration.keys() >= _COUNTS:
+        raise ValueError(f"calibration has no {min(_COUNTS - plan.calibration.keys())}")
+    if about.weights and None in (plan.verified_psnr, plan.uncompensated_psnr):
+        raise ValueError("it has weights, and no PSNR with or without them")
+    if about.weights:
+        file_beside(about.weights.file)
+
+
+def _weights(plan: Path, stored: _WeightsFile) -> dict[str, torch.Tensor]:
+    path = plan.with_name(stored.file)
+    if not path.exists():
+        raise InputError(f"The weights of {plan}, {path.name}, are not beside it; put them there.")
+    blob = read_regular(path, "file of weights", _MOST_WEIGHT_BYTES)
+    if hashlib.sha256(blob).hexdigest() != stored.sha256:
         raise InputError(f"{path} is not the file that {plan.name} names (its sha256 differs); make the plan anew.")
-    return dict(sorted(load_tensors(blob).items()))  # the reader's own order differs from run to run
+    try:
+        weights = dict(sorted(load_tensors(blob).items()))  # the reader's own order differs from run to run
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a file of safetensors, or damaged; make the plan anew.") from error
+    for name, weight in weights.items():
+        if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
+            found = (
+                f"of type {str(weight.dtype).removeprefix('torch.')}"
+                if not weight.is_floating_point()
+                else "not finite"
+            )
+            raise InputError(f"The weight {name} in {path} is {found}; finite floating numbers were expected.")
+    return weights
 
 
 def plan_path(output: Path) -> Path:

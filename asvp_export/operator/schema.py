@@ -14,6 +14,7 @@ OP_TYPE = "AdaptiveSingularValuePerturbation"
 VERSION = 1
 
 _FLOAT32 = np.finfo(np.float32)
+_MOST = 2**31 - 1  # of rank and axis, which stand on the node as integers
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,15 @@ class Perturbation:
         for name in ("rank", "axis"):
             if isinstance(value := getattr(self, name), np.integer):
                 object.__setattr__(self, name, int(value))
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise InputError(f"The rank is {self.rank!r}; it must be an integer of at least 1.")
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 1 <= self.rank <= _MOST:
+            raise InputError(f"The rank is {self.rank!r}; it must be an integer of at least 1, and at most {_MOST}.")
         if (
             not isinstance(self.gain, float) or not _FLOAT32.tiny <= self.gain <= _FLOAT32.max
         ):  # it stands on the node in float32
             raise InputError(f"The gain is {self.gain!r}; it must be a finite number above 0 (1 changes nothing).")
         if not isinstance(self.energy, float) or not _FLOAT32.tiny <= self.energy <= 1:
             raise InputError(f"The energy is {self.energy!r}; it must be in (0, 1] (1: always `rank` values).")
-        if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis == 0:
+        if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis == 0 or abs(self.axis) > _MOST:
             raise InputError(
                 f"The axis is {self.axis!r}; it must be the channel axis, not the batch (1, or -1 for tokens)."
             )
