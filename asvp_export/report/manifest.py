@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -24,6 +24,7 @@ from asvp_export.onnx_graph.pairs import differing, same
 from asvp_export.operator import Perturbation
 from asvp_export.report.card import generated_part
 from asvp_export.report.report import json_bytes
+from asvp_export.untrusted import checked, file_beside, no_doubles, parsed, read_regular
 
 if TYPE_CHECKING:
     from asvp_export.parity.result import ParityResult
@@ -71,9 +72,16 @@ class _Entry:
 
 
 @dataclass(frozen=True)
+class _Source:
+    sha256: str
+
+
+@dataclass(frozen=True)
 class _Manifest:
+    """What is read of a manifest; newer versions may write more."""
+
     tool_version: str
-    source_sha256: str
+    source: _Source
     files: tuple[_Entry, ...]
 
     def name(self, role: str) -> str | None:
@@ -160,36 +168,24 @@ def _counted(role: str, content: bytes) -> dict[str, object]:
 
 def _read(place: Path, model: Path) -> _Manifest:
     """The manifest, every value of which was checked: anyone can have written it."""
-    try:
-        content = json.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not place.exists():
         raise InputError(
             f"There is no {place.name} beside {model}, so it cannot be verified; asvp-export writes one with every "
             "export."
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
-        raise InputError(f"The manifest {place} cannot be read ({reason}); export the model anew.") from error
-    if not isinstance(content, dict) or content.get("manifest_version") != VERSION:
-        found = content.get("manifest_version") if isinstance(content, dict) else None
-        raise InputError(
-            f"{place} is not a manifest that this version reads (manifest_version {found!r}, {VERSION} was expected)."
         )
+    content = read_regular(place, "manifest")
     try:
-        manifest = _Manifest(
-            _text(content["tool_version"]),
-            _digest(content["source"]["sha256"]),
-            tuple(_entry(one) for one in content["files"]),
-        )
-        roles = [entry.role for entry in manifest.files]
-        names = [entry.name for entry in manifest.files]
-        if len(set(names)) < len(names) or any(roles.count(role) > 1 for role in ROLES if role != "data"):
-            raise ValueError("a file or a role stands in it twice")
-        if "model" not in roles:
-            raise ValueError("it lists no model")
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise InputError(f"The manifest {place} cannot be used: {reason}. Export the model anew.") from error
+        data = parsed(content)
+        if not isinstance(data, dict) or data.get("manifest_version") != VERSION:
+            found = data.get("manifest_version") if isinstance(data, dict) else None
+            raise InputError(
+                f"{place} is not a manifest that this version reads (manifest_version {reprlib.repr(found)}, {VERSION} "
+                "was expected)."
+            )
+        manifest = checked(data, _Manifest, more=True)
+        _check(manifest)
+    except ValueError as error:
+        raise InputError(f"The manifest {place} cannot be used: {error}. Export the model anew.") from error
     if (listed := manifest.name("model")) != model.name:
         raise InputError(
             f"The manifest {place} is of {listed}, not of {model.name}; files of an export keep their names."
@@ -197,27 +193,22 @@ def _read(place: Path, model: Path) -> _Manifest:
     return manifest
 
 
-def _entry(one: dict[str, Any]) -> _Entry:
-    role, name, size = one["role"], _text(one["name"]), one["bytes"]
-    if role not in ROLES:
-        raise ValueError(f"it knows a role {role!r}")
-    if min(name, default="") < " " or name in (".", "..") or Path(name).name != name:
-        raise ValueError(f"it names {name!r}, which is no file of its folder")
-    if type(size) is not int or size < 0:
-        raise ValueError(f"it says that {name} has {size!r} bytes")
-    return _Entry(role, name, size, _digest(one["sha256"]))
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} stands where a text was expected")
-    return value
-
-
-def _digest(value: object) -> str:
-    if re.fullmatch("[0-9a-f]{64}", _text(value)) is None:
-        raise ValueError(f"{value!r} is no SHA-256")
-    return str(value)
+def _check(manifest: _Manifest) -> None:
+    """Refuse values that no export writes; raises ValueError."""
+    for entry in manifest.files:
+        if entry.role not in ROLES:
+            raise ValueError(f"it knows a role {reprlib.repr(entry.role)}")
+        file_beside(entry.name)
+        if entry.bytes < 0:
+            raise ValueError(f"it says that {entry.name} has {entry.bytes} bytes")
+    for digest in (manifest.source.sha256, *(entry.sha256 for entry in manifest.files)):
+        if re.fullmatch("[0-9a-f]{64}", digest) is None:
+            raise ValueError(f"{reprlib.repr(digest)} is no SHA-256")
+    roles = [entry.role for entry in manifest.files]
+    no_doubles((entry.name for entry in manifest.files), "file")
+    no_doubles((role for role in roles if role != "data"), "role")
+    if "model" not in roles:
+        raise ValueError("it lists no model")
 
 
 def _differences(entry: _Entry, model: Path, manifest: str) -> Iterator[str]:
@@ -263,7 +254,7 @@ def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
     if wrong:
         yield f"The graph and the metadata of {model.name} disagree on its ASVP nodes ({', '.join(wrong[:3])})."
     for what, ours, theirs in (
-        ("the source's SHA-256", provenance.source_sha256, manifest.source_sha256),
+        ("the source's SHA-256", provenance.source_sha256, manifest.source.sha256),
         ("the version of asvp-export", provenance.version, manifest.tool_version),
     ):
         if ours != theirs:
@@ -274,34 +265,64 @@ def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
             yield f"{name} and {model.name} disagree on {', '.join(wrong)}."
 
 
+@dataclass(frozen=True)
+class _ReportedLayer:
+    name: str
+    rank: int
+    gain: float
+    energy: float
+    axis: int
+    residual: float | None = None
+
+    @property
+    def node(self) -> Perturbation:
+        return Perturbation(self.rank, self.gain, self.energy, self.axis, self.residual)
+
+
+@dataclass(frozen=True)
+class _ReportedGate:
+    min_psnr: float | None
+    threshold: float
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What is read of a report, which holds much more."""
+
+    passed: bool
+    output_sha256: str
+    source_sha256: str
+    layers: tuple[_ReportedLayer, ...]
+    fidelity: _ReportedGate | None = None
+    preservation: _ReportedGate | None = None
+
+
 def _report_disagreements(path: Path, digest: str, provenance: Provenance) -> Sequence[str]:
     """Which parts of a report are not of this model."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        layers = {
-            layer["name"]: Perturbation(
-                *(layer[key] for key in ("rank", "gain", "energy", "axis")), residual=layer.get("residual")
-            )
-            for layer in report["layers"]
-        }
-        checks = {
-            "the verdict": report["passed"] is True,
-            "the model's SHA-256": report["output_sha256"] == digest,
-            "the source's SHA-256": report["source_sha256"] == provenance.source_sha256,
-            "the layers": layers.keys() == provenance.layers.keys()
-            and all(same(layer, provenance.layers[name]) for name, layer in layers.items()),
-            **{f"the gate {name}": _agrees(report[name], gate) for name, gate in provenance.gates.items()},
-        }
-    except (KeyError, TypeError, ValueError, OSError, RecursionError, InputError) as error:
-        return [f"what a report is ({type(error).__name__})"]
+        report = checked(parsed(read_regular(path, "report")), _Report, more=True)
+        layers = {layer.name: layer.node for layer in report.layers}
+    except (ValueError, InputError) as error:
+        return [f"what a report is ({str(error).rstrip('.')})"]
+    gates = {"fidelity": report.fidelity, "preservation": report.preservation}
+    checks = {
+        "the verdict": report.passed,
+        "the model's SHA-256": report.output_sha256 == digest,
+        "the source's SHA-256": report.source_sha256 == provenance.source_sha256,
+        "the layers": layers.keys() == provenance.layers.keys()
+        and all(same(layer, provenance.layers[name]) for name, layer in layers.items()),
+        **{f"the gate {name}": _agrees(gates.get(name), gate) for name, gate in provenance.gates.items()},
+    }
     return [what for what, agrees in checks.items() if not agrees]
 
 
-def _agrees(reported: dict[str, Any], stamped: dict[str, Any]) -> bool:
+def _agrees(reported: _ReportedGate | None, stamped: Mapping[str, float | None]) -> bool:
     """Whether a gate in the report is that of the metadata, whose dB are rounded down to 0.1 and end at 100.
 
     The two stand for measurements one after the other, which may differ by 0.1 dB.
     """
-    ours, theirs = reported["min_psnr"], stamped["min_psnr"]
+    if reported is None:
+        return False
+    ours, theirs = reported.min_psnr, stamped["min_psnr"]
     near = ours is not None and theirs is not None and abs(math.floor(min(ours, 100.0) * 10) / 10 - theirs) < 0.15
-    return reported["threshold"] == stamped["threshold"] and near
+    return reported.threshold == stamped["threshold"] and near
