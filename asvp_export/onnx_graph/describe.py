@@ -14,6 +14,9 @@ from asvp_export.onnx_graph.inline import fold
 from asvp_export.onnx_graph.metadata import read_provenance
 from asvp_export.onnx_graph.pairs import pairs
 from asvp_export.onnx_graph.passes import attributes_of
+from asvp_export.untrusted import read_regular
+
+MOST_MODEL_BYTES = 2**31  # more no protobuf holds
 
 
 def describe(path: str | Path) -> dict[str, object]:
@@ -34,7 +37,7 @@ def describe(path: str | Path) -> dict[str, object]:
     if not path.is_file():
         raise InputError(f"The file {path} does not exist or is a folder; an ONNX file was expected.")
     try:
-        content = path.read_bytes()
+        content = read_regular(path, "file", MOST_MODEL_BYTES)
         model = onnx.load_from_string(content)
         if lost := [name for name in external_files(model) if not (path.parent / name).is_file()]:
             raise InputError(f"The tensors of {path} are kept in {lost[0]}, which is not beside it; put it there.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import reprlib
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import onnx
@@ -12,6 +13,7 @@ from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
 from asvp_export.operator import Perturbation
 from asvp_export.signature import NCHW, NHWC, SizeRule, ValueRange
+from asvp_export.untrusted import checked, no_doubles, parsed
 
 PREFIX = "asvp."
 
@@ -50,7 +52,7 @@ class Provenance:
     output: str = "output"
     """Name of the main output."""
 
-    gates: dict[str, Any] = field(default_factory=dict)
+    gates: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Gate name to its threshold and the least PSNR measured, in dB rounded down to 0.1."""
 
     scope: str = SCOPE
@@ -70,6 +72,10 @@ class Provenance:
 
     layout: str = NCHW
     """Of the image that goes in and the main output, NCHW or NHWC."""
+
+
+_FIELDS = {field.name for field in fields(Provenance)}  # newer versions may write more, which is passed over
+_JSON = {"layers", "data_range", "scale", "size", "gates", "assumptions"}  # the others are texts
 
 
 def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
@@ -102,40 +108,40 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
         properties: of an onnx.ModelProto or of an onnxruntime session (`custom_metadata_map`).
 
     Raises:
-        InputError: there is an `asvp.` entry, but not all of them, or not as this tool writes them.
+        InputError: there is an `asvp.` entry, but not all of them, or not as this tool writes them: anyone can have
+            written it, so that every value is checked.
     """
     ours = {key.removeprefix(PREFIX): value for key, value in properties.items() if key.startswith(PREFIX)}
     if not ours:
         return None
     try:
-        layers = json.loads(ours["layers"])
-        size = json.loads(ours["size"])
-        if not isinstance(layers, list):
-            raise TypeError("layers is no list")
-        found = Provenance(
-            version=ours["version"],
-            layers={layer.pop("name"): Perturbation(**layer) for layer in layers},
-            source_sha256=ours["source_sha256"],
-            data_range=ValueRange.read(json.loads(ours["data_range"])),
-            scale=float(json.loads(ours["scale"])),
-            size=SizeRule(int(size["minimum"]), int(size["multiple"]), bool(size["square"])),
-            image=ours["image"],
-            output=ours["output"],
-            gates=json.loads(ours["gates"]),
-            scope=ours["scope"],
-            portable=ours.get("portable", ""),
-            tiling=ours.get("tiling", ""),
-            compensated=ours.get("compensated", ""),
-            assumptions=tuple(Assumption(**one) for one in json.loads(ours.get("assumptions", "[]"))),
-            layout=ours.get("layout", NCHW),
-        )
+        data = {key: parsed(text) if key in _JSON else text for key, text in ours.items() if key in _FIELDS}
+        data["layers"], data["data_range"] = _by_name(data.get("layers")), _range(data.get("data_range"))
+        found = checked(data, Provenance)
         _check_ranges(found)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, InputError) as error:
+    except (ValueError, InputError) as error:
         raise InputError(
-            f"The file's asvp metadata cannot be read ({type(error).__name__}: {error}); it was changed after the "
-            "export, or written by another version. Export it anew."
+            f"The file's asvp metadata cannot be read ({str(error).rstrip('.')}); it was changed after the export, or "
+            "written by another version. Export it anew."
         ) from error
     return found
+
+
+def _by_name(layers: object) -> dict[str, object]:
+    """The layers as they stand in the metadata, a list of objects, by their names."""
+    if not isinstance(layers, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) for one in layers
+    ):
+        raise ValueError("layers is no list of objects with names")
+    no_doubles((one["name"] for one in layers), "layer")
+    return {one.pop("name"): one for one in layers}
+
+
+def _range(bounds: object) -> dict[str, object]:
+    """The values of black and white as they stand in the metadata, a pair."""
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        raise ValueError("data_range is no pair")
+    return {"low": bounds[0], "high": bounds[1]}
 
 
 def tiling_notes(provenance: Provenance | None) -> list[str]:
@@ -157,9 +163,10 @@ def _check_ranges(found: Provenance) -> None:
         wrong.append(f"layout {found.layout}")
     if wrong:
         raise ValueError(", ".join(wrong))
-    for gate in found.gates.values():
-        float(gate["threshold"])
-        float(gate["min_psnr"] or 0)
+    ValueRange.read((found.data_range.low, found.data_range.high))
+    for name, gate in found.gates.items():
+        if gate.keys() != {"threshold", "min_psnr"} or gate["threshold"] is None:
+            raise ValueError(f"the gate {reprlib.repr(name)} has no threshold and min_psnr")
 
 
 def _json(value: Any) -> str:
