@@ -8,12 +8,16 @@ import faulthandler
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
 import click
+
+# What moves the cursor, changes the colours or turns the direction of reading, and what no encoding takes.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass
@@ -40,9 +44,22 @@ def stderr() -> TextIO:
     return _own.err or sys.stderr
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text for a terminal: names of files, layers and inputs can hold what a terminal obeys.
+
+    Args:
+        text: anyone's.
+        keep: control characters that stay, of what we write ourselves.
+
+    Returns:
+        The text with such characters written out as `\\u001b`, which JSON reads too.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
+
+
 def echo(message: str = "", err: bool = False, nl: bool = True) -> None:
     """Print a message of ours: `click.echo`, which `alone` would swallow."""
-    click.echo(message, file=stderr() if err else stdout(), nl=nl)  # noqa: TID251
+    click.echo(printable(message, keep="\n\t"), file=stderr() if err else stdout(), nl=nl)  # noqa: TID251
 
 
 def width(stream: TextIO) -> int | None:

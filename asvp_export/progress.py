@@ -106,7 +106,7 @@ def _bar() -> RichProgress:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     debugging = sys.stderr is console.stderr()  # what others print is shown: above the bar
     return RichProgress(
         *columns, console=_console(), transient=True, redirect_stdout=debugging, redirect_stderr=debugging

@@ -52,7 +52,7 @@ def read_regular(path: Path, what: str, most: int = MOST_JSON_BYTES) -> bytes:
         InputError: it is not there, no regular file, too large, or cannot be read.
     """
     try:
-        with open(path, "rb", opener=_at_once) as stream:  # noqa: PTH123
+        with open(path, "rb", opener=_at_once) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise InputError(f"The {what} {path} is a pipe or a device; a file was expected.")
             content = stream.read(most + 1) if os.fstat(stream.fileno()).st_size <= most else None

@@ -8,7 +8,7 @@ import click
 
 from asvp_export.cli.output import Command, Output, prints
 from asvp_export.cli.types import PATH
-from asvp_export.console import echo
+from asvp_export.console import echo, printable
 
 
 @click.command(cls=Command)
@@ -30,7 +30,7 @@ def inspect(protected: Path, verify: bool, screen: Output) -> int:
     held = verify_manifest(protected)
     if not screen.as_json:
         for problem in held.problems:
-            echo(problem, err=True)
+            echo(printable(problem), err=True)
     files = ", ".join(held.files)
     if screen.as_json or held.passed:
         screen.show(held.as_dict(), lambda: echo(f"{protected} is as {held.manifest} lists it: {files}"))

@@ -20,7 +20,7 @@ from asvp_export.cli.inspect import inspect
 from asvp_export.cli.layers import layers
 from asvp_export.cli.protect import protect
 from asvp_export.cli.run import run
-from asvp_export.console import echo
+from asvp_export.console import echo, printable
 from asvp_export.errors import AsvpError
 
 
@@ -90,5 +90,5 @@ def _trace(arguments: Sequence[str]) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    echo(f"Error: {message}", err=True)
+    echo(f"Error: {printable(' '.join(message.splitlines()))}", err=True)
     sys.exit(code)

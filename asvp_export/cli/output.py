@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from asvp_export.console import alone, echo
+from asvp_export.console import alone, echo, printable
 from asvp_export.progress import Printer
 
 DEBUG = "asvp_export.debug"  # in a command's context
@@ -41,12 +41,12 @@ class Output:
 
         if self.quiet or self.as_json:
             return lambda line: None
-        return for_terminal(lambda line: echo(f"{line} ...", err=True))
+        return for_terminal(lambda line: echo(f"{printable(line)} ...", err=True))
 
     def note(self, line: str) -> None:
         """What the user has to know, on stderr."""
         if not self.quiet:
-            echo(line, err=True)
+            echo(printable(line), err=True)
 
     def show(self, data: Any, table: Callable[[], None]) -> None:
         """The result: as JSON, or as a table."""

@@ -7,12 +7,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.markup import escape
-
 from asvp_export.distillation.arms import Arm
 from asvp_export.distillation.results import AuditResult, Row
 from asvp_export.report.render import Column
-from asvp_export.report.tables import bare_table, terminal
+from asvp_export.report.tables import bare_table, terminal, verdict_text
 
 BASELINES, SHIPPED = "No teacher, and the original", "The shipped model as it is"
 CONTROLS, ATTACKERS = "Controls", "Attackers who adapt"
@@ -55,10 +53,10 @@ def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
         del columns["spread"]
     table = bare_table("row", *(column.name for column in columns.values()), "effect")
     for name, rows in grouped(result).items():
-        table.add_row(f"[dim]{name}[/]")
+        table.add_row(name, style="dim")
         for row in rows:
             cells = (column.show(getattr(row, key)) for key, column in columns.items())
-            table.add_row(escape(str(row.arm)), *cells, row.effect)
+            table.add_row(str(row.arm), *cells, row.effect)
     console.print(table)
     console.print(
         "PSNR on the test pictures, and its loss beside the same student of the original; dB"
@@ -73,15 +71,15 @@ def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
     for name, reason in result.unavailable.items():
         reasons[reason].append(name)
     for reason, names in reasons.items():
-        console.print(f"not available: {escape(', '.join(names))}: {escape(reason)}", style="dim")
+        console.print(f"not available: {', '.join(names)}: {reason}", style="dim")
     for sentence in result.sentences():
-        console.print(escape(sentence))
+        console.print(sentence)
     for requirement in result.requirements:
-        verdict = "[bold green]passed[/]" if requirement.passed else "[bold red]failed[/]"
         value = "its row was not run" if requirement.value is None else f"found {requirement.value:z.2f} dB"
-        console.print(f"{verdict}  {escape(requirement.text)}, {value}", soft_wrap=True)
+        console.print(verdict_text(requirement.passed, bold=True), end="  ")
+        console.print(f"{requirement.text}, {value}", soft_wrap=True)
     for what, path in written.items():
-        console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
+        console.print(f"{what}  {path}", soft_wrap=True)
 
 
 def missed_lines(result: AuditResult) -> list[str]:

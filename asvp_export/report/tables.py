@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from asvp_export.assumptions import Assumption
-from asvp_export.console import stdout, width
+from asvp_export.console import printable, stdout, width
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, failure_text
 from asvp_export.selection.survey import Layer
@@ -86,13 +86,13 @@ def layers_table(survey: Survey) -> None:
     """Print what the teacher is, the layers that can carry the node, then the others by the reason why they cannot."""
     console = terminal()
     for line in _teacher_lines(survey.teacher):
-        console.print(escape(line), soft_wrap=True)
+        console.print(line, soft_wrap=True)
     console.print()
     table = bare_table("layer", "type", "output", "axis", "s1", "rank", "ms", "node ms")
     for layer in survey.layers:
         calls = f" (x{layer.calls})" if layer.calls > 1 else ""
         table.add_row(
-            escape(layer.name),
+            layer.name,
             layer.type + calls,
             "x".join(map(str, layer.shape[1:])),
             str(layer.axis),
@@ -112,7 +112,7 @@ def layers_table(survey: Survey) -> None:
         names[reason].append(name)
     for reason, those in names.items():
         shown = ", ".join(those[:3]) + (f" and {len(those) - 3} more" if len(those) > 3 else "")
-        console.print(f"no node: {escape(shown)}: {escape(reason)}", style="dim")
+        console.print(f"no node: {shown}: {reason}", style="dim")
 
 
 def result_table(result: ParityResult, file: Path) -> None:
@@ -125,7 +125,7 @@ def result_table(result: ParityResult, file: Path) -> None:
         for name, node in result.nodes.items():
             effect = result.effects.get(name)
             shares = (effect.relative_feature_change, effect.strength, effect.strength_cap) if effect else ()
-            row = [escape(name), str(node.rank), f"{node.gain:g}", f"{node.left:g}", f"{node.energy:g}", str(node.axis)]
+            row = [name, str(node.rank), f"{node.gain:g}", f"{node.left:g}", f"{node.energy:g}", str(node.axis)]
             table.add_row(*row, *(f"{share:.4f}" for share in shares))
         console.print(table)
     gates = bare_table("gate", "worst", "mean", "worst SSIM", "needed", "by", "")
@@ -139,22 +139,19 @@ def result_table(result: ParityResult, file: Path) -> None:
         f"ms (x {protected / original:.2f})"
     )
     if result.comparison:
-        console.print(f"compared: {escape(str(result.comparison))}")
+        console.print(f"compared: {result.comparison}")
     if result.plan:
         _print_plan(console, result.plan)
     if result.removal_tests:
         console.print(_removal_tests(result.removal_tests))
     for note in result.notes:
-        console.print(escape(note))
-    shown = escape(str(file))
-    if result.passed:
-        console.print(f"[bold green]passed[/]  {shown}", soft_wrap=True)
-    elif result.output:
-        console.print(f"[bold red]failed[/]  {shown}", soft_wrap=True)
-    else:
-        console.print(f"[bold red]failed[/]  nothing was written to {shown}", soft_wrap=True)
+        console.print(note)
+    shown = str(file)
+    console.print(verdict_text(result.passed, bold=True), end="  ")
+    written = result.passed or result.output
+    console.print(shown if written else f"nothing was written to {shown}", soft_wrap=True)
     for what, path in result.files.items():
-        console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
+        console.print(f"{what}  {path}", soft_wrap=True)
 
 
 def failure_lines(result: ParityResult) -> list[str]:
@@ -177,11 +174,11 @@ def plan_table(plan: Plan, written: Mapping[str, Path]) -> None:
     for layer in plan.layers:
         node, strength = layer.node, layer.strength
         row = [str(node.rank), f"{node.gain:g}", f"{node.left:g}", f"{node.energy:g}", str(node.axis)]
-        table.add_row(escape(layer.name), *row, "" if strength is None else f"{strength:.4f}")
+        table.add_row(layer.name, *row, "" if strength is None else f"{strength:.4f}")
     console.print(table)
     _print_plan(console, plan)
     for what, path in written.items():
-        console.print(f"{what}  {escape(str(path))}", soft_wrap=True)
+        console.print(f"{what}  {path}", soft_wrap=True)
 
 
 def _print_plan(console: Console, plan: Plan) -> None:
@@ -191,7 +188,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
         why = f"; not compensated: {layer.uncompensated}" if layer.uncompensated else ""
         stopped[f"{layer.stopped_by}{why}"].append(layer.name)
     for why, names in stopped.items():
-        console.print(f"{escape(', '.join(names))}: stopped by {escape(why)}")
+        console.print(f"{', '.join(names)}: stopped by {why}")
     if plan.weights:
         console.print(
             f"compensated ({plan.compensate}): {plan.verified_psnr:.1f} dB on the worst verification image, "
@@ -202,7 +199,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
         shown = [one for place, one in enumerate(plan.ranking) if place < _CANDIDATES or one.chosen]
         for one in shown:
             cost = "" if one.cost is None else f"{100 * one.cost:.1f} %"
-            row = [escape(one.name), str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}", cost]
+            row = [one.name, str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}", cost]
             row.append("" if one.value is None else f"{one.value:.4f}")
             table.add_row(*row, "yes" if one.compensated else "no", "yes" if one.chosen else "")
         console.print(table)
@@ -227,20 +224,21 @@ def description_table(found: Mapping[str, Any]) -> None:
     """Print what `describe` found in a file."""
     console = terminal()
     opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
-    console.print(f"[bold]{escape(found['file'])}[/]  {found['bytes']} bytes, IR {found['ir_version']}, opset {opsets}")
+    console.print(found["file"], style="bold", end="")
+    console.print(f"  {found['bytes']} bytes, IR {found['ir_version']}, opset {opsets}")
     for kind in ("inputs", "outputs"):
         for name, shape in found[kind].items():
-            console.print(f"{kind[:-1]}: {escape(name)} {escape(' x '.join(map(str, shape)))}")
+            console.print(f"{kind[:-1]}: {name} {' x '.join(map(str, shape))}")
     if found["nodes"]:
         table = bare_table("node", "rank", "gain", "residual", "energy", "axis")
         for node in found["nodes"]:
             row = [str(node["rank"]), *(f"{node[key]:g}" for key in ("gain", "residual", "energy")), str(node["axis"])]
-            table.add_row(escape(node["name"]), *row)
+            table.add_row(node["name"], *row)
         console.print(table)
     else:
         console.print("no ASVP node")
     for name, size in found["functions"].items():
-        console.print(f"function body: {escape(name)}, {size} nodes")
+        console.print(f"function body: {name}, {size} nodes")
     provenance = found["provenance"]
     if provenance is None:
         console.print("no asvp metadata")
@@ -259,25 +257,39 @@ def description_table(found: Mapping[str, Any]) -> None:
     if provenance["portable"]:
         console.print("portable: the operator's body is inlined in the graph; no native kernel takes its place")
     for one in provenance["assumptions"]:
-        console.print(escape(("" if one["certain"] else "assumed, ") + str(Assumption(**one))), soft_wrap=True)
+        console.print(("" if one["certain"] else "assumed, ") + str(Assumption(**one)), soft_wrap=True)
     console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
     for gate, values in provenance["gates"].items():
         more = " or more" if values["min_psnr"] == 100 else ""
         console.print(f"{gate}: {values['min_psnr']} dB{more} measured, {values['threshold']:g} dB needed")
 
 
-def _gate_row(gate: GateResult) -> list[str]:
+def _gate_row(gate: GateResult) -> list[str | Text]:
     values = gate.as_dict()
     worst, mean, ssim = (values[key] for key in ("min_psnr", "mean_psnr", "min_ssim"))
-    verdict = "[green]passed[/]" if gate.passed else "[red]failed[/]"
+    verdict = verdict_text(gate.passed)
     shown = [f"{value:.2f} dB" if value is not None else "NaN" for value in (worst, mean)]
     return [*shown, f"{ssim:.5f}" if ssim is not None else "NaN", f"{gate.threshold:g} dB", verdict]
+
+
+def verdict_text(passed: bool, *, bold: bool = False) -> Text:
+    """The word, in its colour."""
+    style = ("bold " if bold else "") + ("green" if passed else "red")
+    return Text("passed" if passed else "failed", style)
+
+
+class _Plain(Console):
+    """A console that takes every text as it is: no markup, no emoji, nothing that a terminal obeys."""
+
+    def render_str(self, text: str, **given: Any) -> Text:
+        """See rich."""
+        return super().render_str(printable(text), **given)
 
 
 def terminal() -> Console:
     """As wide as the terminal; where there is none (a pipe, a log), wide enough not to break names."""
     out = stdout()
-    return Console(file=out, width=width(out) if out.isatty() else 160, highlight=False)
+    return _Plain(file=out, width=width(out) if out.isatty() else 160, highlight=False, markup=False, emoji=False)
 
 
 def bare_table(*columns: str) -> Table:
