@@ -17,6 +17,7 @@ from asvp_export.operator import Perturbation, reference
 from asvp_export.runtime.session import run_model, session
 
 _DISTANCE = 1e-4  # of the change: the function's tolerance in docs/operator.md, for maps with gaps in the spectrum
+_NODES_A_COMPONENT = 24  # at least: one for each squaring of the Gram matrix
 _ROUNDING = 1e-6  # of the map: float32 between the body's nodes
 
 
@@ -50,6 +51,8 @@ def _in_front(found: Mapping[NodeName, Body], name: NodeName, body: Body, layers
 
 
 def _behaves(model: onnx.ModelProto, body: Body, node: Perturbation) -> bool:
+    if len(body.nodes) < _NODES_A_COMPONENT * node.rank:  # else a map of any size that the metadata asks for is made
+        return False
     x = _feature_map(node)
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, x.ndim * [None]) for name in (body.input, body.output)
