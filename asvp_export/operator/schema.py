@@ -13,7 +13,7 @@ DOMAIN = "asvp"
 OP_TYPE = "AdaptiveSingularValuePerturbation"
 VERSION = 1
 
-_FLOAT32 = np.finfo(np.float32)
+_LEAST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _MOST = 2**31 - 1  # of rank and axis, which stand on the node as integers
 
 
@@ -52,11 +52,9 @@ class Perturbation:
                 object.__setattr__(self, name, int(value))
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 1 <= self.rank <= _MOST:
             raise InputError(f"The rank is {self.rank!r}; it must be an integer of at least 1, and at most {_MOST}.")
-        if (
-            not isinstance(self.gain, float) or not _FLOAT32.tiny <= self.gain <= _FLOAT32.max
-        ):  # it stands on the node in float32
+        if not isinstance(self.gain, float) or not _LEAST <= self.gain <= _LARGEST:  # it stands on the node in float32
             raise InputError(f"The gain is {self.gain!r}; it must be a finite number above 0 (1 changes nothing).")
-        if not isinstance(self.energy, float) or not _FLOAT32.tiny <= self.energy <= 1:
+        if not isinstance(self.energy, float) or not _LEAST <= self.energy <= 1:
             raise InputError(f"The energy is {self.energy!r}; it must be in (0, 1] (1: always `rank` values).")
         if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis == 0 or abs(self.axis) > _MOST:
             raise InputError(

@@ -261,7 +261,7 @@ def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
             yield f"{model.name} and the manifest disagree on {what}: {ours} and {theirs}."
     if name := manifest.name("report"):
         digest = next(entry.sha256 for entry in manifest.files if entry.role == "model")
-        if wrong := _report_disagreements(model.with_name(name), digest, provenance):
+        if wrong := report_disagreements(model.with_name(name), digest, provenance):
             yield f"{name} and {model.name} disagree on {', '.join(wrong)}."
 
 
@@ -297,7 +297,7 @@ class _Report:
     preservation: _ReportedGate | None = None
 
 
-def _report_disagreements(path: Path, digest: str, provenance: Provenance) -> Sequence[str]:
+def report_disagreements(path: Path, digest: str, provenance: Provenance) -> Sequence[str]:
     """Which parts of a report are not of this model."""
     try:
         report = checked(parsed(read_regular(path, "report")), _Report, more=True)
