@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from asvp_export.onnx_graph.describe import describe
-from asvp_export.report.card_code import one_line, usage
+from asvp_export.report.card_code import usage
+from asvp_export.report.markdown import code, plain, table
 from asvp_export.signature import NHWC
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def card(result: ParityResult, model: Path) -> str:
         usage(found, types),
         _END,
     ]
-    front = _FRONT.format(tags="\n".join(f"- {tag}" for tag in tags), title=_plain(result.output.stem))
+    front = _FRONT.format(tags="\n".join(f"- {tag}" for tag in tags), title=plain(result.output.stem))
     return front + "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -93,20 +94,20 @@ def _about(result: ParityResult, found: Mapping[str, Any]) -> str:
     )
     without = "An image-restoration model as one ONNX file, verified against the original. It carries no ASVP node."
     rows = {
-        "file": f"{_code(found['file'])}, {found['bytes']} bytes",
+        "file": f"{code(found['file'])}, {found['bytes']} bytes",
         "SHA-256": f"`{found['sha256']}`",
-        "exported from": f"{_code(result.model)}, SHA-256 `{result.source_sha256}`",
-        "by": f"asvp-export {_plain(found['provenance']['version'])}",
-        "ONNX": f"IR {found['ir_version']}, opsets {_plain(opsets)}",
+        "exported from": f"{code(result.model)}, SHA-256 `{result.source_sha256}`",
+        "by": f"asvp-export {plain(found['provenance']['version'])}",
+        "ONNX": f"IR {found['ir_version']}, opsets {plain(opsets)}",
     }
-    return f"{with_nodes if result.nodes else without}\n\n## The file\n\n" + _table(("", ""), rows.items())
+    return f"{with_nodes if result.nodes else without}\n\n## The file\n\n" + table(("", ""), rows.items())
 
 
 def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
     provenance = found["provenance"]
     what = {"inputs": (provenance["image"], "the image"), "outputs": (provenance["output"], "the restored image")}
     rows = [
-        (kind[:-1] + (f", {what[kind][1]}" if name == what[kind][0] else ""), _code(name), _dims(shape), types[name])
+        (kind[:-1] + (f", {what[kind][1]}" if name == what[kind][0] else ""), code(name), _dims(shape), types[name])
         for kind in ("inputs", "outputs")
         for name, shape in found[kind].items()
     ]
@@ -129,18 +130,18 @@ def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
             "- Whole images only: the SVD inside is global, so a run on tiles differs from a run on the whole image, "
             "and padding changes it a little as well."
         )
-    return "## Input and output\n\n" + _table(("", "name", "shape", "type"), rows) + "\n\n" + "\n".join(lines)
+    return "## Input and output\n\n" + table(("", "name", "shape", "type"), rows) + "\n\n" + "\n".join(lines)
 
 
 def _assumed(result: ParityResult) -> list[str]:
     """What was concluded of the original, the certain last; nothing where nothing was."""
     rows = [
-        (_plain(one.about), _plain(one.concluded), _plain(one.because), "yes" if one.certain else "no")
+        (plain(one.about), plain(one.concluded), plain(one.because), "yes" if one.certain else "no")
         for one in sorted(result.assumptions, key=lambda one: one.certain)
     ]
     about = "What the exporter concluded of the original when it loaded it. The parity below was measured under it."
     return (
-        [f"## Assumptions\n\n{about}\n\n" + _table(("about", "concluded", "because", "certain"), rows)] if rows else []
+        [f"## Assumptions\n\n{about}\n\n" + table(("about", "concluded", "because", "certain"), rows)] if rows else []
     )
 
 
@@ -155,13 +156,13 @@ def _parity(result: ParityResult) -> str:
     sizes = sorted({one.size for one in result.preservation.per_image})
     shown_sizes = ", ".join(sizes[:6]) + (f" and {len(sizes) - 6} more" if len(sizes) > 6 else "")
     paths = {"function": "by the function body that it carries", "library": "by the native library of asvp-export"}
-    notes = "".join(f"\n- {_plain(note)}" for note in result.notes)
+    notes = "".join(f"\n- {plain(note)}" for note in result.notes)
     return (
         "## Parity\n\n"
         f"The file in onnxruntime on {_count(inputs, 'input')} ({shown_sizes} pixels), run "
         f"{' and '.join(paths[name] for name in result.execution_paths)}. The worst input decides; dB and SSIM are "
         "rounded down, 200 dB is identical.\n\n"
-        + _table(("gate", "the file against", "worst PSNR", "mean PSNR", "worst SSIM", "needed"), rows)
+        + table(("gate", "the file against", "worst PSNR", "mean PSNR", "worst SSIM", "needed"), rows)
         + "\n\nThe gates speak of how near the file is to the original, not of how well the original restores."
         + ("\n" + notes if notes else "")
     )
@@ -174,7 +175,7 @@ def _defence(result: ParityResult) -> str:
         shares = [f"{share:.4f}" for share in (effect.relative_feature_change, effect.strength)] if effect else ["", ""]
         rows.append(
             (
-                _code(name),
+                code(name),
                 f"{node.rank}",
                 *(f"{x:g}" for x in (node.gain, node.left, node.energy)),
                 f"{node.axis}",
@@ -184,7 +185,7 @@ def _defence(result: ParityResult) -> str:
     heads = ("layer", "rank", "gain", "residual", "energy", "axis", "feature change", "strength")
     return (
         "## The defence\n\n"
-        + _table(heads, rows)
+        + table(heads, rows)
         + "\n\n"
         + _THREATS.replace("DELETED", _deleted(result)).replace("CLEAN", _clean_behind(result))
     )
@@ -192,7 +193,7 @@ def _defence(result: ParityResult) -> str:
 
 def _clean_behind(result: ParityResult) -> str:
     """Which layers' readers get the clean map."""
-    clean = [_code(name) for name, node in result.nodes.items() if node.inverse and node.left == 1]
+    clean = [code(name) for name, node in result.nodes.items() if node.inverse and node.left == 1]
     if not clean:
         return "No map behind the layer is clean."
     which = "each layer" if len(clean) == len(result.nodes) else ", ".join(clean)
@@ -248,30 +249,12 @@ def _types(model: Path) -> dict[str, str]:
 
 
 def _dims(shape: Sequence[int | str]) -> str:
-    return " x ".join(_plain(str(dim)) for dim in shape)
+    return " x ".join(plain(str(dim)) for dim in shape)
 
 
 def _number(ssim: object) -> str:
     return f"{ssim:.5f}" if isinstance(ssim, float) else "none"
 
 
-def _table(heads: tuple[str, ...], rows: Any) -> str:
-    lines = [heads, ("---",) * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def _plain(text: str) -> str:
-    """Text in which Markdown and HTML see nothing of theirs; a table looks after its bars itself."""
-    return re.sub(r"([\\`*_{}\[\]<>#~&])", r"\\\1", one_line(text))
-
-
-def _code(text: str) -> str:
-    """A code span, whatever the text holds."""
-    text = one_line(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{text}{pad}{fence}"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from asvp_export.report.markdown import one_line
 from asvp_export.signature import NHWC
 
 
@@ -109,14 +110,6 @@ def _array_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
         "outputs = session.run(None, feed)",
     ]
     return "\n".join(lines)
-
-
-def one_line(text: str) -> str:
-    """Text without what cannot be printed; bytes of a file name that are no text stay as they are."""
-    return "".join(
-        letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )
 
 
 def _string(text: str) -> str:

@@ -1,0 +1,33 @@
+"""Text of others in Markdown: the one place that knows what Markdown, and the HTML in it, would take for theirs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def one_line(text: str) -> str:
+    """Text without what cannot be printed; bytes of a file name that are no text stay as they are."""
+    return "".join(
+        letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
+
+
+def plain(text: str) -> str:
+    """Text in which Markdown and HTML see nothing of theirs; a table looks after its bars itself."""
+    return re.sub(r"([\\`*_{}\[\]<>#~&])", r"\\\1", one_line(text))
+
+
+def code(text: str) -> str:
+    """A code span, whatever the text holds."""
+    text = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def table(heads: tuple[str, ...], rows: Any) -> str:
+    """A table; the bars in its cells, which are Markdown already, are escaped."""
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
