@@ -60,7 +60,7 @@ def test_names_may_hold_spaces_and_any_letters(workshop, tmp_path, monkeypatch):
     assert call("run", "[red]ausgabe é.onnx", "a b.png", "-o", "ü.png").code == 0
 
 
-HEAVY = "torch", "onnx", "onnxruntime", "numpy", "skimage", "PIL", "rich"
+HEAVY = "torch", "onnx", "onnxruntime", "numpy", "skimage", "PIL", "rich", "pydantic"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], ["export", "--help"], ["check", "--help"]])
