@@ -36,14 +36,16 @@ ASVP_HD Count count_kept(const double* values, Count rank, double energy, double
 // Whether an error of the float32 Gram matrix could move the result by more than about a third of the 1e-5 that is allowed
 // where the gap is over 1e-2. To first order an error E of the Gram matrix turns u_r towards u_j, j > r, by
 // E / (lambda_r - lambda_j), which moves U U^T M by s_r times that. E: what rounding leaves after averaging over the sums of
-// `blocks` blocks of positions, with a floor for maps that repeat themselves, where it does not average out.
-ASVP_HD bool too_blurred(const double* values, int64_t r, double trace, int64_t blocks) {
+// `blocks` blocks of positions, with a floor for maps that repeat themselves, where it does not average out. A gain below 1 is
+// that of an inverse: what it leaves is smaller than what it reads, and the pair is held to 8 units of rounding of the latter,
+// 5e-7.
+ASVP_HD bool too_blurred(const double* values, int64_t r, double trace, int64_t blocks, double gain) {
   const double last = fmax(values[r - 1], 0.0), following = fmax(values[r], 0.0);
   const double error = fmax(1e-8, 1e-7 / sqrt(static_cast<double>(blocks))) * values[0];
   if (values[0] <= 0) return false;
   if (last <= 64 * error) return true;         // s_r itself is in the blur
   if (following > 0.985 * last) return false;  // s: a gap under 0.8e-2; every choice of u_r is right
-  return 1.5 * error * sqrt(last / trace) > 3e-6 * (last - following);
+  return 1.5 * error * sqrt(last / trace) > (gain < 1 ? 2e-7 : 3e-6) * (last - following);
 }
 
 // What U is multiplied by before and after it meets the map: shift and (gain - 1) / shift, in T, the type of the arithmetic.

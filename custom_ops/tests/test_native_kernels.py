@@ -86,6 +86,38 @@ def test_values_far_below_the_first_and_narrow_gaps_in_float32(native):
             check(x, native.perturb(x, 2, 3.0), 2, 3.0, 1.0, 1, REFERENCE32)
 
 
+def test_more_channels_than_positions_leave_a_gap_that_float32_sums_have_to_resolve(native):
+    """All values are leading, but the channels have directions beyond: the last value has to stand out against zero."""
+    rng = np.random.default_rng(0)
+    for last in (3e-3, 1e-3, 3e-4):
+        left, right = (np.linalg.qr(rng.standard_normal((n, 6)))[0] for n in (22, 6))
+        x = ((left * [1, 1, last, last, 0.9 * last, 0.9 * last]) @ right.T).astype(np.float32)[None]
+        check(x, native.perturb(x, 7, 1000.0), 7, 1000.0, 1.0, 1, REFERENCE32)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 28])
+def test_an_inverse_of_any_rank_gives_a_float32_map_back(native, rank):
+    """8 u h of the map, beside what the first node's float32 sums leave (docs/operator.md, "Two gains")."""
+    rng = np.random.default_rng(rank)
+    left, right = (np.linalg.qr(rng.standard_normal((n, 85)))[0] for n in (85, 561))
+    for last in (0.3, 0.04, 3e-3):
+        values = np.r_[1, np.full(rank - 1, last), np.full(85 - rank, 0.9 * last)]
+        x = ((left * values) @ right.T).astype(np.float32)[None]
+        for gain in (10.0, 100.0, 1000.0):
+            back = native.perturb(native.perturb(x, rank, gain), rank, 1 / gain)
+            assert np.linalg.norm(back - x) <= (8 * 2.0**-24 * gain + 3e-6) * np.linalg.norm(x)
+
+
+@pytest.mark.parametrize("c", [12, 64])
+@pytest.mark.parametrize("kind", ["flat", "decaying", "image", "noise"])
+def test_an_inverse_gives_a_float64_map_back(native, kind, c):
+    """Within (8 + C) u h. Rotations make vectors longer or shorter, which would leave twice that at 64 channels."""
+    x = matrix(kind, c, 300, np.random.default_rng(c))[None]
+    for gain in (10.0, 1000.0):
+        back = native.perturb(native.perturb(x, 1, gain), 1, 1 / gain)
+        assert np.linalg.norm(back - x) <= (8 + c) * 2.0**-53 * gain * np.linalg.norm(x)
+
+
 @pytest.mark.parametrize("scale", [1e-37, 1e-20, 1e18, 1e36])
 def test_tiny_and_huge_float32_maps(native, scale):
     x = (np.random.default_rng(0).standard_normal((2, 8, 9, 11)) * scale).astype(np.float32)

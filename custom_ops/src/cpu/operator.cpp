@@ -354,8 +354,9 @@ void solve(const Call& call, int64_t s) {
   const bool quick = sizeof(T) == 4 && plan.c >= kQuickChannels && call.kernels->leading_quick(problem, plan.rank);
   if (!quick) call.kernels->leading(problem, plan.rank);
   state.kept = count_kept(problem.values, plan.rank, call.problem->energy, trace);
-  if (sizeof(T) == 4 && !second && state.kept < least(plan.c, plan.l)) {
-    state.again = too_blurred(problem.values, state.kept, trace, (plan.l + plan.width - 1) / plan.width);
+  if (sizeof(T) == 4 && !second && state.kept < plan.c) {
+    const int64_t blocks = (plan.l + plan.width - 1) / plan.width;
+    state.again = too_blurred(problem.values, state.kept, trace, blocks, call.problem->gain);
     if (state.again) return;
   }
   keep_basis<T>(call, s, problem.y, problem.y_stride, 1, nullptr);
@@ -426,6 +427,13 @@ void refine(const Call& call, int64_t s) {
   }
   for (int64_t t = 0; t < n; ++t) values[t] = a[order[t] * ld + order[t]];
   state.kept = count_kept(values, plan.rank, call.problem->energy, sum);
+  // Every rotation rounds, and a hundred leave a vector's length off by some ten units of rounding: U U^T would scale by it.
+  for (int64_t i = 0; i < state.kept; ++i) {
+    double *vector = vectors + order[i] * ld, squares = 0;
+    for (int64_t k = 0; k < n; ++k) squares += vector[k] * vector[k];
+    const double scale = 1 / sqrt(squares);
+    for (int64_t k = 0; k < n; ++k) vector[k] *= scale;
+  }
   keep_basis<double>(call, s, vectors, 1, ld, order);
 }
 

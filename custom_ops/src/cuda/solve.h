@@ -110,6 +110,7 @@ struct Solve {
       refine(block, call, s, factor, trace, at);
       trace = trace_of(block, n, a, ld, at.scalars);
       sort_descending(block, n, a, ld + 1, at.low, at.order);
+      lengthen(block, n, rank, at);
     } else {
       block.each([&](int t) {
         for (int e = t; e < n * n; e += block.size()) at.a[e / n * at.lda + e % n] = a[e / n * ld + e % n] * factor;
@@ -118,14 +119,30 @@ struct Solve {
     }
     const double* values = at.low;
     const int kept = count_kept(values, rank, call.energy, trace);
-    const bool again = kFloat && pass == 0 && kept < least(plan.c, plan.l) &&
-                       too_blurred(values, kept, trace, ceil_div<int64_t>(plan.l, 512));  // 512: see gram.h
+    const bool again = kFloat && pass == 0 && kept < plan.c &&
+                       too_blurred(values, kept, trace, ceil_div<int64_t>(plan.l, 512), call.gain);  // 512: see gram.h
     block.each([&](int t) {
       if (t > 0) return;
       state.kept = kept;
       state.again = again;
     });
     if (!again) keep_basis(block, call, s, peak, kept, at.z, at.order);
+  }
+
+  // The leading vectors to length 1: every rotation rounds, and a few hundred leave the length off by as many units of
+  // rounding, by which U U^T would scale.
+  template <class Block>
+  static ASVP_DEVICE void lengthen(Block& block, int n, int rank, const Place& at) {
+    block.warps([&](auto warp) {
+      for (int i = warp.index(); i < rank; i += block.size() / kWarp) {
+        double* z = at.z + at.order[i] * at.ld;
+        const double scale =
+            1 / sqrt(warp_sum(warp, n, [&](int c, double before) { return multiply_add(z[c], z[c], before); }));
+        warp.each([&](int lane) {
+          for (int c = lane; c < n; c += kWarp) z[c] *= scale;
+        });
+      }
+    });
   }
 
   // U (and gain - 1 times U) in the type of the arithmetic.
