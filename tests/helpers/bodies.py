@@ -10,7 +10,12 @@ from onnx import TensorProto, helper
 from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.operator.onnx_function import perturbation_function
 
-TYPES = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.float64: TensorProto.DOUBLE}
+TYPES = {
+    np.float32: TensorProto.FLOAT,
+    np.float16: TensorProto.FLOAT16,
+    np.uint16: TensorProto.BFLOAT16,  # carried by its bits
+    np.float64: TensorProto.DOUBLE,
+}
 
 
 def model(

@@ -23,6 +23,11 @@ def singular_values(kind: str, count: int, rng: np.random.Generator) -> np.ndarr
         return np.where(np.arange(count) < max(1, count // 3), 1.0 + rng.random(count), 0.0)
     if kind == "repeated":
         return np.where(np.arange(count) < (count + 1) // 2, 2.0, 1.0)
+    if kind == "near":  # any mixture of gaps: equal, about the 1e-2 of the criterion, decades
+        steps = rng.choice(
+            [1.0, 1 - 1e-6, 1 - 9e-3, 1 - 1.1e-2, 0.9, 0.1, 1e-3], count, p=[0.15, 0.1, 0.2, 0.3, 0.15, 0.07, 0.03]
+        )
+        return np.cumprod(steps)
     return np.zeros(count)
 
 
