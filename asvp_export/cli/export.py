@@ -16,7 +16,7 @@ from asvp_export.console import unseen
 from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
 
 if TYPE_CHECKING:
-    from asvp_export.parity.result import ParityResult
+    from asvp_export.workflows.check import ParityResult
 
 LAYERS = click.option(
     "--layers",
