@@ -98,9 +98,10 @@ def checked(data: object, kind: type[_T], *, more: bool = False) -> _T:
     if not isinstance(data, dict):
         raise ValueError(f"it is {reprlib.repr(data)}, an object was expected")
     if more:
-        data = {key: data[key] for key in (field.name for field in fields(kind)) if key in data}  # type: ignore[arg-type]
+        known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        data = {key: value for key, value in data.items() if key in known}
     try:
-        # Only from JSON does strict pydantic take a list as a tuple. File names may hold surrogates, which are no UTF-8.
+        # Only from JSON does strict pydantic take a list as a tuple. File names may hold surrogates: no UTF-8.
         text = json.dumps({"it": data}, ensure_ascii=False).encode("utf-8", "replace")
         return _model(kind, "ignore" if more else "forbid").model_validate_json(text).it
     except ValidationError as error:

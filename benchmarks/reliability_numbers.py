@@ -1,7 +1,7 @@
 """Random cases of the operator by every way in which it runs, held against float64: the worst that is seen.
 
-Fills the table "Numbers" of docs/reliability.md with fractions of the error that docs/operator.md allows; ends with 1 when
-one is over 1.
+Fills the table "Numbers" of docs/reliability.md with fractions of the error that docs/operator.md allows; ends with
+1 when one is over 1.
 
     python -m benchmarks.reliability_numbers --cases 20000 --seed 0 [--dry]
 """

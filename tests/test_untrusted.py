@@ -1,4 +1,4 @@
-"""Whatever a stranger writes into a plan, a manifest, a report or metadata: it is read, or an InputError says why not."""
+"""Whatever a stranger writes into a plan, a manifest, a report or metadata is read, or an InputError says why not."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ def apply(teacher: Teacher, plan: Plan) -> Protected:
         if name not in theirs or tuple(theirs[name].shape) != tuple(weight.shape):
             here = f"is {described_shape(theirs[name].shape)}" if name in theirs else "is not there"
             raise InputError(
-                f"The plan does not fit: {name} {here} in {teacher.source}, the plan's is {described_shape(weight.shape)}. "
+                f"The plan does not fit: {name} {here} in {teacher.source}, the plan's is "
+                f"{described_shape(weight.shape)}. "
                 "Make a plan for this model."
             )
     if plan.weights and plan.source_sha256 != teacher.sha256:
@@ -50,7 +51,8 @@ def _check_nodes(teacher: Teacher, plan: Plan) -> None:
         shape = survey.outputs[name].shapes[0]
         if not -len(shape) < node.axis < len(shape):
             raise InputError(
-                f"The plan does not fit: the axis of {name} is {node.axis}, and the layer gives {described_shape(shape)}."
+                f"The plan does not fit: the axis of {name} is {node.axis}, and the layer gives "
+                f"{described_shape(shape)}."
             )
         if node.rank > shape[node.axis]:
             raise InputError(

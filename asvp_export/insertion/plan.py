@@ -168,7 +168,8 @@ class Plan:
             about = checked(data, _About, more=True)
             if about.format != _FORMAT:
                 raise InputError(
-                    f"{path} is a plan of format {about.format}; this version reads format {_FORMAT}. Make the plan anew."
+                    f"{path} is a plan of format {about.format}; this version reads format {_FORMAT}. Make the "
+                    "plan anew."
                 )
             own = {field.name for field in fields(_About)}
             plan = checked({key: value for key, value in data.items() if key not in own}, cls)

@@ -52,7 +52,7 @@ def tiny() -> Tiny:
 
 
 def outputs(file: Path, inputs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """What onnxruntime gives without the library: the outputs, and the maps behind the operator's nodes where they are seen."""
+    """What onnxruntime gives without the library: outputs, and the maps behind the operator's nodes where seen."""
     model = onnx.load(file)
     exposed = [node.output[0] for node in perturbation_nodes(model)]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)

@@ -17,8 +17,8 @@ from tests.helpers.teachers import save_pictures
 
 HERE = Path(__file__).resolve().parent
 
-# Relative, Frobenius. "function", "inline": d of the ONNX function, which the kernels are closer than. "float16": what the
-# roundings of two maps may come to at a gain of 10, (2 h + 1) 2^-11 (docs/operator.md).
+# Relative, Frobenius. "function", "inline": d of the ONNX function, which the kernels are closer than. "float16":
+# what the roundings of two maps may come to at a gain of 10, (2 h + 1) 2^-11 (docs/operator.md).
 TOLERANCES = {"function": 1e-4, "inline": 1e-4, "float16": (2 * 10 + 1) * 2.0**-11}
 WITH_NODES = ("function", "float16")
 
@@ -57,8 +57,10 @@ def test_the_library_gives_them_too(name, body, library):
 
 
 def test_version_1_of_the_operator_stays_readable():
-    """What would break these files: a library that registers another version of the op alone; a checker, an overload or an
-    attribute of another name; other defaults. A version 2 comes beside version 1, not in its place.
+    """A version 2 comes beside version 1, not in its place.
+
+    What would break these files: a library that registers another version of the op alone; a checker, an overload
+    or an attribute of another name; other defaults.
     """
     for name in WITH_NODES:
         model = onnx.load(HERE / f"{name}.onnx")

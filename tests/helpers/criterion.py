@@ -101,9 +101,9 @@ def errors_of(
 ) -> Errors:
     """Criteria (a) and (b) for the count r.
 
-    `rounding` is what the rounding of the result in its type may come to, a Frobenius norm over the scale. The tolerances
-    hold it where the gain is well away from 1 and the type resolves it; elsewhere it is seen as 2 ||D|| ||Q M|| + ||D||^2
-    in ||Q M||^2, with D the rounding over |gain - 1|, and as itself in the distance.
+    `rounding` is what the rounding of the result in its type may come to, a Frobenius norm over the scale. The
+    tolerances hold it where the gain is well away from 1 and the type resolves it; elsewhere it is seen as 2 ||D||
+    ||Q M|| + ||D||^2 in ||Q M||^2, with D the rounding over |gain - 1|, and as itself in the distance.
     """
     after = after / truth.scale
     size = np.linalg.norm(truth.values[:r])

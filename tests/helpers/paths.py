@@ -200,10 +200,10 @@ def _sample_errors(case: Case, truth: Sample, after: np.ndarray, r: int, toleran
 
 
 def _subnormal(shape: tuple[int, ...], rank: int, gain: float) -> float:
-    """What the steps of subnormal numbers come to, a Frobenius norm over the least step: nothing for the usual magnitudes.
+    """What the steps of subnormal numbers come to, a Frobenius norm over the least step; else nothing.
 
-    Each operation is off by half of the smallest step: C products and sums in each of r L entries of U^T M, which the gain
-    amplifies; r, the factor and the sum in each of C L entries of the result.
+    Each operation is off by half of the smallest step: C products and sums in each of r L entries of U^T M, which
+    the gain amplifies; r, the factor and the sum in each of C L entries of the result.
     """
     c, length = shape
     r = min(rank, c, length)
