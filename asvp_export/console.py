@@ -108,7 +108,7 @@ def alone(debug: bool = False) -> Iterator[None]:
     Args:
         debug: show it all, on stderr; should Python itself crash, then where.
     """
-    _no_gaps()
+    no_gaps()
     if debug and not faulthandler.is_enabled():
         faulthandler.enable(2)
     before = _own.out, _own.err, sys.stdout, sys.stderr
@@ -123,7 +123,7 @@ def alone(debug: bool = False) -> Iterator[None]:
             _own.out, _own.err, sys.stdout, sys.stderr = before
 
 
-def _no_gaps() -> None:
+def no_gaps() -> None:
     """Open the standard descriptors that are closed, lest something else get their numbers."""
     for number in range(3):
         try:

@@ -22,6 +22,7 @@ from asvp_export.cli.protect import protect
 from asvp_export.cli.run import run
 from asvp_export.console import echo, printable
 from asvp_export.errors import AsvpError
+from asvp_export.interrupts import Ended, Interruptible, sentence
 
 
 class _DefaultGroup(click.Group):
@@ -50,11 +51,15 @@ for command in (export, check, audit, layers, protect, inspect, run):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point: exit codes 0 done, 1 gate failed, 2 bad usage or input, 3 the machine failed us, 130 Ctrl-C."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    for name in ("SIGTERM", "SIGHUP"):  # so that a kill and a closed terminal also clean up
-        if number := getattr(signal, name, None):
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    """Entry point: exit codes 0 done, 1 gate failed, 2 bad usage or input, 3 the machine failed us, 130 Ctrl-C.
+
+    A kill gives 143, a closed terminal 129.
+    """
+    with Interruptible():
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> NoReturn:
     try:
         sys.exit(cli.main(args=arguments, prog_name="asvp-export", standalone_mode=False) or 0)
     except AsvpError as error:
@@ -68,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         helped = f" {context.command_path} --help lists what it takes." if context else ""
         _fail(error.format_message() + helped, 2)
     except (click.Abort, KeyboardInterrupt):
-        _fail("Interrupted; nothing half-written was left.", 130)
+        _fail(sentence(signal.SIGINT), 130)
+    except Ended as ended:
+        _fail(sentence(ended.number), 128 + ended.number)
     except MemoryError:
         _fail("The machine ran out of memory; use smaller images, or a machine with more.", 3)
     except OSError as error:

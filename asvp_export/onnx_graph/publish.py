@@ -18,6 +18,7 @@ import onnx
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data
 
 from asvp_export.files import abandoned, check_output, claimed, signals_held_back, write_error
+from asvp_export.interrupts import unfinished
 from asvp_export.onnx_graph.contents import data_bytes, external_files, is_external, stored_bytes, tensors
 
 # protobuf refuses messages of 2 GiB; what is not a tensor needs room as well.
@@ -71,6 +72,7 @@ class Staging:
             with signals_held_back():
                 while self._folder is None or not self._claim.enter_context(claimed(self._folder)):
                     self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.output.parent))
+                unfinished.add(self._folder)
                 self.path.parent.mkdir()
                 self.data_folder = self.data_folder or self.scratch
         except BaseException as error:
@@ -89,6 +91,7 @@ class Staging:
         with signals_held_back(), self._claim:
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
+                unfinished.discard(self._folder)
 
     @property
     def path(self) -> Path:

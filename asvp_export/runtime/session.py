@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import onnx
 import onnxruntime as ort
 
 from asvp_export.errors import AsvpError, InputError, MachineError
+from asvp_export.interrupts import stoppable
 from asvp_export.operator import OP_TYPE, native
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -35,7 +36,45 @@ _OUT_OF_MEMORY = re.compile(  # as C++, onnxruntime, PyTorch, CUDA and the syste
 _Providers = Sequence[str | tuple[str, dict[Any, Any]]]
 
 
-class InferenceSession(ort.InferenceSession):
+class StoppableSession(ort.InferenceSession):
+    """`onnxruntime.InferenceSession`, whose opening and whose runs end early when a command is interrupted.
+
+    Args:
+        path_or_bytes: as for onnxruntime.
+        sess_options: as for onnxruntime.
+        *providers: as for onnxruntime.
+        **kwargs: as for onnxruntime.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | bytes | os.PathLike[str],
+        sess_options: ort.SessionOptions | None = None,
+        *providers: Any,
+        **kwargs: Any,
+    ) -> None:
+        options = ort.SessionOptions() if sess_options is None else sess_options
+        with stoppable(lambda: options.set_load_cancellation_flag(True)):
+            super().__init__(path_or_bytes, options, *providers, **kwargs)
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
+    ) -> Sequence[Any]:
+        """See onnxruntime."""
+        options = ort.RunOptions() if run_options is None else run_options
+        with stoppable(lambda: setattr(options, "terminate", True)):
+            return super().run(output_names, input_feed, options)
+
+    def run_with_ort_values(
+        self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, Any], run_options: Any = None
+    ) -> Sequence[ort.OrtValue]:
+        """See onnxruntime."""
+        options = ort.RunOptions() if run_options is None else run_options
+        with stoppable(lambda: setattr(options, "terminate", True)):
+            return super().run_with_ort_values(output_names, input_dict_ort_values, options)
+
+
+class InferenceSession(StoppableSession):
     """`onnxruntime.InferenceSession` that runs ASVP nodes by the native kernels where these are faster.
 
     Takes what onnxruntime's own session takes. Without the library, and where it would hurt (a provider for which it
@@ -160,7 +199,7 @@ def create_session(source: str | bytes, settings: SessionSettings) -> ort.Infere
         options.enable_profiling = True
         options.profile_file_prefix = str(settings.profile)
     cuda = settings.provider == "cuda"
-    kind = InferenceSession if settings.library else ort.InferenceSession
+    kind = InferenceSession if settings.library else StoppableSession
     with _cuda_libraries() if cuda else contextlib.nullcontext():
         providers = [(PROVIDERS[settings.provider], {"use_tf32": "0"} if cuda else {})]
         return kind(source, options, providers=providers, enable_fallback=0)

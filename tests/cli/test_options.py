@@ -108,11 +108,12 @@ def test_a_value_that_is_not_among_them_is_refused(group: type[Options], given: 
 
 
 def test_the_commands_parse_and_print_and_do_nothing_else() -> None:
-    """Of the package they import workflows, options, errors, terminal output, and no more."""
+    """Of the package they import workflows, options, errors, signals, terminal output, and no more."""
     allowed = (
         "workflows.",
         "options",
         "errors",
+        "interrupts",
         "console",
         "progress",
         "cli.",
