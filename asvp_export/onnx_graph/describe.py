@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 
 from asvp_export.errors import InputError
-from asvp_export.onnx_graph.contents import external_files
 from asvp_export.onnx_graph.inline import fold
 from asvp_export.onnx_graph.metadata import read_provenance
+from asvp_export.onnx_graph.opening import check_strange
 from asvp_export.onnx_graph.pairs import pairs
 from asvp_export.onnx_graph.passes import attributes_of
 from asvp_export.untrusted import read_regular
@@ -39,8 +39,7 @@ def describe(path: str | Path) -> dict[str, object]:
     try:
         content = read_regular(path, "file", MOST_MODEL_BYTES)
         model = onnx.load_from_string(content)
-        if lost := [name for name in external_files(model) if not (path.parent / name).is_file()]:
-            raise InputError(f"The tensors of {path} are kept in {lost[0]}, which is not beside it; put it there.")
+        check_strange(model, path)
         onnx.checker.check_model(str(path))
     except InputError:
         raise

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 
 from asvp_export.errors import AsvpError, InputError, MachineError
 from asvp_export.interrupts import stoppable
+from asvp_export.onnx_graph.opening import read_model
 from asvp_export.operator import OP_TYPE, native
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -287,6 +289,8 @@ def _source(model: str | Path | bytes) -> tuple[str, str | bytes]:
         raise InputError(f"{path} is not a file; an ONNX model was expected.")
     if not path.stat().st_size:
         raise InputError(f"The model {path} is empty; an ONNX model was expected.")
+    with contextlib.suppress(DecodeError):  # onnxruntime says what it is then, or has a format of its own for it
+        read_model(path)
     return str(path), str(path)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from asvp_export.errors import InputError
 from asvp_export.onnx_graph.contents import data_bytes, external_files, in_order, inputs_of, pruned, reads
+from asvp_export.onnx_graph.opening import read_model
 from asvp_export.runtime.session import SessionSettings, create_session, is_out_of_memory
 from asvp_export.signature import Signature
 from asvp_export.teacher.architecture import one_line
@@ -39,12 +40,11 @@ def read_onnx(path: Path) -> OnnxModule:
         InputError: not an ONNX model or not a valid one, or its external data is not there.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = read_model(path)
+    except InputError:
+        raise
     except Exception as error:  # protobuf's errors have no base in common with onnx's
         raise InputError(f"{path} is damaged, or no ONNX model: {one_line(error)}.") from error
-    lost = sorted(name for name in external_files(model) if not (path.parent / name).is_file())
-    if lost:
-        raise InputError(f"The tensors of {path} are kept in {lost[0]}, which is not beside it; put it there.")
     try:
         if in_order(model.graph):
             onnx.checker.check_model(str(path), full_check=True)
