@@ -24,6 +24,7 @@ class LoadKeywords(TypedDict, total=False):
     layout: str | None
     device: str
     probe_timeout: float
+    probe_memory: int | None
 
 
 class NodeKeywords(TypedDict, total=False):

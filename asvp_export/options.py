@@ -172,8 +172,15 @@ class LoadOptions(Options):
     device: str = option("cpu", "Where PyTorch runs the teacher: cpu or cuda.", metavar="cpu|cuda")
     probe_timeout: float = option(
         120.0,
-        "How long an ONNX or TorchScript file may take for a run on a small image, while sizes are tried out.",
+        "How long an ONNX or TorchScript file may take for a run on a small image, while sizes are tried out; ten "
+        "times as long for being opened.",
         metavar="SECONDS",
+        least=0,
+    )
+    probe_memory: int | None = option(
+        None,
+        "How much memory it may take then (on Linux). Default: four fifths of what is free.",
+        metavar="MIB",
         least=0,
     )
 

@@ -77,5 +77,6 @@ def type_of(hint: Any, about: Shown) -> click.ParamType | type:
     if kind in (int, float):
         if words:
             return WordOrNumber(kind, words)
-        return click.FloatRange(min=about.least, min_open=True) if about.least is not None else kind
+        ranged = click.IntRange if kind is int else click.FloatRange
+        return ranged(min=about.least, min_open=True) if about.least is not None else kind  # type: ignore[arg-type]
     return click.Choice(words) if words else str

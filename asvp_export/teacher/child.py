@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from asvp_export.errors import AsvpError, MachineError
+from asvp_export.errors import AsvpError, InputError, MachineError
 from asvp_export.teacher import child_main
 from asvp_export.teacher.onnx_model import OnnxModule
 
-PROBE_TIMEOUT = 120.0  # seconds a run on some 48 pixels may take
-_TO_OPEN = 10  # times as long for reading and optimising a file, which may be large
+_TO_START = 300.0  # seconds for Python and the packages
+_TO_OPEN = 10  # times as long as for a run, for checking, reading and optimising a file, which may be large
 _SHARE = 0.8  # of the memory that is free when the process starts
 _LOOK = 0.05  # seconds between two looks at it
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (\S+\.(cc|h):\d+ .*\) )?")  # and the place in its source
 _CRASHES = 16  # and no run that worked: as many as there are multiples of sizes to try
 
 
@@ -34,26 +37,33 @@ class CrashError(RuntimeError):
 
 
 class StoppedError(AsvpError):
-    """No other size is worth trying: a run took too long, or nothing but crashes came of the file."""
+    """No other size is worth trying: a run took longer or more than it may, or nothing but crashes came of the file."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the process."""
+
+    seconds: float = 120.0
+    """For a run on some 48 pixels; ten times as much for opening the file."""
+
+    mebibytes: int | None = None
+    """Of memory; None: four fifths of what is free when it starts."""
 
 
 @contextlib.contextmanager
-def apart(module: nn.Module, path: Path | None, device: str, timeout: float) -> Iterator[Callable[..., object]]:
-    """What stands for a module while its file is tried out: the file in a process of its own, or the module itself.
+def apart(path: Path | None, device: str, limits: Limits) -> Iterator[Child]:
+    """A process of its own for a model's file, which is opened and tried out there first.
 
     Args:
-        module: from the file; only those that onnxruntime or TorchScript runs can end the process that they run in.
         path: the file; None: the module was made in memory.
-        device: where the module is.
-        timeout: seconds that a run may take.
+        device: where the module will be.
+        limits: of the process.
 
     Yields:
-        A callable like the module; the process has ended when the block is left.
+        It starts when it is told to; it has ended when the block is left.
     """
-    if path is None or not isinstance(module, OnnxModule | torch.jit.ScriptModule):
-        yield module
-        return
-    child = Child(module, path, device, timeout)
+    child = Child(path, device, limits)
     try:
         yield child
     finally:
@@ -61,25 +71,89 @@ def apart(module: nn.Module, path: Path | None, device: str, timeout: float) -> 
 
 
 class Child:
-    """A model's file, run in a process that starts with the first run, and again after a crash.
+    """A model's file, opened and run in a process, which starts again after a crash.
 
     The module runs in this process where the other cannot open it: an operator was registered here, or Python does not
     start.
 
     Args:
-        module: from the file.
-        path: the file.
+        path: the file; None: there is none.
         device: where the module is.
-        timeout: seconds that a run may take.
+        limits: of the process.
     """
 
-    def __init__(self, module: OnnxModule | torch.jit.ScriptModule, path: Path, device: str, timeout: float) -> None:
-        self._module, self._path, self._device, self._timeout = module, path, device, timeout
+    def __init__(self, path: Path | None, device: str, limits: Limits) -> None:
+        self._path, self._device, self._limits = path or Path(), device, limits
+        self._module: nn.Module | None = None
+        self._kind = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._room = 0
         self._here = self._worked = False
         self._stopped = ""
         self._crashes: dict[tuple[int, int], str] = {}
+
+    def start(self, kind: str) -> None:
+        """Start the process; what it needs is imported while this one goes on.
+
+        Args:
+            kind: of the file, "onnx" or "torchscript".
+        """
+        self._kind = kind
+        self._room = 2**20 * self._limits.mebibytes if self._limits.mebibytes else int(_SHARE * _free_memory())
+        command = [sys.executable, "-I", child_main.__file__]
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError:
+            self._here = True
+            return
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it has ended already, as will be seen
+            child_main.send(self._process.stdin, {"path": sys.path, "kind": kind})
+
+    def open(self, check: bytes | None = b"") -> bool:
+        """Let the process check and open the file.
+
+        Args:
+            check: of an ONNX graph: these bytes are checked; empty: the file, in full; None: nothing is.
+
+        Returns:
+            Whether it did; where it could not, the module runs in this process.
+
+        Raises:
+            InputError: it is no valid file, or onnxruntime does not open it.
+            StoppedError: that crashed, or took longer or more memory than it may.
+            MachineError: memory ran out.
+        """
+        if self._here:
+            return False
+        asked = {"file": str(self._path.absolute()), "device": self._device, "check": check is not None}
+        given = [torch.frombuffer(bytearray(check), dtype=torch.uint8)] if check else []
+        try:
+            self._asked(None, [], "while its process started", _TO_START)
+            answer, _ = self._asked(asked, given, "while it was opened", _TO_OPEN * self._limits.seconds)
+        except CrashError as error:
+            if error.ended == _ended(1):  # Python itself does not start in isolation
+                self._here = True
+                return False
+            raise StoppedError(f"{self._path.name} cannot be opened: {error}.") from error
+        if answer.get("memory"):
+            raise _error(answer)
+        if "error" in answer:
+            kind, text = answer["error"]
+            line = next(filter(None, map(str.strip, text.splitlines())), kind)
+            reason = _CODE.sub("", line)[:200].rstrip(".")
+            if kind == "InvalidError":
+                raise InputError(f"{self._path} is not a valid ONNX model: {reason}.")
+            if self._kind == "onnx":
+                raise InputError(f"onnxruntime does not open {self._path}: {reason}.")
+            self.end()
+            self._here = True
+        return not self._here
+
+    def stand_for(self, module: nn.Module) -> Callable[..., object]:
+        """What runs a module: this where its file was opened here, else the module itself."""
+        self._module = module
+        return self if self._kind else module
 
     def __call__(self, *inputs: torch.Tensor) -> object:
         """What the module returns for some inputs: tensors, and sequences and mappings of them.
@@ -87,11 +161,13 @@ class Child:
         Raises:
             CrashError: the process crashed.
             RuntimeError: the model raised an error.
-            StoppedError: it ran longer than it may.
+            StoppedError: it ran longer, or took more memory, than it may.
             MachineError: it took more memory than there is.
         """
-        if not self._here and self._process is None:
-            self._here = not self._open()
+        assert self._module is not None, "it stands for no module"
+        if not self._here and self._process is None:  # it crashed
+            self.start(self._kind)
+            self.open(None)
         if self._here:
             return self._module(*inputs)
         given = self._module.cast(inputs).values() if isinstance(self._module, OnnxModule) else inputs
@@ -99,7 +175,7 @@ class Child:
         where = f"on {'x'.join(map(str, image.shape))}"
         tensors = [x.detach().cpu() for x in given]
         try:
-            answer, found = self._asked({}, tensors, where, self._timeout)
+            answer, found = self._asked({}, tensors, where, self._limits.seconds)
         except CrashError as error:
             self._crashes[image.shape[-2], image.shape[-1]] = error.ended
             if not self._worked and len(self._crashes) >= _CRASHES:
@@ -131,42 +207,16 @@ class Child:
                 assert pipe is not None
                 pipe.close()
 
-    def _open(self) -> bool:
-        """Start the process and let it open the file; False where it cannot.
-
-        Raises:
-            StoppedError: that crashed, or took too long.
-            MachineError: it took more memory than there is.
-        """
-        self._room = int(_SHARE * _free_memory())
-        command = [sys.executable, "-I", child_main.__file__]
-        try:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        except OSError:
-            return False
-        kind = "onnx" if isinstance(self._module, OnnxModule) else "torchscript"
-        asked = {"path": sys.path, "kind": kind, "file": str(self._path.absolute()), "device": self._device}
-        try:
-            answer, _ = self._asked(asked, [], "while it was opened", _TO_OPEN * self._timeout)
-        except CrashError as error:
-            if error.ended == _ended(1):  # Python itself does not start in isolation
-                return False
-            raise StoppedError(f"{self._path.name} cannot be opened: {error}.") from error
-        if answer.get("memory"):
-            raise _error(answer)
-        if "error" in answer:
-            self.end()
-        return "error" not in answer
-
     def _asked(
-        self, asked: dict[str, Any], tensors: list[torch.Tensor], where: str, seconds: float
+        self, asked: dict[str, Any] | None, tensors: list[torch.Tensor], where: str, seconds: float
     ) -> tuple[dict[str, Any], list[torch.Tensor]]:
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         self._stopped = ""
         try:
             with self._watched(process, seconds):
-                child_main.send(process.stdin, asked, tensors)
+                if asked is not None:
+                    child_main.send(process.stdin, asked, tensors)
                 answer = child_main.receive(process.stdout)
                 if sum(size for _, _, size in answer["tensors"]) > _SHARE * _free_memory():
                     self._stopped = "memory"
@@ -191,6 +241,11 @@ class Child:
                 "take with --probe-timeout SECONDS."
             )
         killed = code == -9 and sys.platform == "linux"  # by the system, because memory ran out
+        if stopped == "memory" and self._limits.mebibytes:
+            return StoppedError(
+                f"{name} took more than {self._limits.mebibytes} MiB of memory {where}; if it needs more, say how much "
+                "it may take with --probe-memory MIB."
+            )
         if stopped == "memory" or killed:
             return MachineError(
                 f"{name} took more than {self._room / 2**30:.1f} GiB of memory {where}, and no more is free for it; "

@@ -22,6 +22,10 @@ from typing import IO, Any
 _LENGTH = struct.Struct("<Q")
 
 
+class InvalidError(Exception):
+    """The file is none of its kind; the message says why."""
+
+
 def send(stream: IO[bytes], message: Mapping[str, Any], tensors: Sequence[Any] = ()) -> None:
     """Write a message.
 
@@ -83,41 +87,56 @@ def torch_tensor(kind: str, shape: Sequence[int], data: bytearray) -> Any:
     return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
 
 
-def _onnx(file: str, device: str) -> Callable[[list[Any]], object]:
-    """Opens a graph as `asvp_export.teacher.onnx_model.open_session` does."""
+def _onnx() -> Callable[..., Callable[[list[Any]], object]]:
+    """What checks a graph and opens it as `asvp_export.teacher.onnx_model.open_session` does."""
     import numpy as np
+    import onnx
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # fatal only
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(file).parent))
-    session = ort.InferenceSession(Path(file).read_bytes(), options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_outputs()]
+    def opened(asked: Mapping[str, Any], given: list[Any]) -> Callable[[list[Any]], object]:
+        path = Path(asked["file"])
+        if asked["check"]:
+            try:
+                content = onnx.load_from_string(bytes(given[0][2])) if given else str(path)
+                onnx.checker.check_model(content, full_check=not given)
+            except Exception as error:  # protobuf's and the checker's errors have no common base
+                raise InvalidError(f"{type(error).__name__}: {error}") from error
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # fatal only
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        names = [one.name for one in session.get_outputs()]
 
-    def run(given: list[Any]) -> object:
-        arrays = (np.ndarray(shape, kind, data) for kind, shape, data in given)
-        found = session.run(names, {one.name: x for one, x in zip(session.get_inputs(), arrays, strict=True)})
-        for name, value in zip(names, found, strict=True):
-            if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
-                raise TypeError(f"{name} is not a tensor of numbers")
-        return found[0] if len(found) == 1 else tuple(found)
+        def run(given: list[Any]) -> object:
+            arrays = (np.ndarray(shape, kind, data) for kind, shape, data in given)
+            found = session.run(names, {one.name: x for one, x in zip(session.get_inputs(), arrays, strict=True)})
+            for name, value in zip(names, found, strict=True):
+                if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
+                    raise TypeError(f"{name} is not a tensor of numbers")
+            return found[0] if len(found) == 1 else tuple(found)
 
-    return run
+        return run
+
+    return opened
 
 
-def _torchscript(file: str, device: str) -> Callable[[list[Any]], object]:
-    """Opens an archive as `asvp_export.teacher.load` does."""
+def _torchscript() -> Callable[..., Callable[[list[Any]], object]]:
+    """What opens an archive as `asvp_export.teacher.load` does."""
     import torch
 
-    with torch.no_grad():
-        module = torch.jit.load(file, map_location=device).float().to(device).eval()
-
-    def run(given: list[Any]) -> object:
+    def opened(asked: Mapping[str, Any], given: list[Any]) -> Callable[[list[Any]], object]:
+        device = asked["device"]
         with torch.no_grad():
-            return module(*(torch_tensor(*one).to(device) for one in given))
+            module = torch.jit.load(asked["file"], map_location=device).float().to(device).eval()
 
-    return run
+        def run(given: list[Any]) -> object:
+            with torch.no_grad():
+                return module(*(torch_tensor(*one).to(device) for one in given))
+
+        return run
+
+    return opened
 
 
 def _packed(result: object, tensors: list[Any]) -> object:
@@ -153,14 +172,18 @@ def _requests() -> Iterator[tuple[dict[str, Any], list[Any]]]:
 
 
 def _answers(stream: IO[bytes]) -> None:
+    """Answer what is asked: which kind of file it will be, the file, and one run after the other."""
+    opened: Callable[..., Callable[[list[Any]], object]] | None = None
     run: Callable[[list[Any]], object] | None = None
     for asked, given in _requests():
         tensors: list[Any] = []
+        answer = None
         try:
-            if run is None:
+            if opened is None:
                 sys.path[:] = asked["path"]
-                run = {"onnx": _onnx, "torchscript": _torchscript}[asked["kind"]](asked["file"], asked["device"])
-                answer = None
+                opened = {"onnx": _onnx, "torchscript": _torchscript}[asked["kind"]]()
+            elif run is None:
+                run = opened(asked, given)
             else:
                 answer = _packed(run(given), tensors)
         except Exception as error:  # whatever the file's code raises

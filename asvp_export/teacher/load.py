@@ -20,7 +20,7 @@ from asvp_export.options import LoadOptions, grouped
 from asvp_export.signature import NCHW, SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build, one_line
-from asvp_export.teacher.child import apart
+from asvp_export.teacher.child import Child, Limits, apart
 from asvp_export.teacher.example_inputs import how_to_give, read_inputs, required, signature_of
 from asvp_export.teacher.fitting import fit
 from asvp_export.teacher.layout import first_that_works, frozen, readings
@@ -30,7 +30,7 @@ from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 from asvp_export.teacher.probe import Findings, Subject, probe
 from asvp_export.teacher.pt2 import Sizes, load_archive
 from asvp_export.teacher.spandrel import inputs_of, recognise
-from asvp_export.teacher.torchscript import load_torchscript
+from asvp_export.teacher.torchscript import load_torchscript, screen
 
 
 def load(model: str | Path | nn.Module, **options: Unpack[LoadKeywords]) -> Teacher:
@@ -60,13 +60,19 @@ def load(model: str | Path | nn.Module, **options: Unpack[LoadKeywords]) -> Teac
 def load_teacher(model: str | Path | nn.Module, options: LoadOptions) -> Teacher:
     """`load`, with the options as an object."""
     _check_device(options.device)
-    values = None if options.data_range is None else ValueRange.read(options.data_range)
-    examples = None if options.inputs is None else read_inputs(options.inputs)
     if options.arch_args and not options.arch:
         raise InputError(
             "The arch_args were given without arch; name the architecture too (--arch package.module:factory)."
         )
-    opened, source, digest = _opened(model, options)
+    file = None if isinstance(model, nn.Module) else Path(model)
+    with apart(file, options.device, Limits(options.probe_timeout, options.probe_memory)) as child:
+        return _teacher(model, options, child)
+
+
+def _teacher(model: str | Path | nn.Module, options: LoadOptions, child: Child) -> Teacher:
+    values = None if options.data_range is None else ValueRange.read(options.data_range)
+    examples = None if options.inputs is None else read_inputs(options.inputs)
+    opened, source, digest = _opened(model, options, child)
     known, sizes, layout = opened.architecture, opened.sizes, options.layout
     module = _ready(opened.module, source, options.device)
     if options.norm_statistics != "stored":
@@ -87,15 +93,14 @@ def load_teacher(model: str | Path | nn.Module, options: LoadOptions) -> Teacher
         subject = Subject(module, source, options.device, runs, options.main_output)
         return probe(subject, signature, dims, values, stated, channels_last)
 
-    file = None if isinstance(model, nn.Module) else Path(model)
-    with apart(module, file, options.device, options.probe_timeout) as runs:
-        try:
-            found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
-        except InputError as error:
-            if examples is not None or len(names := required(module)) < 2:
-                raise
-            image = {names[0]: (1, 3, 64, 64)}
-            raise InputError(how_to_give(source, image | dict.fromkeys(names[1:]))) from error
+    runs = child.stand_for(module)
+    try:
+        found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
+    except InputError as error:
+        if examples is not None or len(names := required(module)) < 2:
+            raise
+        image = {names[0]: (1, 3, 64, 64)}
+        raise InputError(how_to_give(source, image | dict.fromkeys(names[1:]))) from error
     size = found.size.stricter(known.size) if known else found.size
     signature = found.signature
     if isinstance(module, OnnxModule):  # the file's own names
@@ -139,7 +144,7 @@ class _Opened:
     """What was concluded of its weights."""
 
 
-def _opened(model: str | Path | nn.Module, options: LoadOptions) -> tuple[_Opened, str, str]:
+def _opened(model: str | Path | nn.Module, options: LoadOptions, child: Child) -> tuple[_Opened, str, str]:
     """What is in a file or is handed in, its name, and its SHA-256."""
     if isinstance(model, nn.Module):
         name = type(model).__name__
@@ -148,7 +153,7 @@ def _opened(model: str | Path | nn.Module, options: LoadOptions) -> tuple[_Opene
         module = _copied(model)
         return _Opened(module, "module"), name, _hash_state(module)
     path = Path(model)
-    return _from_file(path, options), path.name, sha256(path)
+    return _from_file(path, options, child), path.name, sha256(path)
 
 
 def _ready(module: nn.Module, source: str, device: str) -> nn.Module:
@@ -164,7 +169,7 @@ def _ready(module: nn.Module, source: str, device: str) -> nn.Module:
     return module
 
 
-def _from_file(path: Path, options: LoadOptions) -> _Opened:
+def _from_file(path: Path, options: LoadOptions, child: Child) -> _Opened:
     arch, trust_pickle, weights_key = options.arch, options.trust_pickle, options.weights_key
     kind = formats.recognise(path)
     if kind in (formats.PT2, formats.PT2_OLD):
@@ -173,10 +178,14 @@ def _from_file(path: Path, options: LoadOptions) -> _Opened:
         return _Opened(module, "pt2", sizes)
     if kind == formats.ONNX:
         _refuse_arch(arch, f"{path}, an ONNX file", weights_key)
-        return _Opened(read_onnx(path), "onnx")
+        child.start("onnx")
+        return _Opened(read_onnx(path, child), "onnx")
     if kind == formats.TORCHSCRIPT:
         _refuse_arch(arch, f"{path}, a TorchScript archive", weights_key)
-        return _Opened(load_torchscript(path, trust_pickle), "torchscript")
+        screen(path, trust_pickle)
+        child.start("torchscript")
+        child.open()
+        return _Opened(load_torchscript(path), "torchscript")
     if kind == formats.SAFETENSORS:
         content: Any = checkpoint.read_safetensors(path)
     else:

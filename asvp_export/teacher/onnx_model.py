@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -22,22 +22,27 @@ from asvp_export.runtime.session import SessionSettings, create_session, is_out_
 from asvp_export.signature import Signature
 from asvp_export.teacher.architecture import one_line
 
+if TYPE_CHECKING:
+    from asvp_export.teacher.child import Child
+
 # Bytes of weights that sessions may hold together, each its own copy; a larger graph's: its own and a quarter.
 _ROOM = 2**30
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 
-def read_onnx(path: Path) -> OnnxModule:
+def read_onnx(path: Path, child: Child | None = None) -> OnnxModule:
     """Open an ONNX file; data in files of its own stays there, and is mapped into memory when the graph runs.
 
     Args:
         path: the file; its external data has to lie beside it.
+        child: a process that was started for it, where it is checked and opened; None: it is checked here.
 
     Returns:
         The graph as a module.
 
     Raises:
         InputError: not an ONNX model or not a valid one, or its external data is not there.
+        StoppedError, MachineError: as for `asvp_export.teacher.child.Child.open`.
     """
     try:
         model = read_model(path)
@@ -45,14 +50,19 @@ def read_onnx(path: Path) -> OnnxModule:
         raise
     except Exception as error:  # protobuf's errors have no base in common with onnx's
         raise InputError(f"{path} is damaged, or no ONNX model: {one_line(error)}.") from error
+    ordered = in_order(model.graph)
+    checked = b"" if ordered else None if external_files(model) else model.SerializeToString()
+    if child is None or not child.open(checked):
+        _check(path, model, checked)
+    return OnnxModule(model, path.parent)
+
+
+def _check(path: Path, model: onnx.ModelProto, checked: bytes | None) -> None:
     try:
-        if in_order(model.graph):
-            onnx.checker.check_model(str(path), full_check=True)
-        elif not external_files(model):
-            onnx.checker.check_model(model)
+        if checked is not None:
+            onnx.checker.check_model(model if checked else str(path), full_check=not checked)
     except Exception as error:
         raise InputError(f"{path} is not a valid ONNX model: {one_line(error)}.") from error
-    return OnnxModule(model, path.parent)
 
 
 class OnnxModule(nn.Module):

@@ -34,37 +34,48 @@ _TOLERANCE = 1e-4
 _graphs: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], OnnxModule]] = weakref.WeakKeyDictionary()
 
 
-def load_torchscript(path: Path, trust_pickle: bool, device: str = "cpu") -> torch.jit.ScriptModule:
-    """Load a traced or scripted module.
+def screen(path: Path, trust_pickle: bool) -> None:
+    """Refuse an archive whose code does more than compute, before it is loaded.
 
     `torch.jit.load` runs no Python: its unpickler makes nothing but tensors, containers and TorchScript objects, and
     TorchScript has no access to Python, to the network or to processes. It does run the archive's TorchScript, some of
     it while loading, and two operators of that language write files and map them into memory. So without `trust_pickle`
-    an archive whose code names these, or operators of other libraries than PyTorch's own, is refused before it is
-    loaded. What is left is PyTorch's own handling of its operators, which PyTorch does not promise to be safe against a
-    hostile program: load archives of strangers in a sandbox.
+    an archive whose code names these, or operators of other libraries than PyTorch's own, is refused. What is left is
+    PyTorch's own handling of its operators, which PyTorch does not promise to be safe against a hostile program: load
+    archives of strangers in a sandbox.
 
     Args:
         path: the archive.
         trust_pickle: the user vouches for the author; nothing is screened.
-        device: where the weights go.
-
-    Returns:
-        The module.
 
     Raises:
         InputError: refused as above, or damaged.
     """
     try:
         danger = "" if trust_pickle else _danger(path)
-        if not danger:
-            return torch.jit.load(str(path), map_location=device)
     except Exception as error:
-        raise InputError(f"{path} cannot be loaded as a TorchScript archive: {one_line(error)}.") from error
-    raise InputError(
-        f"{path} uses {danger}, which a model needs not. Pass --trust-pickle if you trust its author, or give the "
-        "state dict of the original module with --arch."
-    )
+        raise _unreadable(path, error) from error
+    if danger:
+        raise InputError(
+            f"{path} uses {danger}, which a model needs not. Pass --trust-pickle if you trust its author, or give the "
+            "state dict of the original module with --arch."
+        )
+
+
+def load_torchscript(path: Path) -> torch.jit.ScriptModule:
+    """Load a traced or scripted module onto the CPU; `screen` comes first.
+
+    Raises:
+        InputError: the archive is damaged.
+    """
+    try:
+        return torch.jit.load(str(path), map_location="cpu")
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be loaded as a TorchScript archive: {one_line(error)}.")
 
 
 def _danger(path: Path) -> str:

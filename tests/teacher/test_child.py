@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from asvp_export.errors import AsvpError, MachineError
+from asvp_export.errors import AsvpError, InputError, MachineError
 from asvp_export.signature import SizeRule
 from asvp_export.teacher import child
-from asvp_export.teacher.child import Child, StoppedError, apart
+from asvp_export.teacher.child import Limits, StoppedError, apart
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import named_outputs
 from asvp_export.teacher.onnx_model import read_onnx
@@ -144,6 +144,28 @@ class Endless(nn.Module):
         return x
 
 
+class Opening(nn.Module):
+    """Counts without end while it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(3))
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.a, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.training = state[1]
+        counted = state[0]
+        while bool(counted.numel() > 0):
+            counted = counted + 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.a.sum()
+
+
 def scripted(module: nn.Module, path: Path) -> Path:
     torch.jit.script(module.eval()).save(str(path))
     return path
@@ -243,6 +265,24 @@ def test_a_run_without_end_is_one_sentence_with_the_size(kind, tmp_path: Path, l
     assert error.value.exit_code == 2
 
 
+def test_opening_without_end_is_one_sentence(tmp_path: Path, left):
+    path = scripted(Opening(), tmp_path / "opening.pt")
+    with pytest.raises(StoppedError, match=r"^opening.pt was not done within 2 s while it was opened; "):
+        load(path, probe_timeout=0.2)
+
+
+def test_what_onnxruntime_does_not_open_is_refused_at_once(tmp_path: Path, left):
+    path = saved(tmp_path / "odd.onnx", [helper.make_node("Odd", ["x"], ["y"], domain="com.example")])
+    model = onnx.load(path)
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    onnx.save(model, path)
+    with pytest.raises(
+        InputError,
+        match=r"^onnxruntime does not open .*odd.onnx: Fatal error: com.example:Odd\(-1\) is not a registered function/op\.$",
+    ):
+        load(path)
+
+
 def test_the_limit_is_an_option_of_the_commands(tmp_path: Path):
     endless(tmp_path)
     done = run("layers", "endless.onnx", "--probe-timeout=1", cwd=tmp_path)
@@ -256,6 +296,16 @@ def test_memory_without_end_is_one_sentence_with_the_size(tmp_path: Path, left, 
     monkeypatch.setattr(child, "_free_memory", lambda: 2**29)
     with pytest.raises(MachineError, match=r"^greedy.onnx took more than 0.4 GiB of memory on 1x3x49x51, [^\n]*$"):
         load(path)
+
+
+@needs_proc
+def test_the_limit_of_memory_is_an_option_of_the_commands(tmp_path: Path):
+    greedy(tmp_path)
+    done = run("layers", "greedy.onnx", "--probe-memory=400", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"Error: greedy.onnx took more than 400 MiB of memory on 1x3x49x51; [^\n]*--probe-memory MIB\.\n", done.stderr
+    )
 
 
 @needs_proc
@@ -294,8 +344,10 @@ def test_what_comes_back_is_what_the_module_returns(kind, tmp_path: Path, left):
         path = scripted(Mapping(), tmp_path / "m.pt")
         module = torch.jit.load(path).float().eval()
     x = torch.rand(2, 3, 20, 24)
-    with torch.no_grad(), apart(module, path, "cpu", 60) as runs:
-        assert isinstance(runs, Child)
+    with torch.no_grad(), apart(path, "cpu", Limits(60)) as child:
+        child.start(kind)
+        assert child.open()
+        runs = child.stand_for(module)
         expected, got = named_outputs(module(x)), named_outputs(runs(x))
         with pytest.raises(RuntimeError):
             runs(torch.rand(1, 4, 20, 24))
@@ -312,16 +364,17 @@ def test_external_data_is_found(tmp_path: Path, left):
     path = tmp_path / "data" / "m.onnx"
     onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
     assert (tmp_path / "data" / "m.data").exists()
-    with apart(read_onnx(path), path, "cpu", 60) as runs:
-        assert isinstance(runs, Child)
+    with apart(path, "cpu", Limits(60)) as child:
+        child.start("onnx")
+        runs = child.stand_for(read_onnx(path, child))
         assert named_outputs(runs(torch.rand(1, 3, 20, 24)))["output"].shape == (1, 3, 20, 24)
-        assert not runs._here
+        assert not child._here
 
 
 def test_a_module_in_memory_stays_here():
     module = nn.Conv2d(3, 3, 1)
-    with apart(module, None, "cpu", 60) as runs:
-        assert runs is module
+    with apart(None, "cpu", Limits()) as child:
+        assert child.stand_for(module) is module
 
 
 # Words

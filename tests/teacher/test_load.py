@@ -180,7 +180,8 @@ def test_a_real_onnx_file_is_known_without_its_suffix(tmp_path: Path) -> None:
     )
     for number, producer in enumerate(("pytorch", "")):
         path = tmp_path / f"model{number}.bin"
-        onnx.save(helper.make_model(graph, producer_name=producer), str(path))
+        opsets = [helper.make_opsetid("", 18)]
+        onnx.save(helper.make_model(graph, producer_name=producer, ir_version=8, opset_imports=opsets), str(path))
         refused("takes x float 1; a float image batch", path)
 
 
