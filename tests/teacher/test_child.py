@@ -407,6 +407,7 @@ FOREIGN = ("logged", "printed", "complained", "original", "warned", "written to 
 
 @pytest.fixture
 def noisy(tmp_path: Path) -> Path:
+    torch.manual_seed(0)  # with other weights a note on the value range is printed
     (tmp_path / "nets.py").write_text(NOISY)
     torch.save(nn.Conv2d(3, 3, 1).state_dict(prefix="a."), tmp_path / "noisy.pt")
     return tmp_path
