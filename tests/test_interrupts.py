@@ -73,9 +73,13 @@ command(sys.argv[1:])
 def started(folder: Path, code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", HEAD + code, *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE,
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
 
 
 def ended(running: subprocess.Popen[str], number: int) -> tuple[int, str]:

@@ -44,18 +44,27 @@ PLAN = {
     "calibration": {"photographs": 1, "crops": 2, "held_out": 1},
     "ridges": {"tail": 1e-6},
     "layers": [
-        {"name": "a", "node": NODE, "strength": 0.1, "relative_feature_change": None, "stopped_by": "the limit",
-         "consumers": ["tail"], "uncompensated": ""},
+        {
+            "name": "a",
+            "node": NODE,
+            "strength": 0.1,
+            "relative_feature_change": None,
+            "stopped_by": "the limit",
+            "consumers": ["tail"],
+            "uncompensated": "",
+        },
     ],
     "ranking": [{"name": "a", "rank": 1, "gain": 2.0, "strength": 0.1, "compensated": False, "cost": 0.01}],
-}  # fmt: skip
+}
 MANIFEST = {
     "manifest_version": 1,
     "tool_version": "0.1.0",
     "source": {"name": "m.pt", "sha256": DIGEST},
-    "files": [{"role": role, "name": name, "bytes": 9, "sha256": DIGEST}
-              for role, name in (("model", "p.onnx"), ("report", "p.report.json"), ("card", "README.md"))],
-}  # fmt: skip
+    "files": [
+        {"role": role, "name": name, "bytes": 9, "sha256": DIGEST}
+        for role, name in (("model", "p.onnx"), ("report", "p.report.json"), ("card", "README.md"))
+    ],
+}
 GATE = {"threshold": 60.0, "min_psnr": 91.2}
 REPORT = {
     "passed": True,
@@ -107,8 +116,10 @@ def damaged(text: bytes) -> st.SearchStrategy[bytes]:
     """The bytes of a valid document with a piece cut out, or put in."""
     return st.builds(
         lambda start, length, more: text[:start] + more + text[start + length :],
-        st.integers(0, len(text)), st.integers(0, 40), st.binary(max_size=9) | st.just(b"[" * 50_000),
-    )  # fmt: skip
+        st.integers(0, len(text)),
+        st.integers(0, 40),
+        st.binary(max_size=9) | st.just(b"[" * 50_000),
+    )
 
 
 def documents(valid: Any) -> st.SearchStrategy[bytes]:
@@ -134,8 +145,15 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-PROVENANCE = Provenance("0.1.0", {"a": Perturbation(1, 2.0, residual=1.0)}, DIGEST, ValueRange(), 1, SizeRule(),
-                        gates={"fidelity": GATE, "preservation": GATE})  # fmt: skip
+PROVENANCE = Provenance(
+    "0.1.0",
+    {"a": Perturbation(1, 2.0, residual=1.0)},
+    DIGEST,
+    ValueRange(),
+    1,
+    SizeRule(),
+    gates={"fidelity": GATE, "preservation": GATE},
+)
 
 
 @BOUNDED
@@ -190,6 +208,10 @@ def test_what_is_changed_above_is_valid(tmp_path, shipped):
     (shipped / "p.manifest.json").write_text(json.dumps(MANIFEST))
     assert list(Plan.load(tmp_path / "p.plan.json").nodes) == ["a"]
     assert report_disagreements(shipped / "p.report.json", DIGEST, PROVENANCE) == []
-    assert read_provenance({PREFIX + key: value if isinstance(value, str) else json.dumps(value)
-                            for key, value in metadata().items()}) == PROVENANCE  # fmt: skip
+    assert (
+        read_provenance(
+            {PREFIX + key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata().items()}
+        )
+        == PROVENANCE
+    )
     assert verify_manifest(shipped / "p.onnx").files == ("p.onnx", "p.report.json", "README.md")

@@ -53,8 +53,8 @@ def check_strange(model: onnx.ModelProto, path: Path) -> None:
         path: the file.
 
     Raises:
-        InputError: a function calls itself; there are more than `NODES`, or `DEPTH` is passed; or the data of a tensor lies elsewhere than
-            beside the model, is not there, or is too short.
+        InputError: a function calls itself; there are more than `NODES`, or `DEPTH` is passed; or the data of a tensor
+            lies elsewhere than beside the model, is not there, or is too short.
     """
     _check_size(model, path)
     sizes: dict[str, int] = {}

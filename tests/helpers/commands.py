@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from asvp_export import cli
+from tests.helpers.teachers import ROOT
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+"""Of commands in processes of their own: they find the helpers of the tests."""
 
 
 class Answer(NamedTuple):
@@ -43,3 +51,9 @@ def complaint(answer: Answer) -> str:
     assert lines[0].startswith("Error: ") and lines[0].endswith((".", "?"))
     assert 1 <= len(re.findall(r"[.?!](?= [A-Z]|$)", lines[0])) <= 2, lines[0]
     return lines[0]
+
+
+def run_apart(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "asvp_export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT)

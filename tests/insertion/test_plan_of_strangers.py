@@ -130,7 +130,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "weights that are a text": (at("weights")("w"), "weights is 'w', an object was expected"),
     "weights above": (at("weights", "file")("../w.safetensors"), "which is no file of its folder"),
     "weights anywhere": (at("weights", "file")("/etc/passwd"), "which is no file of its folder"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

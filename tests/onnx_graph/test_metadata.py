@@ -90,7 +90,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "a layout of no kind": ("layout", "chwn", "layout chwn"),
     "a version of a megabyte": ("version", "1" * 2**20, "a text of at most 4096 characters"),
     "no source": ("source_sha256", None, "source_sha256 is missing"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -52,9 +52,16 @@ def exported(tmp_path_factory) -> tuple[Path, Answer]:
     onnx.save(teacher(), folder / "teacher[red].onnx")
     pictures = save_pictures(folder / "pictures[x]")
     done = call(
-        folder / "teacher[red].onnx", "--layers", LAYER, "--gain=auto", f"--images={pictures}",
-        f"--output={folder / 'p.onnx'}", "--model-card", f"--report={folder / 'report'}", f"--junit={folder / 'j.xml'}",
-    )  # fmt: skip
+        folder / "teacher[red].onnx",
+        "--layers",
+        LAYER,
+        "--gain=auto",
+        f"--images={pictures}",
+        f"--output={folder / 'p.onnx'}",
+        "--model-card",
+        f"--report={folder / 'report'}",
+        f"--junit={folder / 'j.xml'}",
+    )
     assert done.code == 0, done
     return folder, done
 

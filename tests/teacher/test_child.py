@@ -27,7 +27,7 @@ from asvp_export.teacher.child import Limits, StoppedError, apart
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import named_outputs
 from asvp_export.teacher.onnx_model import read_onnx
-from tests.helpers.teachers import ROOT
+from tests.helpers.commands import ENVIRONMENT, run_apart
 
 divides = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="other processors take a division by zero"
@@ -171,14 +171,6 @@ def scripted(module: nn.Module, path: Path) -> Path:
     return path
 
 
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "asvp_export", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT)
-
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
 def children(pid: int) -> list[int]:
     """The processes that a process has started and not buried."""
     return [int(one) for task in Path(f"/proc/{pid}/task").glob("*/children") for one in task.read_text().split()]
@@ -218,13 +210,13 @@ def test_every_command_takes_a_model_that_crashes_on_small_images(tmp_path: Path
     ):
         pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    found = json.loads(run("layers", "crashing.onnx", "--json", cwd=tmp_path).stdout)
+    found = json.loads(run_apart("layers", "crashing.onnx", "--json", cwd=tmp_path).stdout)
     assert "first" in [layer["name"] for layer in found["layers"]]
     few = "--images=pictures"  # which spares those of the project
-    done = run("crashing.onnx", "--layers=auto:1", few, "--output=p.onnx", cwd=tmp_path)
+    done = run_apart("crashing.onnx", "--layers=auto:1", few, "--output=p.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert run("check", "crashing.onnx", "p.onnx", few, cwd=tmp_path).returncode == 0
-    assert run("run", "p.onnx", "small.png", "--output=small_out.png", cwd=tmp_path).returncode == 0
+    assert run_apart("check", "crashing.onnx", "p.onnx", few, cwd=tmp_path).returncode == 0
+    assert run_apart("run", "p.onnx", "small.png", "--output=small_out.png", cwd=tmp_path).returncode == 0
     assert Image.open(tmp_path / "small_out.png").size == (12, 9)
 
 
@@ -278,14 +270,14 @@ def test_what_onnxruntime_does_not_open_is_refused_at_once(tmp_path: Path, left)
     onnx.save(model, path)
     with pytest.raises(
         InputError,
-        match=r"^onnxruntime does not open .*odd.onnx: Fatal error: com.example:Odd\(-1\) is not a registered function/op\.$",
+        match=r"^onnxruntime does not open .*odd.onnx: Fatal error: com.example:Odd\(-1\) is not a registered .*\.$",
     ):
         load(path)
 
 
 def test_the_limit_is_an_option_of_the_commands(tmp_path: Path):
     endless(tmp_path)
-    done = run("layers", "endless.onnx", "--probe-timeout=1", cwd=tmp_path)
+    done = run_apart("layers", "endless.onnx", "--probe-timeout=1", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"Error: endless.onnx was not done within 1 s on 1x3x49x51; [^\n]*\n", done.stderr)
 
@@ -301,7 +293,7 @@ def test_memory_without_end_is_one_sentence_with_the_size(tmp_path: Path, left, 
 @needs_proc
 def test_the_limit_of_memory_is_an_option_of_the_commands(tmp_path: Path):
     greedy(tmp_path)
-    done = run("layers", "greedy.onnx", "--probe-memory=400", cwd=tmp_path)
+    done = run_apart("layers", "greedy.onnx", "--probe-memory=400", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         r"Error: greedy.onnx took more than 400 MiB of memory on 1x3x49x51; [^\n]*--probe-memory MIB\.\n", done.stderr
@@ -380,73 +372,11 @@ def test_a_module_in_memory_stays_here():
 # Words
 
 
-NOISY = """
-import ctypes, logging, os, sys, warnings
-from torch import nn
-
-libc = ctypes.CDLL(None)
-logging.getLogger("foreign").warning("logged")
-
-class Noisy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x):
-        print("printed")
-        print("complained", file=sys.stderr)
-        print("original", file=sys.__stderr__)
-        warnings.warn("warned")
-        os.write(1, b"written to 1")
-        os.write(2, b"written to 2")
-        libc.printf(b"buffered")
-        return x + 0.1 * self.a(x)
-"""
-FOREIGN = ("logged", "printed", "complained", "original", "warned", "written to 1", "written to 2", "buffered")
-
-
-@pytest.fixture
-def noisy(tmp_path: Path) -> Path:
-    torch.manual_seed(0)  # with other weights a note on the value range is printed
-    (tmp_path / "nets.py").write_text(NOISY)
-    torch.save(nn.Conv2d(3, 3, 1).state_dict(prefix="a."), tmp_path / "noisy.pt")
-    return tmp_path
-
-
-def test_nothing_foreign_is_on_stdout_and_stderr(noisy: Path):
-    done = run("layers", "noisy.pt", "--arch=nets.py:Noisy", "--json", cwd=noisy)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [layer["name"] for layer in json.loads(done.stdout)["layers"]] == ["a"]
-
-
-def test_debug_shows_it_on_stderr(noisy: Path):
-    done = run("layers", "noisy.pt", "--arch=nets.py:Noisy", "--json", "--debug", cwd=noisy)
-    assert done.returncode == 0
-    assert [layer["name"] for layer in json.loads(done.stdout)["layers"]] == ["a"]
-    assert [word for word in FOREIGN if word not in done.stderr] == []
-
-
-def test_our_words_are_seen_among_foreign_ones(noisy: Path):
-    done = run("noisy.pt", "--arch=nets.py:Noisy", "--layers=a", "--gain=1.01", "--output=p.onnx", cwd=noisy)
-    assert done.returncode == 0, done.stderr
-    assert "loading noisy.pt ..." in done.stderr and "verifying: " in done.stderr and "passed  p.onnx" in done.stdout
-    assert not any(word in done.stdout + done.stderr for word in FOREIGN)
-
-
 def test_the_exporters_dump_of_a_graph_is_not_seen(tmp_path: Path):
     scripted(Mapping(), tmp_path / "m.pt")
-    done = run("layers", "m.pt", "--json", cwd=tmp_path)
+    done = run_apart("layers", "m.pt", "--json", cwd=tmp_path)
     if done.returncode:
         assert done.stdout == ""
         assert re.fullmatch(r"Error: [^\n]*\n", done.stderr)
     else:
         json.loads(done.stdout)
-
-
-@needs_proc
-def test_closed_descriptors_are_no_obstacle(noisy: Path):
-    command = f"{sys.executable} -m asvp_export layers noisy.pt --arch nets.py:Noisy --json"
-    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], capture_output=True, text=True, cwd=noisy, env=ENVIRONMENT)
-    assert done.returncode == 0 and json.loads(done.stdout)
-    done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True, cwd=noisy, env=ENVIRONMENT)
-    assert "Traceback" not in done.stderr and not any(word in done.stderr for word in FOREIGN)

@@ -108,12 +108,16 @@ def test_python_is_told_what_could_not_be_written(pictures, work):
     (work / "gone/below").mkdir(parents=True)
     protected = asvp_export.protect(asvp_export.load(recurrent()), "head", gain=1.01)
     result = asvp_export.export(
-        protected, work / "p.onnx", images=pictures, junit=work / "gone/below/j.xml",
+        protected,
+        work / "p.onnx",
+        images=pictures,
+        junit=work / "gone/below/j.xml",
         progress=lambda line: shutil.rmtree("gone", ignore_errors=True),
-    )  # fmt: skip
+    )
     assert result.passed and result.output == work / "p.onnx"
     assert [line.partition(". ")[0] for line in result.unwritten] == [
-        f"{work / 'p.onnx'} was published whole, but the JUnit file is not there"]  # fmt: skip
+        f"{work / 'p.onnx'} was published whole, but the JUnit file is not there"
+    ]
     assert set(result.files) == {"report", "manifest"}
     assert asvp_export.verify_manifest(work / "p.onnx").passed
 
@@ -169,7 +173,9 @@ AUDIT = ["audit", "t.onnx", "beside/t.onnx", "--data=data", "--student=nets.py:f
 
 READ = {
     "the file that failed over the model": (
-        ["p.failed.onnx", *EXPORT[1:], "--keep-failed"], "file that failed p.failed.onnx is the model"),
+        ["p.failed.onnx", *EXPORT[1:], "--keep-failed"],
+        "file that failed p.failed.onnx is the model",
+    ),
     "the output over external data": ([*EXPORT[:-1], "-oweights.bin"], "output weights.bin is the external data"),
     "the output over a picture": ([*EXPORT[:-1], "-oimages/a.png"], "output images/a.png is the input picture"),
     "JUnit over external data": ([*EXPORT, "--junit=weights.bin"], "is the external data of the model"),
@@ -192,14 +198,18 @@ READ = {
     "check: JUnit over an example": ([*CHECK, "--junit=inputs.npz"], "is the example of the inputs"),
     "check: JUnit over a picture": ([*CHECK, "--images=images", "--junit=images/a.png"], "is the input picture"),
     "protect: the plan over a picture": (
-        ["protect", *EXPORT[:-1], "-overify/a.png"], "plan verify/a.png is the verification picture"),
+        ["protect", *EXPORT[:-1], "-overify/a.png"],
+        "plan verify/a.png is the verification picture",
+    ),
     "protect: its weights over external data": (
-        ["protect", *EXPORT[:-1], "-oweights.json"], "plan's weights weights.safetensors is the external data"),
+        ["protect", *EXPORT[:-1], "-oweights.json"],
+        "plan's weights weights.safetensors is the external data",
+    ),
     "run: the picture over its inputs": ([*RUN, "-otruth/a.png"], "is the inputs"),
     "run: the picture over itself": ([*RUN, "-oimages/a.png"], "is the image"),
     "audit: the report over the data": ([*AUDIT[:-1], "--report=data"], "is the audit picture"),
     "audit: the report over the student": (AUDIT, "is the student"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", READ)
