@@ -114,8 +114,8 @@ setup(
         "onnxscript>=0.6",
         "onnx-graphsurgeon>=0.5.8",
         # The two onnxruntime packages overwrite each other: install one of them only.
-        "onnxruntime-gpu>=1.23; sys_platform == 'linux' and platform_machine == 'x86_64'",
-        "onnxruntime>=1.23; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "onnxruntime-gpu>=1.27; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "onnxruntime>=1.27; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "click>=8.1",
         "rich>=13",
         "jinja2>=3.1",
