@@ -27,7 +27,10 @@ CORE = (
     "tests/workflows/test_export.py::test_the_demo_file_runs_in_a_bare_onnxruntime_and_matches_on_the_verify_scenes",
     "tests/workflows/test_export.py::test_sizes_are_free_and_named",
 )
-SAY = "import torch, onnx, onnxruntime, onnxscript, numpy; print(*(m.__version__ for m in (torch, onnx, onnxruntime, onnxscript, numpy)), sep=' | ')"
+SAY = """
+import torch, onnx, onnxruntime, onnxscript, numpy
+print(*(m.__version__ for m in (torch, onnx, onnxruntime, onnxscript, numpy)), sep=" | ")
+"""
 
 
 def lowest() -> list[str]:
