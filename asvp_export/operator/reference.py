@@ -32,7 +32,13 @@ def _without_autocast(function: Function) -> Function:
 
 
 @_without_autocast
-def reference(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
+def reference(
+    x: torch.Tensor,
+    rank: int = Perturbation.rank,
+    gain: float = Perturbation.gain,
+    energy: float = Perturbation.energy,
+    axis: int = Perturbation.axis,
+) -> torch.Tensor:
     """Amplify the leading singular values of each sample's C x L matrix.
 
     For each sample, with M the matrix of C channels by the L remaining positions and M = U S V^T:

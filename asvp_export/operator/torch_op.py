@@ -12,13 +12,25 @@ from asvp_export.operator.schema import Perturbation
 
 
 @torch.library.custom_op("asvp::perturb", mutates_args=())
-def perturb(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
+def perturb(
+    x: torch.Tensor,
+    rank: int = Perturbation.rank,
+    gain: float = Perturbation.gain,
+    energy: float = Perturbation.energy,
+    axis: int = Perturbation.axis,
+) -> torch.Tensor:
     """The operator on a feature map; see `asvp_export.operator.reference.reference`."""
     return reference(x, rank, gain, energy, axis)
 
 
 @perturb.register_kernel(("cpu", "cuda"))
-def _(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
+def _(
+    x: torch.Tensor,
+    rank: int = Perturbation.rank,
+    gain: float = Perturbation.gain,
+    energy: float = Perturbation.energy,
+    axis: int = Perturbation.axis,
+) -> torch.Tensor:
     """By the native kernel, where there is one; by the reference elsewhere."""
     if not native.takes(x):
         return reference(x, rank, gain, energy, axis)
@@ -37,7 +49,13 @@ def perturb_backward(
 
 
 @perturb.register_fake
-def _(x: torch.Tensor, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1) -> torch.Tensor:
+def _(
+    x: torch.Tensor,
+    rank: int = Perturbation.rank,
+    gain: float = Perturbation.gain,
+    energy: float = Perturbation.energy,
+    axis: int = Perturbation.axis,
+) -> torch.Tensor:
     return torch.empty_like(x)
 
 

@@ -18,7 +18,7 @@ from asvp_export.picture import left_out
 from asvp_export.progress import Printer
 from asvp_export.teacher.model import Teacher
 
-DEFAULT_GAIN = 1.1  # beside no tolerance to fit: `Perturbation`'s own
+DEFAULT_GAIN = Perturbation.gain  # beside no tolerance to fit
 
 
 def protect_teacher(

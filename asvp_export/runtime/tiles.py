@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asvp_export.errors import InputError
+from asvp_export.options import TileOptions
 from asvp_export.signature import SizeRule
 
 _LEAST_WEIGHT = 1e-3  # of a pixel on a tile's rim, where another tile counts for more
@@ -20,7 +21,7 @@ class Tiling:
     size: int
     """Height and width of a tile, pixels of the input."""
 
-    overlap: int = 32
+    overlap: int = TileOptions.overlap
     """How many pixels two neighbours share."""
 
     width: int | None = None

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from asvp_export.errors import AsvpError, InputError, MachineError
+from asvp_export.options import LoadOptions
 from asvp_export.teacher import child_main
 from asvp_export.teacher.onnx_model import OnnxModule
 
@@ -44,7 +45,7 @@ class StoppedError(AsvpError):
 class Limits:
     """Of the process."""
 
-    seconds: float = 120.0
+    seconds: float = LoadOptions.probe_timeout
     """For a run on some 48 pixels; ten times as much for opening the file."""
 
     mebibytes: int | None = None

@@ -18,7 +18,7 @@ from torch.export import UnflattenedModule
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.onnx_graph import publish
 from asvp_export.onnx_graph.passes import attach_functions, name_by_module, name_nodes, remove_traces
-from asvp_export.operator import DOMAIN, OP_TYPE, VERSION
+from asvp_export.operator import DOMAIN, OP_TYPE, VERSION, Perturbation
 from asvp_export.options import DEFAULT_OPSET
 from asvp_export.signature import Signature
 from asvp_export.teacher.backends.base import TRACED, ExportSettings, Insertion
@@ -148,7 +148,13 @@ _operator = values.Op(
 )
 
 
-def _translated(x, rank: int = 1, gain: float = 1.1, energy: float = 1.0, axis: int = 1):
+def _translated(
+    x,
+    rank: int = Perturbation.rank,
+    gain: float = Perturbation.gain,
+    energy: float = Perturbation.energy,
+    axis: int = Perturbation.axis,
+):
     """torch.ops.asvp.perturb as a node of our domain, for the exporter's translation table."""
     return _operator(x, rank=rank, gain=gain, energy=energy, axis=axis)
 
