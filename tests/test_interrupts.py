@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from tests.helpers.commands import hear_signals
 from tests.helpers.teachers import ROOT
 
 BOUND = 60  # seconds in which a command has to end; it takes less than ten
@@ -79,6 +80,7 @@ def started(folder: Path, code: str, *arguments: object) -> subprocess.Popen[str
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=hear_signals,
     )
 
 

@@ -53,6 +53,12 @@ def complaint(answer: Answer) -> str:
     return lines[0]
 
 
+def hear_signals() -> None:
+    """In a child, before its program starts: signals that the tests' own parent ignores (nohup) count anew."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def run_apart(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
     command = [sys.executable, "-m", "asvp_export", *map(str, arguments)]

@@ -15,6 +15,7 @@ import asvp_export
 from asvp_export.insertion.protected import to_onnx
 from asvp_export.onnx_graph import publish
 from tests.helpers import teachers
+from tests.helpers.commands import hear_signals
 from tests.helpers.teachers import arch, recurrent, weights
 
 LAYER = "after_body"
@@ -119,7 +120,7 @@ def test_an_interrupt_leaves_nothing(number, code, tmp_path):
     command = [sys.executable, "-m", "asvp_export", str(tmp_path / "small.pt")]
     command += [f"--arch={teachers.__file__}:recurrent", f"--layers={HEAD}", f"--gain={GAIN}"]
     command += [f"--output={folder / 'p.onnx'}"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_signals)
     assert running.stderr
     for line in running.stderr:  # wait for the work, not for a time; it takes seconds from here
         if line.startswith("verifying"):
