@@ -29,6 +29,7 @@ with atheris.instrument_imports(include=["asvp_export", "PIL"]):
     from asvp_export.options import LoadOptions
     from asvp_export.picture import read_picture
     from asvp_export.report.manifest import verify_manifest
+    from asvp_export.teacher.child import Child, Limits
     from asvp_export.teacher.example_inputs import read_inputs
     from asvp_export.teacher.load import _from_file
 
@@ -64,12 +65,24 @@ def _member(name: str, archive: bytes, chosen: Callable[[str], bool]) -> Callabl
     return lambda folder, content: _file(name)(folder, seeds.with_member(archive, chosen, content))
 
 
+class _Here(Child):
+    """Opens files in this process, in which fuzzing sees what happens."""
+
+    def start(self, kind: str) -> None:
+        """See `Child`."""
+        self._here = True
+
+
+def _read(path: Path, options: LoadOptions) -> object:
+    return _from_file(path, options, _Here(path, "cpu", Limits()))
+
+
 def _model(path: Path) -> object:
-    return _from_file(path, LoadOptions())
+    return _read(path, LoadOptions())
 
 
 def _weights(path: Path) -> object:
-    return _from_file(path, LoadOptions(arch="tests.helpers.teachers:recurrent"))
+    return _read(path, LoadOptions(arch="tests.helpers.teachers:recurrent"))
 
 
 def _raw(name: str, made: Sequence[bytes]) -> Target:
@@ -117,7 +130,9 @@ def _beside(fuzzed: str) -> Target:
 
 def _metadata(path: Path) -> object:
     data = json.loads(path.read_bytes())
-    return read_provenance(data) if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        return None
+    return read_provenance({key: value for key, value in data.items() if isinstance(value, str)})  # as in a file
 
 
 def _json_or_nothing(path: Path) -> object:

@@ -77,7 +77,8 @@ def plan_with_weights() -> tuple[bytes, bytes]:
         source = json.loads(shipped()["plan"])
         (folder / "a.plan.json").write_text(json.dumps(source))
         plan = Plan.load(folder / "a.plan.json")
-        Plan(**{**vars(plan), "weights": weights}).save(folder / "b.plan.json")
+        measured = {"verified_psnr": 50.0, "uncompensated_psnr": 40.0}
+        Plan(**{**vars(plan), **measured, "weights": weights}).save(folder / "b.plan.json")
         return (folder / "b.plan.json").read_bytes(), (folder / "b.plan.safetensors").read_bytes()
 
 
