@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import Message
 
 from asvp_export.errors import InputError
 from asvp_export.onnx_graph.contents import graphs_in, is_external, tensors
@@ -53,13 +54,29 @@ def check_strange(model: onnx.ModelProto, path: Path) -> None:
         path: the file.
 
     Raises:
-        InputError: a function calls itself; there are more than `NODES`, or `DEPTH` is passed; or the data of a tensor
-            lies elsewhere than beside the model, is not there, or is too short.
+        InputError: a name is no text; a function calls itself; there are more than `NODES`, or `DEPTH` is passed; or
+            the data of a tensor lies elsewhere than beside the model, is not there, or is too short.
     """
+    _check_texts(model, path)
     _check_size(model, path)
     sizes: dict[str, int] = {}
     for tensor in filter(is_external, tensors(model)):
         _check_data(tensor, path, sizes)
+
+
+def _check_texts(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse names that are no UTF-8: protobuf reads them as bytes, which nothing behind expects."""
+    messages: list[Message] = [model]
+    while messages:
+        for field, value in messages.pop().ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                messages.extend([value] if isinstance(value, Message) else value)
+            elif field.type == field.TYPE_STRING:
+                for text in [value] if isinstance(value, str | bytes) else value:
+                    if isinstance(text, bytes):
+                        raise InputError(
+                            f"{path} is damaged: a {field.name} in it is {text[:40]!r}, which is no text (UTF-8)."
+                        )
 
 
 def _check_size(model: onnx.ModelProto, path: Path) -> None:

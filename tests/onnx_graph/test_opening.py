@@ -193,3 +193,19 @@ def test_a_model_that_is_a_link_finds_its_data_beside_what_it_links_to(tmp_path:
     for name in ("m.onnx", "w.data"):
         (tmp_path / "shown" / name).symlink_to(path.parent / name)
     assert session(tmp_path / "shown" / "m.onnx").get_inputs()[0].name == "x"
+
+
+@pytest.mark.parametrize("name", [b"middle", b"a_node", b"the_w"])
+def test_a_name_that_is_no_text_is_refused_in_every_command(name, tmp_path):
+    w = helper.make_tensor("the_w", TensorProto.FLOAT, [3, 3, 1, 1], np.ones(9))
+    nodes = [
+        helper.make_node("Relu", ["x"], ["middle"], "a_node"),
+        helper.make_node("Conv", ["middle", "the_w"], ["y"]),
+    ]
+    path = saved(tmp_path / "m.onnx", nodes, [w])
+    content = path.read_bytes()
+    assert name in content
+    path.write_bytes(content.replace(name, b"\xff" + name[1:]))
+    for command in COMMANDS.values():
+        with pytest.raises(InputError, match=r"is damaged: a \w+ in it is b'.xff.*, which is no text"):
+            command(path)
