@@ -14,9 +14,12 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asvp_export.errors import AsvpError, InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MOST_JSON_BYTES = 32 * 2**20
 """Of a plan, a manifest, a report, or an entry of metadata. A report of 100 000 comparisons is smaller."""
@@ -37,7 +40,7 @@ _EXPECTED = {
     "string_too_long": f"a text of at most {MOST_TEXT} characters",
 }
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound="DataclassInstance")
 
 
 def read_regular(path: Path, what: str, most: int = MOST_JSON_BYTES) -> bytes:
@@ -98,7 +101,7 @@ def checked(data: object, kind: type[_T], *, more: bool = False) -> _T:
     if not isinstance(data, dict):
         raise ValueError(f"it is {reprlib.repr(data)}, an object was expected")
     if more:
-        known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        known = {field.name for field in fields(kind)}
         data = {key: value for key, value in data.items() if key in known}
     try:
         # Only from JSON does strict pydantic take a list as a tuple. File names may hold surrogates: no UTF-8.

@@ -77,6 +77,9 @@ def type_of(hint: Any, about: Shown) -> click.ParamType | type:
     if kind in (int, float):
         if words:
             return WordOrNumber(kind, words)
-        ranged = click.IntRange if kind is int else click.FloatRange
-        return ranged(min=about.least, min_open=True) if about.least is not None else kind  # type: ignore[arg-type]
+        if about.least is None:
+            return kind
+        if kind is int:
+            return click.IntRange(min=int(about.least), min_open=True)
+        return click.FloatRange(min=about.least, min_open=True)
     return click.Choice(words) if words else str

@@ -60,7 +60,8 @@ def received(stream: IO[bytes], count: int) -> bytearray:
     """
     found, done = bytearray(count), 0
     while done < count:
-        more = stream.readinto(memoryview(found)[done:])  # type: ignore[attr-defined]  a buffered stream has it
+        # IO has no readinto, a buffered stream has: a tensor's bytes are in memory once.
+        more = stream.readinto(memoryview(found)[done:])  # type: ignore[attr-defined]
         if not more:
             raise EOFError
         done += more
@@ -139,7 +140,7 @@ def _torchscript() -> Callable[..., Callable[[list[Any]], object]]:
     return opened
 
 
-def _packed(result: object, tensors: list[Any]) -> object:
+def _packed(result: Any, tensors: list[Any]) -> object:
     """What a model returned as JSON holds it, each tensor by its index in `tensors`; fields of a tuple are keys too."""
     if isinstance(result, Mapping):
         return {str(key): _packed(value, tensors) for key, value in result.items()}
@@ -149,7 +150,7 @@ def _packed(result: object, tensors: list[Any]) -> object:
         return dict(zip(fields, values, strict=True)) if fields else values
     if not hasattr(result, "dtype"):
         return None
-    tensors.append(result.detach().cpu() if hasattr(result, "detach") else result)  # type: ignore[attr-defined]  a tensor has it
+    tensors.append(result.detach().cpu() if hasattr(result, "detach") else result)
     return len(tensors) - 1
 
 

@@ -79,7 +79,8 @@ def _zip_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:  # versions of zip to come
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        # zipfile raises NotImplementedError at a zip of a later version, which PyTorch does not write.
         raise InputError(f"{path} is truncated or damaged: its zip directory cannot be read.") from error
     inside = {name.partition("/")[2] for name in names}
     if "serialized_exported_program.json" in names:

@@ -33,6 +33,7 @@ def clang() -> str:
     for name in filter(shutil.which, filter(None, named)):
         if not subprocess.run([name, *command], input=program, text=True, capture_output=True).returncode:
             return name
+    # GCC has no libFuzzer, and the project needs no Clang otherwise, so a machine may well have none.
     pytest.skip("there is no clang++ with libFuzzer and the sanitizers (Debian: clang, libclang-rt-14-dev)")
 
 
