@@ -11,6 +11,7 @@ from asvp_export.operator.reference import check_map, reference, reference_backw
 from asvp_export.operator.schema import Perturbation
 
 
+# PyTorch leaves out arguments that have their default, so each implementation below states the defaults again.
 @torch.library.custom_op("asvp::perturb", mutates_args=())
 def perturb(
     x: torch.Tensor,
