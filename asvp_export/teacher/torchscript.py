@@ -8,6 +8,7 @@ import re
 import tempfile
 import warnings
 import weakref
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 
 from asvp_export.errors import AsvpError, InputError
 from asvp_export.options import DEFAULT_OPSET
+from asvp_export.teacher import script_pickles
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.model import Teacher, named_outputs
 from asvp_export.teacher.onnx_model import OnnxModule
@@ -27,6 +29,8 @@ _FILES = re.compile(r"\b(from_file|save)\b")
 _NAMESPACE = re.compile(r"\bops\s*\.\s*(\w+)")
 _NAMESPACES = {"aten", "prim", "prims", "quantized", "torchvision", "mkldnn", "mkldnn_prepacked"}
 _BETWEEN_TOKENS = re.compile(r"#[^\n]*|\\\n")
+
+_UNPACKED = 2**28  # bytes; PyTorch compresses source code alone, of which the largest models have some megabytes
 
 # float32 convolutions in another order of summation: 1e-5 of the largest value after some fifty layers.
 _TOLERANCE = 1e-4
@@ -40,9 +44,9 @@ def screen(path: Path, trust_pickle: bool) -> None:
     `torch.jit.load` runs no Python: its unpickler makes nothing but tensors, containers and TorchScript objects, and
     TorchScript has no access to Python, to the network or to processes. It does run the archive's TorchScript, some of
     it while loading, and two operators of that language write files and map them into memory. So without `trust_pickle`
-    an archive whose code names these, or operators of other libraries than PyTorch's own, is refused. What is left is
-    PyTorch's own handling of its operators, which PyTorch does not promise to be safe against a hostile program: load
-    archives of strangers in a sandbox.
+    an archive whose code names these, or operators of other libraries than PyTorch's own, is refused; so is one whose
+    pickles claim more than it holds (`script_pickles`). What is left is PyTorch's own handling of its operators, which
+    PyTorch does not promise to be safe against a hostile program: load archives of strangers in a sandbox.
 
     Args:
         path: the archive.
@@ -80,8 +84,14 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 def _danger(path: Path) -> str:
     """What in an archive's code goes beyond computing, in words; read by the reader that loads it."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED)
+    if unpacked > _UNPACKED:
+        raise ValueError(f"its source would take {unpacked} bytes once unpacked")
     reader = torch._C.PyTorchFileReader(str(path))
     for name in reader.get_all_records():
+        if name.endswith(("data.pkl", "constants.pkl", ".debug_pkl")):
+            script_pickles.check(name, reader.get_record(name), reader.get_record)
         if not name.endswith(".py"):
             continue
         code = _BETWEEN_TOKENS.sub(" ", reader.get_record(name).decode("utf-8"))

@@ -153,6 +153,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "pt2-graph": lambda: _inside("net.pt2", seeds.ARCHIVES["pt2"](), "models/model.json"),
     "torchscript": lambda: _raw("net.pt", [seeds.ARCHIVES["torchscript"]()]),
     "torchscript-code": lambda: _inside("net.pt", seeds.ARCHIVES["torchscript"](), ".py"),
+    "torchscript-pickle": lambda: _inside("net.pt", seeds.ARCHIVES["torchscript"](), "/data.pkl"),
     "onnx": lambda: _raw("net.onnx", [seeds.shipped()["onnx"]]),
     "picture": lambda: Target(seeds.pictures(), _file("picture"), read_picture),
     "npz": lambda: Target([seeds.arrays()], _file("x.npz"), read_npz),

@@ -11,8 +11,8 @@ import pytest
 from tests.helpers.teachers import ROOT
 
 READERS = [
-    *("state-dict", "pickle", "pt2", "pt2-graph", "torchscript", "torchscript-code", "onnx", "picture", "npz", "npy"),
-    *("inputs", "plan", "plan-weights", "manifest", "report", "metadata", "arch-args"),
+    *("state-dict", "pickle", "pt2", "pt2-graph", "torchscript", "torchscript-code", "torchscript-pickle"),
+    *("onnx", "picture", "npz", "npy", "inputs", "plan", "plan-weights", "manifest", "report", "metadata", "arch-args"),
 ]
 
 
