@@ -27,7 +27,7 @@ def check(name: str, content: bytes, record: Callable[[str], bytes]) -> None:
         Exception: it claims more, or is damaged.
     """
     for count, (operation, argument, _) in enumerate(pickletools.genops(content)):  # raises at lengths beyond the end
-        if operation.name in ("BINPUT", "LONG_BINPUT") and int(argument) > count:
+        if operation.name in ("BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > count:
             raise ValueError(f"{name} puts an object at place {argument} of its memo, after {count} operations")
     if not name.endswith(".debug_pkl"):  # these name places in the source, and are read where an error is told
         _Storages(name, content, record).load()
