@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from asvp_export.errors import InputError
 
@@ -42,6 +42,9 @@ class Shown:
     flag: str = ""
     """Its name on the command line; "" for that of the field."""
 
+    heading: str = ""
+    """What it stands under in a command's help; "" for its group's title."""
+
 
 def option(default: Any, help: str, **shown: Any) -> Any:
     """A field that is an option."""
@@ -70,6 +73,9 @@ class Options:
     Raises:
         InputError: a word that is not among the choices, or a number out of range.
     """
+
+    title: ClassVar[str] = ""
+    """The heading over them in a command's help."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -129,6 +135,8 @@ def defaults(group: type[Options]) -> dict[str, Any]:
 class LoadOptions(Options):
     """What `load` is told of a model."""
 
+    title = "Model"
+
     arch: str | None = option(
         None,
         "What builds the module of a bare state dict: package.module:factory or path/nets.py:factory.",
@@ -137,25 +145,26 @@ class LoadOptions(Options):
     arch_args: dict[str, Any] | None = option(None, "Keyword arguments of the factory, as a JSON object.")
     weights_key: str | None = option(
         None,
-        "Which weights, where the file holds several state dicts: keys, and then the beginning of names, joined by "
-        "dots.",
+        "Which weights are meant, in a file with several state dicts: the keys that lead to them, then what their "
+        "names begin with, joined by dots.",
         metavar="KEY",
     )
-    trust_pickle: bool = option(False, "Load a pickled module, which runs code from the file.")
+    trust_pickle: bool = option(False, "Open a pickled module. That runs code of the file's author.")
     data_range: Any = option(
         None,
-        "The model's values for black and white: 0..1, -1..1 or 0..255. Default: detected where it shows, else 0..1.",
+        "The model's values for black and white: 0..1, -1..1 or 0..255. Default: what running the model shows, else "
+        "0..1.",
         metavar="LOW..HIGH",
     )
     main_output: str | None = option(
         None,
-        "Which output is the restored picture, of a model with several. Default: the largest picture, and of several "
+        "The output that is the restored picture, for a model with several. Default: the largest picture; of several, "
         "the one that is computed from the others.",
         metavar="NAME",
     )
     norm_statistics: str = option(
         "stored",
-        "What normalisation layers use: the statistics stored in training, or those of each input.",
+        "Normalisation layers use the statistics stored in training, or those of each input.",
         choices=("stored", "input"),
     )
     inputs: Path | None = option(
@@ -165,21 +174,22 @@ class LoadOptions(Options):
     )
     layout: str | None = option(
         None,
-        "Of the picture that the model takes: channels first or last. Default: what the file's sizes and first layers "
+        "Channels first or last, in the picture that the model takes. Default: what the file's sizes and first layers "
         "say, else what runs.",
         choices=("nchw", "nhwc"),
     )
-    device: str = option("cpu", "Where PyTorch runs the teacher: cpu or cuda.", metavar="cpu|cuda")
+    device: str = option("cpu", "Where PyTorch runs the model.", metavar="cpu|cuda")
     probe_timeout: float = option(
         120.0,
-        "How long an ONNX or TorchScript file may take for a run on a small image, while sizes are tried out; ten "
-        "times as long for being opened.",
+        "While sizes are tried out: how long an ONNX or TorchScript file may take for one small image; ten times as "
+        "long to be opened.",
         metavar="SECONDS",
         least=0,
     )
     probe_memory: int | None = option(
         None,
-        "How much memory it may take then (on Linux). Default: four fifths of what is free.",
+        "While sizes are tried out: how much memory such a file may take (on Linux). Default: four fifths of what is "
+        "free.",
         metavar="MIB",
         least=0,
     )
@@ -189,32 +199,33 @@ class LoadOptions(Options):
 class ProtectOptions(Options):
     """Which node each layer gets."""
 
+    title = "Protection"
+
     rank: int | str = option(
         AUTO,
-        "How many leading singular values are amplified. auto: what is best with the gain; 1 beside a gain that is "
-        "given.",
+        "How many leading singular values are amplified. auto: the best for the gain; 1 where a gain is given.",
         choices=(AUTO,),
     )
     gain: float | str = option(
         AUTO,
-        "The factor on them in the exposed map. auto: the largest that leaves 80 dB of the outputs on the "
-        "verification images; with --residual gain the largest that leaves --min-psnr and 1 dB.",
+        "The factor on them in the exposed map. auto: the largest that keeps the outputs at 80 dB on the verification "
+        "images; with --residual gain, at --min-psnr and 1 dB more.",
         choices=(AUTO,),
     )
     residual: float | str | None = option(
         None,
-        "The factor that is left in the map that the layer's readers get. Default: 1, the outputs stay the "
-        "original's. auto (the default beside --compensate): what the re-solved readers allow. gain: no inverse node.",
+        "The factor that stays in the map that the layer's readers get. 1 (the default): outputs stay the original's. "
+        "auto (the default beside --compensate): as much as re-solved readers allow. gain: there is no inverse node.",
         choices=(AUTO, GAIN),
     )
-    max_gain: float = option(100.0, "No gain that is chosen is larger.", least=1)
+    max_gain: float = option(100.0, "auto chooses no larger gain.", least=1)
     compensate: str = option(
         "none",
-        "Re-solve the layers that read a protected tensor for the residual gain, so that outputs stay (solve); then "
-        "train all behind it (refine).",
+        "solve: fit the layers that read a protected map to the residual gain, so that outputs stay. refine: then "
+        "train everything behind it too.",
         choices=("none", "solve", "refine"),
     )
-    energy: float = option(1.0, "Stop once this share of the squared singular values is covered.")
+    energy: float = option(1.0, "Amplify fewer values where these cover this share of the squared sum.")
     axis: int | None = option(None, "The channel axis. Default: what the layer's output shows.")
 
 
@@ -222,24 +233,28 @@ class ProtectOptions(Options):
 class GateOptions(Options):
     """What is compared, and what has to hold."""
 
+    title = "Verification"
+
     images: Path | None = option(
         None,
-        "Folder with inputs of the teacher: degraded pictures where the task is restoration. Default: the project's "
-        "own photographs.",
+        "Folder of pictures as the model gets them (dark ones for a low-light model). Default: the project's own "
+        "photographs, which are clean.",
     )
     sizes: tuple[Size, ...] = option((), "Compare on crops of this size; may repeat.", flag="--size")
     thorough: bool = option(
         False,
-        "Compare on all of the project's own photographs, whole, whatever the model costs. Default: as many, and as "
-        "large crops, as a budget of multiply-adds allows.",
+        "Compare on all of the project's own photographs, whole. Default: as many, and as large crops, as a budget of "
+        "multiply-adds allows.",
     )
-    min_psnr: float = option(48.0, "dB that the worst image has to reach against the original.")
+    min_psnr: float = option(48.0, "The PSNR in dB that the worst image has to reach against the original.")
     provider: str = option("cpu", "Where onnxruntime runs the file.", choices=("cpu", "cuda"))
 
 
 @dataclass(frozen=True)
 class FileOptions(Options):
     """Which file is written."""
+
+    title = "Output"
 
     opset: int | None = option(
         None, f"Of the default ONNX domain, 18 to 26. Default: {DEFAULT_OPSET}; an ONNX file keeps its own."
@@ -249,21 +264,22 @@ class FileOptions(Options):
         "fp16: weights and feature maps in float16, the operator's arithmetic in float32.",
         choices=("fp32", "fp16"),
     )
-    static: bool = option(False, "Freeze the one --size, and a batch of 1.")
-    static_batch: bool = option(False, "Freeze the batch at 1, and leave height and width free.")
-    external_data: bool = option(False, "Keep the tensors in a file of their own, also under 2 GiB.")
+    static: bool = option(False, "Freeze height and width at the one --size, and the batch at 1.")
+    static_batch: bool = option(False, "Freeze the batch at 1; height and width stay free.")
+    external_data: bool = option(False, "Keep the weights in a file of their own, under 2 GiB too.")
     portable: str = option(
         "",
-        "inline: write the operator's body into the graph, for readers that do not resolve model-local functions "
-        "(OpenVINO).",
+        "inline: write the operator's body into the graph, for runtimes without model-local functions (OpenVINO).",
         choices=("inline", ""),
     )
     force: bool = option(False, "Replace an existing output.")
     keep_failed: bool = option(False, "When a gate fails, keep the file as OUTPUT's <stem>.failed.onnx.")
     ground_truth: Path | None = option(
         None,
-        "Folder with the clean picture of each image, under its name: the removal tests are scored against these too.",
+        "Folder with the clean picture of each image, under the same name; the report then scores removed nodes "
+        "against these too.",
         metavar="DIR",
+        heading="Reports",
     )
 
 
@@ -271,13 +287,14 @@ class FileOptions(Options):
 class ReportOptions(Options):
     """What is written beside the file."""
 
+    title = "Reports"
+
     report: Path | None = option(
         None,
-        "Folder for the report, made where it is missing, with a page to look at, report.html. Default: the JSON "
-        "alone, beside the file.",
+        "Folder for the report and its page, report.html. Default: the JSON alone, beside the file.",
         metavar="DIR",
     )
-    junit: Path | None = option(None, "Write the verdict as JUnit XML too.", metavar="FILE")
+    junit: Path | None = option(None, "Write the verdict as JUnit XML.", metavar="FILE")
     model_card: bool = option(False, "Write a model card, README.md, beside the output.")
 
 
@@ -285,23 +302,27 @@ class ReportOptions(Options):
 class TileOptions(Options):
     """Running tile by tile."""
 
+    title = "Tiles"
+
     tile: int | None = option(
         None,
-        "Run tile by tile, for pictures that memory does not hold whole. The SVD is global: the result differs from a "
-        "whole run.",
+        "Run tile by tile, for pictures too large for the memory. The result differs from a whole run, because the SVD "
+        "is of the whole map.",
         metavar="PIXELS",
     )
-    overlap: int = option(32, "What two tiles share.", metavar="PIXELS")
+    overlap: int = option(32, "How many pixels two tiles share.", metavar="PIXELS")
 
 
 @dataclass(frozen=True)
 class RunOptions(Options):
     """Restoring one picture."""
 
+    title = "Running"
+
     provider: str = option("cpu", "Where onnxruntime runs the file.", choices=("cpu", "cuda"))
     force: bool = option(False, "Replace an existing picture.")
     inputs: Path | None = option(
-        None, "What the model takes beside the image, by name or in order (.npz).", metavar="FILE"
+        None, "What the model takes beside the picture, by name or in order (.npz).", metavar="FILE"
     )
 
 
@@ -309,14 +330,16 @@ class RunOptions(Options):
 class AuditOptions(Options):
     """Which students learn what."""
 
+    title = "Students"
+
     task: str | None = option(
         None,
-        "How clean pictures become inputs of the teacher: sr_x2, lowlight, underwater, dehaze or derain.",
+        "How clean pictures are degraded for the teacher: sr_x2, lowlight, underwater, dehaze or derain.",
     )
     data: Path | None = option(
         None,
-        "Pictures: train/ and test/ (or one folder, which is cut), each with input/ and truth/, or clean pictures "
-        "that --task degrades. Default: the project's own photographs.",
+        "Folder with train/ and test/ (or one folder, which is cut in two), each with input/ and truth/, or with clean "
+        "pictures that --task degrades. Default: the project's own photographs.",
         metavar="DIR",
     )
     student: str = option("", "What builds a student. Default: a small residual net of ours.", metavar="MODULE:FACTORY")
@@ -329,16 +352,18 @@ class AuditOptions(Options):
     )
     rows: tuple[str, ...] = option(
         (),
-        "Rows instead of the profile's, such as shipped+undo/mse-1, separated by commas; may repeat.",
+        "These rows instead of the profile's, such as shipped+undo/mse-1, separated by commas; may repeat.",
         metavar="NAME",
     )
-    seeds: int | None = option(None, "Students a row. Default: the profile's.")
-    steps: int | None = option(None, "Of each student's training. Default: the profile's.")
+    seeds: int | None = option(None, "How many students a row has. Default: the profile's.")
+    steps: int | None = option(None, "How many steps each student trains. Default: the profile's.")
     require: tuple[str, ...] = option(
-        (), "Fail unless it holds, such as 'feature_kd_drop>=1.0'; may repeat.", metavar="LIMIT"
+        (), "Exit with 1 unless this holds, such as 'feature_kd_drop>=1.0'; may repeat.", metavar="LIMIT"
     )
-    report: Path | None = option(None, "Folder for the report, made where it is missing. Default: here.", metavar="DIR")
-    cache: Path = option(Path(".asvp-audit"), "Keeps finished students: a run that was stopped goes on.")
-    jobs: int = option(0, "Students at a time. Default: one a core; 1 on a GPU.")
-    backend: str = option("loky", "loky: processes. ray: a cluster.", choices=("loky", "ray"))
-    address: str = option("", "Of the Ray cluster. Default: one on this machine.")
+    report: Path | None = option(None, "Folder for the report. Default: this folder.", metavar="DIR")
+    cache: Path = option(
+        Path(".asvp-audit"), "Folder that keeps finished students, so that a stopped run goes on from there."
+    )
+    jobs: int = option(0, "How many students train at a time. Default: one a core; 1 on a GPU.")
+    backend: str = option("loky", "Students train in processes (loky) or on a cluster (ray).", choices=("loky", "ray"))
+    address: str = option("", "Address of the Ray cluster. Default: one on this machine.")

@@ -8,24 +8,34 @@ from typing import Any
 
 import click
 
+from asvp_export.cli.command import Command, option
 from asvp_export.cli.export import LAYERS, PLAN, PROTECTING
 from asvp_export.cli.from_options import takes
-from asvp_export.cli.output import Command, Output, prints, refuse_given
+from asvp_export.cli.output import Output, prints, refuse_given
 from asvp_export.cli.types import PATH
 from asvp_export.console import echo
 from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
 
 
-@click.command(cls=Command, short_help="Train students on what MODEL gives away: what do attackers lose?")
+@click.command(
+    cls=Command,
+    first=("layers", "arch", "task", "data", "report"),
+    short_help="Train students on what MODEL gives away: what do attackers lose?",
+)
 @click.argument("model", type=PATH)
 @click.argument("protected", type=PATH, required=False)
+@takes("load", LoadOptions)
 @takes("audit", AuditOptions)
 @LAYERS
 @takes("protect", ProtectOptions)
 @PLAN
-@takes("load", LoadOptions)
 @takes("gate", GateOptions, only=("images", "min_psnr"))
-@click.option("--verify-images", type=PATH, help="Folder with other inputs, on which gains are verified.")
+@option(
+    "--verify-images",
+    type=PATH,
+    heading=GateOptions.title,
+    help="Folder of other inputs, on which gains are verified.",
+)
 @prints
 def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output, **options: Any) -> int:
     """Train students on what the shipped model gives away, and say what the defence costs them.

@@ -6,21 +6,31 @@ from pathlib import Path
 
 import click
 
+from asvp_export.cli.command import Command, option
 from asvp_export.cli.from_options import takes
-from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.cli.verdict import verdict
 from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions
 
 
-@click.command(cls=Command, short_help="Compare PROTECTED with ORIGINAL: the parity gate for CI.")
+@click.command(
+    cls=Command,
+    first=("arch", "images", "min_psnr", "junit"),
+    short_help="Compare PROTECTED with ORIGINAL: the parity gate for CI.",
+)
 @click.argument("original", type=PATH)
 @click.argument("protected", type=PATH)
 @takes("load", LoadOptions)
 @takes("gate", GateOptions)
 @takes("report", ReportOptions, only=("report", "junit"))
 @takes("tiles", TileOptions)
-@click.option("--plan", type=PATH, help="The plan of a compensated file: fidelity is then measured too.")
+@option(
+    "--plan",
+    type=PATH,
+    heading=GateOptions.title,
+    help="The plan of a compensated file; with it fidelity is measured too.",
+)
 @prints
 def check(original: Path, protected: Path, plan: Path | None, screen: Output, **options: object) -> int:
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from asvp_export.cli.command import Command, option
 from asvp_export.cli.from_options import takes
-from asvp_export.cli.output import Command, Output, prints, refuse_given
+from asvp_export.cli.output import Output, prints, refuse_given
 from asvp_export.cli.types import PATH
 from asvp_export.cli.verdict import verdict
 from asvp_export.console import unseen
@@ -18,33 +19,43 @@ from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOp
 if TYPE_CHECKING:
     from asvp_export.workflows.check import ParityResult
 
-LAYERS = click.option(
+LAYERS = option(
     "--layers",
     multiple=True,
     metavar="SPEC",
-    help="Names or globs of modules (of nodes or tensors of an ONNX file), separated by commas; may repeat. * stays "
-    "inside one part of a name, ** crosses parts. auto or auto:N: the N (3) that their spectra speak for, spread over "
-    "the depth. none: no node.",
+    help="The layers to protect. auto or auto:N picks N (3) layers by their spectra, spread over the depth. Else names "
+    "or globs of modules (of nodes or tensors in an ONNX file), separated by commas; may repeat. * stays inside one "
+    "part of a name, ** crosses parts. none inserts nothing.",
 )
-PLAN = click.option("--plan", type=PATH, help="Apply the plan of an earlier export, instead of calibrating.")
+PLAN = option(
+    "--plan",
+    type=PATH,
+    heading=ProtectOptions.title,
+    help="Apply the plan of an earlier run; nothing is chosen or calibrated anew.",
+)
 PROTECTING = ("layers", *(one.name for one in fields(ProtectOptions)))
 
 
-@click.command(cls=Command, short_help="Protect MODEL, export it and verify the file (the default).")
+@click.command(
+    cls=Command,
+    first=("layers", "arch", "images", "output", "report"),
+    short_help="Protect MODEL, export it and verify the file (the default).",
+)
 @click.argument("model", type=PATH)
+@takes("load", LoadOptions)
 @LAYERS
 @takes("protect", ProtectOptions)
 @PLAN
-@click.option(
-    "-o", "--output", type=PATH, help="The ONNX file to write. Default: MODEL's stem + .protected.onnx, here."
+@option(
+    "-o", "--output", type=PATH, help="The ONNX file to write. Default: <MODEL's stem>.protected.onnx, in this folder."
 )
-@takes("load", LoadOptions)
 @takes("gate", GateOptions)
-@click.option(
+@option(
     "--verify-images",
     type=PATH,
-    help="Folder with the inputs to verify on; --images is then what gains and weights are fitted to. Default: two "
-    "fifths of --images.",
+    heading=GateOptions.title,
+    help="Folder of inputs to verify on; gains and weights are then fitted to all of --images. Default: two fifths of "
+    "--images.",
 )
 @takes("file", FileOptions)
 @takes("report", ReportOptions)

@@ -10,6 +10,7 @@ from typing import Any, get_origin, get_type_hints
 
 import click
 
+from asvp_export.cli.command import Option
 from asvp_export.cli.types import type_of
 from asvp_export.options import Options, shown
 
@@ -35,20 +36,22 @@ def takes(
             return command(**{name: group(**chosen)}, **given)
 
         parameters: list[click.Parameter] = gathered.__dict__.setdefault("__click_params__", [])
-        parameters.extend(reversed([_option(one, hints[one.name]) for one in taken]))
+        parameters.extend(reversed([_option(one, hints[one.name], group.title) for one in taken]))
         return gathered
 
     return decorate
 
 
-def _option(one: Field[Any], hint: Any) -> click.Option:
+def _option(one: Field[Any], hint: Any, heading: str) -> Option:
     about = shown(one)
+    heading = about.heading or heading
     flag = about.flag or f"--{one.name.replace('_', '-')}"
     if hint is bool:
-        return click.Option([flag, one.name], is_flag=True, help=about.help)
+        return Option([flag, one.name], heading=heading, is_flag=True, help=about.help)
     default = str(one.default) if isinstance(one.default, Path) else one.default or None
-    return click.Option(
+    return Option(
         [flag, one.name],
+        heading=heading,
         type=type_of(hint, about),
         metavar=about.metavar or None,
         default=default,

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import click
 
-from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.command import Command, option
+from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.console import echo, printable
+from asvp_export.options import GateOptions
 
 
 @click.command(cls=Command)
 @click.argument("protected", type=PATH)
-@click.option(
-    "--verify", is_flag=True, help="Hold PROTECTED and what was shipped with it against its manifest instead."
+@option(
+    "--verify",
+    is_flag=True,
+    heading=GateOptions.title,
+    help="Compare PROTECTED, and what was shipped with it, with its manifest instead.",
 )
 @prints
 def inspect(protected: Path, verify: bool, screen: Output) -> int:

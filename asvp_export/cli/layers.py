@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from asvp_export.cli.command import Command
 from asvp_export.cli.from_options import takes
-from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.options import LoadOptions
 from asvp_export.progress import silent

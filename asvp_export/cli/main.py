@@ -21,24 +21,48 @@ from asvp_export.cli.layers import layers
 from asvp_export.cli.protect import protect
 from asvp_export.cli.run import run
 from asvp_export.console import echo, printable
+from asvp_export.environment import tool_version
 from asvp_export.errors import AsvpError
 from asvp_export.interrupts import Ended, Interruptible, sentence
+
+_VERBOSE = "asvp_export.verbose"  # in the group's context
 
 
 class _DefaultGroup(click.Group):
     """`asvp-export MODEL ...` is `asvp-export export MODEL ...`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
+        if args and args[0] not in (*self.commands, "--help", "-h", "--version", "--verbose"):
             near = difflib.get_close_matches(args[0], self.commands, n=1, cutoff=0.7)
             if near and not Path(args[0]).exists():
                 ctx.fail(f"There is no command and no file {args[0]!r}; did you mean {near[0]}?")
             args = ["export", *args]
+        ctx.meta[_VERBOSE] = "--verbose" in args
         return super().parse_args(ctx, args)
 
 
+def _version(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if not given:
+        return
+    echo(f"asvp-export, version {tool_version()}")
+    if context.meta[_VERBOSE]:
+        from asvp_export.workflows.about import about
+
+        for name, value in about().items():
+            echo(f"{name}: {value}")
+    context.exit()
+
+
 @click.group(cls=_DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="asvp-export")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Show the version; with --verbose, all that a bug report needs.",
+)
+@click.option("--verbose", is_flag=True, expose_value=False, hidden=True)
 def cli() -> None:
     """Ship an image-restoration model as one ONNX file with a defence against distillation inside.
 

@@ -9,19 +9,9 @@ from typing import Any
 
 import click
 
-from asvp_export.console import alone, echo, printable
+from asvp_export.cli.command import DEBUG, option
+from asvp_export.console import echo, printable
 from asvp_export.progress import Printer
-
-DEBUG = "asvp_export.debug"  # in a command's context
-
-
-class Command(click.Command):
-    """A command in which nothing is seen but what we say by `echo`; with --debug, all."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """See click."""
-        with alone(debug=bool(ctx.meta.get(DEBUG))):
-            return super().invoke(ctx)
 
 
 @dataclass(frozen=True)
@@ -61,9 +51,9 @@ class Output:
 def prints(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command --json, --quiet and --debug; it gets them as one object, `screen`."""
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-    @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-    @click.option(
+    @option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+    @option("--quiet", is_flag=True, help="Print nothing but errors.")
+    @option(
         "--debug",
         is_flag=True,
         expose_value=False,

@@ -6,21 +6,31 @@ from pathlib import Path
 
 import click
 
+from asvp_export.cli.command import Command, option
 from asvp_export.cli.export import LAYERS
 from asvp_export.cli.from_options import takes
-from asvp_export.cli.output import Command, Output, prints
+from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOptions
 
 
-@click.command(cls=Command, short_help="Choose nodes and gains for MODEL and keep them as a plan.")
+@click.command(
+    cls=Command,
+    first=("layers", "arch", "images", "output"),
+    short_help="Choose nodes and gains for MODEL and keep them as a plan.",
+)
 @click.argument("model", type=PATH)
+@takes("load", LoadOptions)
 @LAYERS
 @takes("protect", ProtectOptions)
-@click.option("-o", "--output", type=PATH, help="The plan to write. Default: MODEL's stem + .plan.json, here.")
-@takes("load", LoadOptions)
+@option("-o", "--output", type=PATH, help="The plan to write. Default: <MODEL's stem>.plan.json, in this folder.")
 @takes("gate", GateOptions, only=("images", "sizes", "thorough", "min_psnr"))
-@click.option("--verify-images", type=PATH, help="Folder with other inputs, on which gains are verified.")
+@option(
+    "--verify-images",
+    type=PATH,
+    heading=GateOptions.title,
+    help="Folder of other inputs, on which gains are verified.",
+)
 @takes("file", FileOptions, only=("dtype", "force"))
 @prints
 def protect(model: Path, output: Path | None, screen: Output, **options: object) -> int:

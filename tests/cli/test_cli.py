@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from asvp_export.environment import tool_version
 from tests.helpers.commands import call
 from tests.helpers.workshop import NETS, even
 
@@ -83,6 +86,16 @@ def test_every_command_is_in_the_help():
 def test_no_arguments_show_the_help():
     answer = call()
     assert answer.code == 2 and "Usage: asvp-export" in answer.err
+
+
+def test_the_version_says_verbosely_what_a_bug_report_needs_and_names_no_machine():
+    short, long = call("--version"), call("--version", "--verbose")
+    assert short == (0, f"asvp-export, version {tool_version()}\n", "")
+    assert long.code == 0 and long.out.startswith(short.out)
+    for name in ("python", "torch", "onnx", "onnxruntime", "native library", "its CUDA kernels"):
+        assert re.search(rf"^{name}: .+$", long.out, re.MULTILINE), name
+    assert platform.node() not in long.out and str(Path.home()) not in long.out
+    assert call("--verbose", "--version") == long
 
 
 def test_the_package_runs_as_a_module(workshop):

@@ -16,6 +16,7 @@ import pytest
 import asvp_export
 from asvp_export import keywords, options
 from asvp_export.cli import cli
+from asvp_export.cli.command import FIRST as FIRST_HEADING
 from asvp_export.errors import InputError
 from asvp_export.options import (
     AuditOptions,
@@ -54,7 +55,8 @@ def test_keywords_are_the_options(words: Any, groups: tuple[type[Options], ...])
     hints = get_type_hints(words)
     assert set(hints) == named
     for group in groups:
-        for name, hint in get_type_hints(group).items():
+        kinds = get_type_hints(group)
+        for name, hint in ((one.name, kinds[one.name]) for one in fields(group)):
             accepted = (
                 str(hints[name])
                 .replace("pathlib.", "")
@@ -114,6 +116,7 @@ def test_the_commands_parse_and_print_and_do_nothing_else() -> None:
         "options",
         "errors",
         "interrupts",
+        "environment",
         "console",
         "progress",
         "cli.",
@@ -146,3 +149,24 @@ def test_a_verb_has_one_name_in_the_package_the_module_and_the_command_line(verb
 
 def test_the_command_line_has_no_other_verbs() -> None:
     assert set(cli.commands) == set(VERBS)
+
+
+FIRST = {"layers": 0, "inspect": 0, "run": 1, "check": 4, "protect": 4, "audit": 5, "export": 5}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_help_begins_with_what_people_need_first_and_shows_each_option_once(name: str) -> None:
+    command = cli.commands[name]
+    context = click.Context(command, info_name=name)
+    headings = command.under_headings(context)
+    assert len(headings.get(FIRST_HEADING, [])) == FIRST[name]
+    shown = [flag for options in headings.values() for one in options for flag in one.opts]
+    assert sorted(shown) == sorted({flag for one in command.get_params(context) for flag in one.opts if flag[0] == "-"})
+    text = command.get_help(context)
+    assert [line[:-1] for line in text.splitlines() if line.endswith(":") and line[0] != " "] == list(headings)
+
+
+def test_export_s_help_has_the_headings_in_the_order_of_the_work() -> None:
+    command = cli.commands["export"]
+    expected = [FIRST_HEADING, "Model", "Protection", "Verification", "Output", "Reports", "Screen"]
+    assert list(command.under_headings(click.Context(command))) == expected

@@ -1,0 +1,65 @@
+"""A command whose help has its options under headings, and in which nothing is seen but what we say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from asvp_export.console import alone
+
+DEBUG = "asvp_export.debug"  # in a command's context
+FIRST, LAST = "Most used", "Screen"  # headings
+
+
+class Option(click.Option):
+    """An option that stands under a heading.
+
+    Args:
+        *arguments: as for click.
+        heading: over it in the help.
+        **named: as for click.
+    """
+
+    def __init__(self, *arguments: Any, heading: str = LAST, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.heading = heading
+
+
+def option(*flags: str, heading: str = LAST, **named: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """`click.option`, under a heading."""
+    return click.option(*flags, cls=Option, heading=heading, **named)
+
+
+class Command(click.Command):
+    """A command in which nothing is seen but what we say by `echo`; with --debug, all.
+
+    Args:
+        *arguments: as for click.
+        first: names of the options that people need first; the help begins with these.
+        **named: as for click.
+    """
+
+    def __init__(self, *arguments: Any, first: Sequence[str] = (), **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.first = tuple(first)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See click."""
+        with alone(debug=bool(ctx.meta.get(DEBUG))):
+            return super().invoke(ctx)
+
+    def under_headings(self, ctx: click.Context) -> dict[str, list[click.Option]]:
+        """Heading to options, in the order of the help."""
+        parameters = {one.name: one for one in self.get_params(ctx) if isinstance(one, click.Option)}
+        found = {FIRST: [parameters.pop(name) for name in self.first]} if self.first else {}
+        for one in parameters.values():
+            found.setdefault(getattr(one, "heading", LAST), []).append(one)
+        return found
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click."""
+        for heading, options in self.under_headings(ctx).items():
+            with formatter.section(heading):
+                formatter.write_dl([record for one in options if (record := one.get_help_record(ctx))])
