@@ -1,4 +1,4 @@
-"""Packaging of asvp-export; builds the native library of custom_ops/ with CMake where there is a C++ compiler."""
+"""Builds the native library of custom_ops/ with CMake where there is a C++ compiler; pyproject.toml has the rest."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -94,64 +94,6 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    name="asvp-export",
-    version="0.1.0",
-    description=(
-        "Export image-restoration models to verified ONNX files with an ASVP defence against distillation inside"
-    ),
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.11",
-    packages=find_packages(include=["asvp_export", "asvp_export.*"]),
-    package_data={"asvp_export": ["py.typed", "photographs/*.md", "photographs/*/*.webp", "report/page/*"]},
     ext_modules=[Extension("asvp_export.operator.libasvp", sources=[], optional=True)],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
-    install_requires=[
-        "torch>=2.9",
-        "numpy>=1.26",
-        "onnx>=1.19",
-        "onnxscript>=0.6",
-        "onnx-graphsurgeon>=0.5.8",
-        # The two onnxruntime packages overwrite each other: install one of them only.
-        "onnxruntime-gpu>=1.27; sys_platform == 'linux' and platform_machine == 'x86_64'",
-        "onnxruntime>=1.27; sys_platform != 'linux' or platform_machine != 'x86_64'",
-        "click>=8.1",
-        "rich>=13",
-        "jinja2>=3.1",
-        "joblib>=1.4",
-        "markupsafe>=2.1",
-        "scikit-image>=0.24",
-        "scipy>=1.11",
-        "pillow>=10.3",
-        "pypng>=0.20220715",
-        "tifffile>=2024.2",
-        "safetensors>=0.4.5",
-        # Checks what is read from plans, manifests, reports and metadata.
-        "pydantic>=2.9,<3",
-    ],
-    extras_require={
-        # Tells the architecture of a bare state dict.
-        "spandrel": ["spandrel>=0.4.2,<0.5"],
-        # Spreads an audit's students over a cluster.
-        "ray": ["ray>=2.40"],
-        "dev": [
-            "pytest",
-            "hypothesis",
-            "openvino",
-            "ruff",
-            "import-linter",
-            "markdown-it-py",
-            "atheris; sys_platform == 'linux' and python_version < '3.14'",
-            "pyright[nodejs]",
-            "cmake",
-            "filelock",
-            "pyyaml",
-            "build",
-            "setuptools>=77",
-            "pytest-xdist",
-            "ray>=2.40",
-        ],
-    },
-    entry_points={"console_scripts": ["asvp-export = asvp_export.cli:main"]},
 )

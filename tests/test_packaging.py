@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,8 +52,10 @@ def built(folder: Path, **environment: str) -> tuple[Path, str]:
     copy_sources(source)
     command = [sys.executable, "-m", "build", "--outdir", folder / "dist", source]
     # The tools that build it come from the environment of the tests: nothing is fetched for them again.
+    offline = ["unshare", "--map-root-user", "--net"]
+    offline = offline if subprocess.run([*offline, "true"], capture_output=True).returncode == 0 else []
     done = subprocess.run(
-        [*command, "--no-isolation", "--skip-dependency-check"],
+        [*offline, *command, "--no-isolation", "--skip-dependency-check"],
         env=surrounded(environment),
         capture_output=True,
         text=True,
@@ -105,7 +108,15 @@ def test_the_wheel_serves_every_python_and_brings_the_library(tmp_path):
     assert "asvp_export/operator/libasvp.so" in names
     assert "asvp_export/report/page/page.html" in names
     assert not [name for name in names if name.startswith(("custom_ops", "tests", "examples", "benchmarks"))]
-    python = installed(wheel, tmp_path / "clean")
+    environment = surrounded({})
+    repair = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", tmp_path / "true", wheel]
+    subprocess.run(repair, env=environment, check=True, capture_output=True)
+    (tagged,) = (tmp_path / "true").iterdir()
+    assert re.fullmatch(r"asvp_export-[\d.]+-py3-none-(manylinux\w+\.?)+\.whl", tagged.name)
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    checked = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", sdist, tagged], capture_output=True)
+    assert checked.returncode == 0, checked.stdout
+    python = installed(tagged, tmp_path / "clean")
     package, passed, ways, unavailable = said(python, ROAD, tmp_path)
     assert Path(package).is_relative_to(tmp_path / "clean")
     assert (passed, ways, unavailable) == ("True", "['function', 'library']", "None")
