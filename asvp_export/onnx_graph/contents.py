@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
+from asvp_export.errors import InputError
+
 _Nodes = Iterable[onnx.NodeProto]
 _FLOATS = tuple(getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"))
 
@@ -98,24 +100,29 @@ def in_order(graph: onnx.GraphProto) -> bool:
 
     Returns:
         Whether they stood so already.
+
+    Raises:
+        InputError: nodes need each other's results, so that there is no such order.
     """
     maker = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
     behind = [[maker[name] for name in sorted(reads(node)) if name in maker] for node in graph.node]
     if all(before < place for place, makers in enumerate(behind) for before in makers):
         return True
-    nodes, done, order = list(graph.node), set[int](), list[int]()
+    nodes, order = list(graph.node), dict[int, None]()
     for first in range(len(nodes)):
-        waiting = [first]
+        waiting = {} if first in order else {first: None}  # each for the next
         while waiting:
-            place = waiting[-1]
-            missing = [before for before in behind[place] if before not in done and before != place]
-            if missing and place not in done:
-                waiting.append(missing[0])
-                continue
-            waiting.pop()
-            if place not in done:
-                done.add(place)
-                order.append(place)
+            place = next(reversed(waiting))
+            missing = next((before for before in behind[place] if before not in order), None)
+            if missing is None:
+                order[place] = waiting.pop(place)
+            elif missing in waiting:
+                name = nodes[missing].name or nodes[missing].op_type
+                raise InputError(
+                    f"The graph is not valid: its node {name} needs its own result, by itself or through other nodes."
+                )
+            else:
+                waiting[missing] = None
     del graph.node[:]
     graph.node.extend(nodes[place] for place in order)
     return False
