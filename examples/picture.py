@@ -9,6 +9,8 @@ one those that the protected file exposes. All panels show the same part of a ph
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 import asvp_export
 
 HERE = Path(__file__).resolve().parent
+PHOTOGRAPHS = HERE.parent / "asvp_export" / "photographs"
 TARGET = HERE.parent / "docs" / "assets" / "students.webp"
 TASK, LAYERS, STEPS = "lowlight", "auto:3", 200
 PANELS = {
@@ -33,9 +36,12 @@ def measured() -> tuple[dict[str, Image.Image], dict[str, float]]:
     """What each model makes of the picture, and its PSNR in dB over all the audit photographs."""
     teacher = asvp_export.load(HERE / "teachers" / f"{TASK}.safetensors", arch=f"{HERE / 'nets.py'}:{TASK}")
     with TemporaryDirectory() as folder:
+        inputs = Path(folder, "inputs")  # layers are ranked on pictures as the teacher gets them
+        subprocess.run([sys.executable, HERE / "degrade.py", TASK, PHOTOGRAPHS / "verify", inputs], check=True)
         result = asvp_export.audit(
             teacher,
             layers=LAYERS,
+            images=inputs,
             task=TASK,
             student=f"{HERE / 'nets.py'}:{TASK}_student",
             rows=["shipped/mse-1"],
