@@ -1,4 +1,4 @@
-"""docs/audit.md's tables, from what bench_audit.py measured."""
+"""docs/results/audit.md's tables, from what bench_audit.py measured."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks._pages import fill
 from benchmarks._teachers import ROOT, TASKS
 
-PAGE = ROOT / "docs" / "audit.md"
-STRENGTH = ROOT / "docs" / "strength.md"
+PAGE = ROOT / "docs" / "results" / "audit.md"
+STRENGTH = ROOT / "docs" / "results" / "strength.md"
 KINDS = ("outputs", "mse-0.1", "mse-1", "normalised-1", "normalised-10", "attention-10", "affinity-1")
 HONEST = ("shipped/mse-1@before", "shipped+bypass/mse-1")
 MISSING = "Not measured yet.\n"
@@ -23,7 +23,7 @@ def write(results: Results) -> None:
 
 
 def layers(results: Results) -> str:
-    """A line a teacher and set of layers, for docs/strength.md."""
+    """A line a teacher and set of layers, for docs/results/strength.md."""
     kinds = ("mse-1", "normalised-1", "attention-10")
     lines = [f"| teacher | layers | {' | '.join(f'`{kind}`' for kind in kinds)} |", "|---" * 5 + "|"]
     for key, result in results.items():

@@ -1,4 +1,4 @@
-"""docs/strength.md's tables, from the rows that bench_strength.py measured."""
+"""docs/results/strength.md's tables, from the rows that bench_strength.py measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks._pages import fill
 from benchmarks._teachers import ROOT, TASKS
 
-PAGE = ROOT / "docs" / "strength.md"
+PAGE = ROOT / "docs" / "results" / "strength.md"
 
 Rows = dict[str, Any]
 

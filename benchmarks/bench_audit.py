@@ -4,8 +4,8 @@
     python -m benchmarks.bench_audit blocks TASK ...       every block protected, one seed
     python -m benchmarks.bench_audit compensated TASK ...  --residual auto --compensate solve, three seeds
     python -m benchmarks.bench_audit battery TASK          every attacker against the last of these, one seed
-    python -m benchmarks.bench_audit layers TASK ...       three kinds of layers, for docs/strength.md, one seed
-    python -m benchmarks.bench_audit tables                docs/audit.md's tables from docs/audit.json
+    python -m benchmarks.bench_audit layers TASK ...       three kinds of layers, for docs/results/strength.md, one seed
+    python -m benchmarks.bench_audit tables                docs/results/audit.md's tables from docs/results/audit.json
 
 Layers are ranked, and weights solved, on the degraded calibrate and train photographs, gains held on the verify
 photographs; students train on the train photographs, attackers choose by the verify photographs, and every figure is of
@@ -33,7 +33,7 @@ from asvp_export.progress import for_terminal
 from benchmarks._teachers import ROOT, TASKS, teacher
 from benchmarks.bench_strength import degraded
 
-RESULTS = ROOT / "docs" / "audit.json"
+RESULTS = ROOT / "docs" / "results" / "audit.json"
 CACHE = ROOT / "build" / "audit"
 STEPS = 200
 

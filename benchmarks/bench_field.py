@@ -1,4 +1,4 @@
-"""The matrix of docs/compatibility.md, from what `make test-field` wrote into build/field."""
+"""The matrix of docs/results/compatibility.md, from what `make test-field` wrote into build/field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> None:
         outcomes = [row["outcomes"][step].partition(":")[0] for step in steps]
         assumed = "; ".join(f"{one['about']}: {one['concluded']}" for one in row["assumed"])
         lines.append(f"| `{row['file']}` | {row['kind']} | {' | '.join(outcomes)} | {assumed} |")
-    fill(ROOT / "docs" / "compatibility.md", {"field": "\n".join(lines) + "\n"})
+    fill(ROOT / "docs" / "results" / "compatibility.md", {"field": "\n".join(lines) + "\n"})
 
 
 if __name__ == "__main__":

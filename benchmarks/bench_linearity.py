@@ -2,7 +2,7 @@
 
 Float32, k = 4, two threads. The slope of log time over log L is 1 where the time is linear in L.
 
-    python -m benchmarks.bench_linearity [--plot docs/linearity.png]
+    python -m benchmarks.bench_linearity [--plot docs/results/linearity.png]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from asvp_export.operator import Perturbation
 from asvp_export.parity.latency import in_turns
 from benchmarks._native import native_call
+from benchmarks._teachers import ROOT
 
 CHANNELS = (16, 64)
 LENGTHS = [4096 * 2**i for i in range(11)]  # to 4.2 million
@@ -34,7 +35,7 @@ def measured(c: int) -> list[float]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--plot", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "linearity.png")
+    arguments.add_argument("--plot", type=Path, default=ROOT / "docs" / "results" / "linearity.png")
     chosen = arguments.parse_args()
     torch.set_num_threads(2)
     times = {c: measured(c) for c in CHANNELS}

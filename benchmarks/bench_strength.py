@@ -3,7 +3,7 @@
     python -m benchmarks.bench_strength bars TASK ...        rank 1, gain 10, at named layers
     python -m benchmarks.bench_strength residuals TASK ...   --layers auto:3 --residual auto --compensate solve at 48 dB
     python -m benchmarks.bench_strength crops TASK ...       how many crops calibration needs
-    python -m benchmarks.bench_strength tables               docs/strength.md's tables and plot from docs/strength.json
+    python -m benchmarks.bench_strength tables               tables of docs/results/strength.md, from strength.json
 
 Fitted on the degraded calibrate and train photographs, the gains held on the verify photographs, and every figure is of
 the audit photographs, of which neither saw a scene. In PyTorch, without an export.
@@ -39,7 +39,7 @@ from asvp_export.plan.search import Goal, Search
 from asvp_export.teacher.model import Teacher
 from benchmarks._teachers import ROOT, TASKS, teacher
 
-RESULTS = ROOT / "docs" / "strength.json"
+RESULTS = ROOT / "docs" / "results" / "strength.json"
 # After ReLUs, whose maps have a leading component that changes little from image to image; found by ranking all layers.
 ONE = {"sr_x2": 7, "lowlight": 7, "underwater": 3, "dehaze": 1, "derain": 7}
 THREE = {"sr_x2": (5, 6, 7), "lowlight": (2, 3, 7), "underwater": (3, 4, 5), "dehaze": (0, 1, 2), "derain": (0, 2, 7)}
@@ -83,7 +83,7 @@ def judged(protected: Protected, inputs: Path, task: str) -> dict[str, Any]:
         "psnr": round(tests[0].min_psnr, 2),
         "mean_psnr": round(tests[0].mean_psnr, 2),
         "own_loss": round(tests[0].loss or 0.0, 3),
-        # "strips": the key of docs/strength.json; the term is removal test
+        # "strips": the key of docs/results/strength.json; the term is removal test
         "strips": {test.name: [round(test.min_psnr, 2), round(test.loss or 0.0, 2)] for test in tests[1:]},
     }
 

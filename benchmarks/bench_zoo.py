@@ -1,4 +1,4 @@
-"""The table of docs/compatibility.md, from what `make test-zoo` wrote into build/zoo."""
+"""The table of docs/results/compatibility.md, from what `make test-zoo` wrote into build/zoo."""
 
 from __future__ import annotations
 

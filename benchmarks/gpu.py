@@ -1,7 +1,7 @@
 """First contact with a GPU: all that needs one, in one go of under 8 minutes, into one JSON file.
 
 Each step has a time limit of its own, and one that fails does not cost the rest. Nothing is downloaded.
-`--table FILE` prints the tables of docs/native.md and docs/compatibility.md from such a file, on any machine.
+`--table FILE` prints, on any machine, the tables of docs/reference/native.md and docs/results/compatibility.md from it.
 
     python -m benchmarks.gpu [--output build/gpu.json]
     python -m benchmarks.gpu --table build/gpu.json

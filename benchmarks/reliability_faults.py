@@ -2,7 +2,7 @@
 
 Each fault hits an export over an earlier good file (and `run`, over an earlier picture). Held afterwards: the earlier
 file or the new one stands, whole; no other file has the output's name; what is left is removed by the next run; where
-the command could still speak, it said one sentence. Prints one Markdown table for docs/reliability.md.
+the command could still speak, it said one sentence. Prints one Markdown table for docs/results/reliability.md.
 
     python -m benchmarks.reliability_faults [--kills 50] [--sizes 20] [--seed 0]
 """

@@ -1,7 +1,7 @@
 """Random cases of the operator by every way in which it runs, held against float64: the worst that is seen.
 
-Fills the table "Numbers" of docs/reliability.md with fractions of the error that docs/operator.md allows; ends with
-1 when one is over 1.
+Fills the table "Numbers" of docs/results/reliability.md with fractions of the error that docs/concepts/operator.md
+allows; ends with 1 when one is over 1.
 
     python -m benchmarks.reliability_numbers --cases 20000 --seed 0 [--dry]
 """
@@ -26,7 +26,7 @@ from tests.helpers.criterion import Errors
 from tests.helpers.native import build
 from tests.helpers.paths import judged, ways
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "reliability.md"
 Found = dict[tuple[bool, bool], dict[str, dict[str, "Worst"]]]  # pair, usual; way; type
 
 

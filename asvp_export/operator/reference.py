@@ -43,7 +43,7 @@ def reference(
 
     For each sample, with M the matrix of C channels by the L remaining positions and M = U S V^T:
     M' = M + (gain - 1) U_r U_r^T M, where r is the smallest count with at least `energy` of the squared singular
-    values, at most min(rank, C, L). After Hu, Zheng, Lyu (arXiv 2510.08925); the definition is docs/operator.md.
+    values, at most min(rank, C, L). After Hu, Zheng, Lyu (arXiv 2510.08925); docs/concepts/operator.md defines it.
 
     Args:
         x: feature map, [N, C, ...] or with its channels on `axis`; float32, float16, bfloat16 or float64.

@@ -16,7 +16,7 @@ from asvp_export.onnx_graph.names import NodeName, read_name
 from asvp_export.operator import Perturbation, reference
 from asvp_export.runtime.session import run_model, session
 
-_DISTANCE = 1e-4  # of the change: the function's tolerance in docs/operator.md, for maps with gaps in the spectrum
+_DISTANCE = 1e-4  # of the change: the function's tolerance in docs/concepts/operator.md, where spectra have gaps
 _NODES_A_COMPONENT = 24  # at least: one for each squaring of the Gram matrix
 _ROUNDING = 1e-6  # of the map: float32 between the body's nodes
 

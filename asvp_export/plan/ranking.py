@@ -167,7 +167,7 @@ class _Meter:
 def _spread(order: Sequence[str], candidates: Mapping[str, _Candidate], count: int) -> set[str]:
     """Of each of `count` equal stretches of the forward the last layer that is nearly as good as the best one there.
 
-    Later maps hurt more (docs/strength.md). Where a stretch has none, the best of the others is taken.
+    Later maps hurt more (docs/results/strength.md). Where a stretch has none, the best of the others is taken.
     """
     stretches: dict[int, list[str]] = {}
     for layer in order:

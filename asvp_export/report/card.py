@@ -213,7 +213,7 @@ def _deleted(result: ParityResult) -> str:
     )
 
 
-# No claim in it is stronger than docs/threat-model.md.
+# No claim in it is stronger than docs/concepts/threat-model.md.
 _THREATS = """\
 Behind each layer the `rank` leading singular values of its feature map are multiplied by `gain`.
 That is the exposed map. A second node gives the layers that read it the same map with `residual`

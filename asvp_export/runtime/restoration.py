@@ -35,7 +35,7 @@ def restore(
         picture: [H, W, 3] float32 in 0..1.
         provider: of onnxruntime, "cpu" or "cuda".
         tiling: run tile by tile, for pictures that memory does not hold whole. The SVD of a node is then the tile's
-            own: the result differs from that of one run (docs/compatibility.md says by how much).
+            own: the result differs from that of one run (docs/results/compatibility.md says by how much).
         others: what the model takes besides the image (a noise map, a noise level), by name or in order; a mapping may
             hold more, such as an example of the image itself.
         note: called with a line where tiles are not what the architecture is made for, or a fixed size asks for them.

@@ -1,4 +1,4 @@
-// The C ABI on problems of every kind: refused for a reason, or computed as docs/operator.md has it, inside the memory that
+// The C ABI on problems of every kind: refused for a reason, or computed as docs/concepts/operator.md has it, inside the memory that
 // was lent, to the same bits whatever the order of the tasks. With FUZZ_EMULATED: CUDA's kernels, as a CPU runs them
 // (tests/cuda_emulated.cpp).
 #include <math.h>
@@ -220,7 +220,7 @@ void judge(const asvp_problem& p, int64_t s, const void* x, const void* y) {
   REQUIRE(all_finite, "a result of at most %Lg is not finite: %s", bound, shown(p).c_str());
   const bool ordinary = p.dtype == ASVP_FLOAT64   ? largest > 1e-290L
                         : p.dtype == ASVP_FLOAT16 ? largest > 0
-                                                  : largest >= 1e-20L && bound <= 1e36L;  // docs/operator.md
+                                                  : largest >= 1e-20L && bound <= 1e36L;  // docs/concepts/operator.md
   if (largest == 0 || !ordinary || p.gain < 0x1p-10 || p.gain > 1e4 || fabs(p.gain - 1) < 0.5 || p.c > 110) return;
   if (p.c * p.c * (p.c + p.l) > 20000) return;  // long double takes too long
   const std::string problem = wrong({p.dtype, p.rank, p.gain, p.energy}, m, out);

@@ -1,4 +1,4 @@
-// What docs/operator.md ("Correct") asks of one sample, by a decomposition in long double: one-sided Jacobi rotations of the
+// What docs/concepts/operator.md ("Correct") asks of one sample, by a decomposition in long double: one-sided Jacobi rotations of the
 // rows, which know no overflow here and resolve small singular values beside large ones.
 #ifndef ASVP_FUZZ_ORACLE_H_
 #define ASVP_FUZZ_ORACLE_H_

@@ -86,7 +86,7 @@ def test_four_million_positions(best, kind):
 
 
 def block_criterion(x: torch.Tensor, y: torch.Tensor, rank: int, gain: float) -> tuple[float, float]:
-    """Errors (a) and (b) of docs/operator.md for maps too large for a float64 SVD: by blocks, from the Gram matrix."""
+    """Errors (a) and (b) of docs/concepts/operator.md for maps too large for a float64 SVD: from the Gram matrix."""
     c, length = x.shape
     gram = torch.zeros(c, c, dtype=torch.float64)
     captured, difference, norm = 0.0, 0.0, 0.0

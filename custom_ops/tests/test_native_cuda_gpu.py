@@ -95,7 +95,7 @@ def on_host(x: torch.Tensor) -> np.ndarray:
 
 
 def held(x: torch.Tensor, y: torch.Tensor, rank: int, gain: float, energy: float = 1.0, axis: int = 1) -> None:
-    """Assert the criterion of docs/operator.md for y's type."""
+    """Assert the criterion of docs/concepts/operator.md for y's type."""
     if x.dtype in TOLERANCES:
         check(on_host(x), on_host(y), rank, gain, energy, axis, TOLERANCES[x.dtype])
         return

@@ -97,7 +97,7 @@ def test_more_channels_than_positions_leave_a_gap_that_float32_sums_have_to_reso
 
 @pytest.mark.parametrize("rank", [1, 4, 28])
 def test_an_inverse_of_any_rank_gives_a_float32_map_back(native, rank):
-    """8 u h of the map, beside what the first node's float32 sums leave (docs/operator.md, "Two gains")."""
+    """8 u h of the map, beside what the first node's float32 sums leave (docs/concepts/two-gains.md)."""
     rng = np.random.default_rng(rank)
     left, right = (np.linalg.qr(rng.standard_normal((n, 85)))[0] for n in (85, 561))
     for last in (0.3, 0.04, 3e-3):

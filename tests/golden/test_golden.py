@@ -18,7 +18,7 @@ from tests.helpers.teachers import save_pictures
 HERE = Path(__file__).resolve().parent
 
 # Relative, Frobenius. "function", "inline": d of the ONNX function, which the kernels are closer than. "float16":
-# what the roundings of two maps may come to at a gain of 10, (2 h + 1) 2^-11 (docs/operator.md).
+# what the roundings of two maps may come to at a gain of 10, (2 h + 1) 2^-11 (docs/concepts/operator.md).
 TOLERANCES = {"function": 1e-4, "inline": 1e-4, "float16": (2 * 10 + 1) * 2.0**-11}
 WITH_NODES = ("function", "float16")
 

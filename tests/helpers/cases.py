@@ -45,7 +45,7 @@ class Case:
     maps: np.ndarray  # [N, C, L] in the type (bfloat16 as its bits)
     height: int  # divides L: how the positions are laid out
     poisoned: int | None  # the sample that holds NaN or infinity
-    usual: bool  # magnitudes that docs/operator.md speaks of, 1e-20 to 1e18
+    usual: bool  # magnitudes that docs/concepts/operator.md speaks of, 1e-20 to 1e18
 
 
 def settings(count: int, rng: np.random.Generator) -> Iterator[Setting]:

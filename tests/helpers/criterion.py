@@ -1,4 +1,4 @@
-"""The test of any implementation of the operator, in float64 (docs/operator.md, "Correct")."""
+"""The test of any implementation of the operator, in float64 (docs/concepts/operator.md, "Correct")."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Judged:
 
     way: str
     pair: bool  # the node and its inverse
-    usual: bool  # of the magnitudes that docs/operator.md speaks of
+    usual: bool  # of the magnitudes that docs/concepts/operator.md speaks of
     errors: Errors
 
 
@@ -213,7 +213,7 @@ def _subnormal(shape: tuple[int, ...], rank: int, gain: float) -> float:
 def _pair_errors(
     case: Case, clean: np.ndarray, exposed: np.ndarray, back: np.ndarray, node: Perturbation, way: str
 ) -> Iterator[Errors]:
-    """How far the readers' map is off what the exposed one holds of the clean one (docs/operator.md, "Two gains")."""
+    """How far the readers' map is off what the exposed one holds of the clean one (docs/concepts/two-gains.md)."""
     dtype = case.setting.dtype
     _, _, least, unit = LIMITS[dtype]
     allowed = (2 * node.gain + 1) * unit if dtype in HALF else 8 * node.gain * unit

@@ -1,4 +1,4 @@
-"""Random cases by every way in which the operator runs: docs/reliability.md has the worst of many more."""
+"""Random cases by every way in which the operator runs: docs/results/reliability.md has the worst of many more."""
 
 from __future__ import annotations
 

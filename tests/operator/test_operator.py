@@ -1,4 +1,4 @@
-"""The PyTorch reference and torch.ops.asvp.perturb: what docs/operator.md promises."""
+"""The PyTorch reference and torch.ops.asvp.perturb: what docs/concepts/operator.md promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protected files in the runtimes of docs/compatibility.md, held against PyTorch on a real photograph.
+"""Protected files in the runtimes of docs/results/compatibility.md, held against PyTorch on a real photograph.
 
 onnxruntime-web has a file of its own, tests/examples/test_web.py.
 """

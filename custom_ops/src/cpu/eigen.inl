@@ -463,7 +463,7 @@ bool all_below(double* a, int64_t n, int64_t ld, double bound) {
   return true;
 }
 
-// Whether s_t and s_(t+1) lie within 0.8e-2, where docs/operator.md asks for no more than the captured energy.
+// Whether s_t and s_(t+1) lie within 0.8e-2, where docs/concepts/operator.md asks for no more than the captured energy.
 inline bool is_narrow(const double* values, int64_t t) { return values[t] > 0.985 * values[t - 1]; }
 
 // Lanczos with full orthogonalisation from a fixed vector, until the k leading vectors are good enough for a float32 map, and

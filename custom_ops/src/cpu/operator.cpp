@@ -5,7 +5,7 @@
 // on what else is in the batch.
 //
 // Accuracy. float32 maps: products and chains of 32 sums in float32 inside a block, float64 between blocks. That is an error of
-// about 1e-8 of s_1^2 in the Gram matrix, which a small s_r or a narrow gap can blow up beyond what docs/operator.md allows; the
+// about 1e-8 of s_1^2 in the Gram matrix, which a small s_r or a narrow gap can blow up beyond what docs/concepts/operator.md allows; the
 // solve sees it coming (`too_blurred`), and then the sum is taken again in float64. Half types: float64 throughout, because two
 // units in the last place must hold in every element, also where M and its change cancel. float64 maps: a Gram matrix
 // loses what lies below 1e-8 s_1, so the sum is taken twice, the second time over U^T M (see `refine`).

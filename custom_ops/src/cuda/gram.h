@@ -6,7 +6,7 @@
 // of about sqrt(chunks) each. Who arrives last changes nothing: no atomic touches a sum.
 //
 // Why FFMA and not tensor cores for float32: 3xTF32 keeps the products, but the tensor cores' own additions truncate, and a
-// bias of 1e-8 to 1e-7 that differs from element to element does not average out over L. docs/operator.md wants e = 1e-6 of
+// bias of 1e-8 to 1e-7 that differs from element to element does not average out over L. docs/concepts/operator.md wants e = 1e-6 of
 // the captured energy also where s_r is far below s_1. Here chains of at most 32 products are rounded to nearest, and the
 // chains are added without an error that counts, in two float32: as good as float64, and as fast on GPUs whose float64 is
 // slow. That leaves at most 1e-7 / sqrt(L / 512) of s_1^2 for maps that vary, what `too_blurred` counts on.
