@@ -91,7 +91,7 @@ class InferenceSession(StoppableSession):
         **kwargs: as for onnxruntime.
 
     Raises:
-        onnxruntime's own errors, among them those of an ASVP node whose attributes are out of range.
+        Exception: onnxruntime's own, among them those of an ASVP node whose attributes are out of range.
     """
 
     def __init__(

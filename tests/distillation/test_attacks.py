@@ -83,7 +83,7 @@ def test_the_controls_change_the_features_as_much_as_the_shipped_model_does(vict
 def test_an_attacker_is_one_file_as_the_page_shows_it(tmp_path, monkeypatch, victim, patches):
     import asvp_export.distillation.attacks as package
 
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "results" / "audit.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reference" / "audit.md").read_text(), re.DOTALL)
     (tmp_path / "project.py").write_text(code)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     attacks.cache_clear()

@@ -1,0 +1,101 @@
+"""What mkdocs does with a page before it is Markdown's turn: links out of docs/, other files' text, generated reference.
+
+A line `<!-- include FILE -->` stands for a file of the repository, `<!-- options COMMAND ... -->` for the options of
+commands, `<!-- names NAME ... -->` for the documentation of public names.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import click
+
+import asvp_export
+from asvp_export.cli import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = "docs"
+PAGES = {"CONTRIBUTING.md": "docs/contributing.md", "CHANGELOG.md": "docs/changelog.md"}
+LINK = re.compile(r"(?<!!)\[([^\]\[]+)\]\(([^)\s]+)\)")
+CODE = re.compile(r"(^ {0,3}(`{3,})[^\n]*\n.*?^ {0,3}\2 *$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"^<!-- (include|options|names) (.*?) -->\n", re.MULTILINE)
+warn = logging.getLogger("mkdocs.hooks").warning  # a warning ends a strict build
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """See mkdocs."""
+    place = PurePosixPath(DOCS, page.file.src_uri)
+    generated = {
+        "include": lambda name: linked((ROOT / name).read_text(encoding="utf-8"), PurePosixPath(name), place),
+        "options": lambda names: "\n".join(map(options, names.split())),
+        "names": lambda names: "\n".join(map(documented, names.split())),
+    }
+    return MARK.sub(lambda found: generated[found[1]](found[2]), linked(markdown, place, place))
+
+
+def linked(markdown: str, source: PurePosixPath, place: PurePosixPath) -> str:
+    """The text of one file as it reads on the page of another: links are moved, those out of docs/ become paths."""
+
+    kept: list[str] = []
+
+    def hidden(found: re.Match[str]) -> str:
+        kept.append(found[0])
+        return f"\0{len(kept) - 1}\0"
+
+    def shown(text: str) -> str:
+        return re.sub("\0(\\d+)\0", lambda found: kept[int(found[1])], text)
+
+    def moved(found: re.Match[str]) -> str:
+        text, (target, _, anchor) = found[1], found[2].partition("#")
+        if not target or ":" in target:
+            return found[0]
+        inside = PurePosixPath(posixpath.normpath(source.parent / target))
+        inside = PurePosixPath(PAGES.get(str(inside), inside))
+        if inside.parts[:1] == (DOCS,):
+            return f"[{text}]({posixpath.relpath(inside, place.parent)}{'#' * bool(anchor)}{anchor})"
+        if not (ROOT / inside).exists():
+            warn("%s links to %s, which is not in the repository", source, inside)
+        path = f"`{inside}`"
+        return path if shown(text).strip("`") in (target, inside.name, str(inside)) else f"{text} ({path})"
+
+    return shown(LINK.sub(moved, CODE.sub(hidden, markdown)))
+
+
+def options(name: str) -> str:
+    """A command's arguments and options as Markdown, a table under each heading of its help."""
+    command = cli.commands[name]
+    context = click.Context(command, info_name=f"asvp-export {name}")
+    usage = command.get_usage(context).removeprefix("Usage: ")
+    tables: dict[str, list[str]] = {}
+    for one in command.get_params(context):
+        if record := one.get_help_record(context):
+            heading = getattr(one, "heading", "") or "General"
+            tables.setdefault(heading, []).append(row(*record, context))
+    headed = [f"**{heading}**\n\n| option | |\n|---|---|\n" + "".join(rows) for heading, rows in tables.items()]
+    text = re.sub(r"`?(?<![\w`])(--[a-z][\w-]*)`?", r"`\1`", command.help or "")
+    return f"## {name} {{#{name}}}\n\n```text\n{usage}\n```\n\n{text}\n\n" + "\n".join(headed)
+
+
+def row(flags: str, help: str, context: click.Context) -> str:
+    """One option as a line of a table."""
+    help = re.sub(r"(?<![\w`])(--[a-z][\w-]*)", r"`\1`", help).replace("|", "\\|").replace("*", "\\*")
+    flags = flags.replace("|", "&#124;").replace("<", "&lt;")
+    return f"| <code>{flags}</code> | {help} |\n"
+
+
+def documented(name: str) -> str:
+    """What mkdocstrings turns into the documentation of a public name."""
+    return f"::: asvp_export.{asvp_export._HOME[name]}.{name}\n"
+
+
+def on_post_build(**_: Any) -> None:
+    """Every public name has to be on the page of the Python interface, and every command on its own."""
+    for page, names in (("python.md", set(asvp_export.__all__)), ("cli.md", set(cli.commands))):
+        text = (ROOT / DOCS / "reference" / page).read_text(encoding="utf-8")
+        named = [name for kind, those in MARK.findall(text) if kind != "include" for name in those.split()]
+        if sorted(named) != sorted(names):
+            warn("reference/%s has not just the names %s", page, ", ".join(sorted(names)))
