@@ -1,4 +1,4 @@
-"""What mkdocs does with a page before it is Markdown's turn: links out of docs/, other files' text, generated reference.
+"""What mkdocs does with a page before it becomes HTML: links out of docs/, text of other files, generated reference.
 
 A line `<!-- include FILE -->` stands for a file of the repository, `<!-- options COMMAND ... -->` for the options of
 commands, `<!-- names NAME ... -->` for the documentation of public names.
@@ -39,7 +39,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def linked(markdown: str, source: PurePosixPath, place: PurePosixPath) -> str:
     """The text of one file as it reads on the page of another: links are moved, those out of docs/ become paths."""
-
     kept: list[str] = []
 
     def hidden(found: re.Match[str]) -> str:

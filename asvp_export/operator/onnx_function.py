@@ -14,6 +14,18 @@ from asvp_export.operator.schema import DOMAIN, OP_TYPE, Perturbation
 # costs g times that of the captured energy: ln(C) / 2^(p+1) at worst, 2e-7 for p = 24 and C = 512.
 _SQUARINGS = 24
 
+# What viewers show beside a node.
+_ABOUT = """\
+Adaptive Singular Value Perturbation: a defence against distillation from feature maps.
+
+Each sample of X is a matrix M of channels (on `axis`) by positions, with the singular value decomposition U S V^T.
+Y = M + (gain - 1) U_r U_r^T M: the r leading singular values are multiplied by `gain`, all else stays. r is `rank`, or
+less where fewer hold the share `energy` of the squared singular values.
+
+`asvp/LAYER` exposes the map of a layer under its name. `asvp/LAYER/inverse` has a gain below 1: it takes the
+amplification back for the nodes that read the layer. Y has the type and the shape of X. The body is in standard ops.
+"""
+
 # Between two normalisations the largest entry may grow to C^(2^n): 2^88 and 2^176 for C = 2048.
 _SQUARINGS_A_SCALE = {TensorProto.FLOAT: 3, TensorProto.DOUBLE: 4}
 
@@ -46,6 +58,7 @@ def perturbation_function(node: Perturbation, opset: int) -> onnx.FunctionProto:
         attributes=[],
         attribute_protos=[helper.make_attribute(k, v) for k, v in node.attributes().items()],
         overload=node.overload,
+        doc_string=_ABOUT,
     )
 
 

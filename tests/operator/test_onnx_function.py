@@ -149,3 +149,11 @@ def test_the_body_uses_nothing_but_standard_ops_and_no_control_flow():
         body = perturbation_function(Perturbation(rank, axis=axis), 18)
         assert {node.domain for node in body.node} == {""}
         assert not {node.op_type for node in body.node} & {"Loop", "If", "Scan", "SVD"}
+
+
+def test_the_function_explains_itself_to_viewers():
+    body = perturbation_function(Perturbation(4, axis=-1), 18)
+    assert "defence against distillation" in body.doc_string
+    assert all(f"`{name}`" in body.doc_string for name in body.attribute) and all(
+        f"`{one.name}`" in body.doc_string for one in body.attribute_proto
+    )
