@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 READY_ZOO := .venv/.ready-zoo
+READY_DOCS := .venv/.ready-docs
 
-.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web fuzz fuzz-native soak gpu lint dist bench bench-gpu clean
+.PHONY: setup demo test test-slow test-zoo test-field test-gpu test-web fuzz fuzz-native soak gpu lint docs dist bench bench-gpu clean
 
 setup: $(READY)
 
@@ -84,6 +85,14 @@ dist: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --skip-dependency-check --wheel --outdir build/wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 	$(BIN)/twine check --strict dist/*
+
+# The site in build/site, from docs/. A broken link, an anchor that is not there or an undocumented name fails.
+docs: $(READY_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(READY_DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_cli
