@@ -71,7 +71,8 @@ def options(name: str) -> str:
     usage = command.get_usage(context).removeprefix("Usage: ")
     tables: dict[str, list[str]] = {}
     for one in command.get_params(context):
-        if record := one.get_help_record(context):
+        record = one.get_help_record(context)
+        if record and isinstance(one, click.Option):
             heading = getattr(one, "heading", "") or "General"
             tables.setdefault(heading, []).append(row(*record, context))
     headed = [f"**{heading}**\n\n| option | |\n|---|---|\n" + "".join(rows) for heading, rows in tables.items()]
