@@ -69,22 +69,27 @@ def options(name: str) -> str:
     command = cli.commands[name]
     context = click.Context(command, info_name=f"asvp-export {name}")
     usage = command.get_usage(context).removeprefix("Usage: ")
-    tables: dict[str, list[str]] = {}
-    for one in command.get_params(context):
-        record = one.get_help_record(context)
-        if record and isinstance(one, click.Option):
-            heading = getattr(one, "heading", "") or "General"
-            tables.setdefault(heading, []).append(row(*record, context))
-    headed = [f"**{heading}**\n\n| option | |\n|---|---|\n" + "".join(rows) for heading, rows in tables.items()]
+    headed = [
+        f"**{heading}**\n\n| option | |\n|---|---|\n" + "".join(row(one, context) for one in those)
+        for heading, those in headings(command, context).items()
+    ]
     text = re.sub(r"`?(?<![\w`])(--[a-z][\w-]*)`?", r"`\1`", command.help or "")
     return f"## {name} {{#{name}}}\n\n```text\n{usage}\n```\n\n{text}\n\n" + "\n".join(headed)
 
 
-def row(flags: str, help: str, context: click.Context) -> str:
+def headings(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
+    """The options of a command under the headings of its help."""
+    grouped = getattr(command, "under_headings", None)
+    shown = [one for one in command.get_params(context) if isinstance(one, click.Option)]
+    return grouped(context) if grouped else {"Options": shown}
+
+
+def row(one: click.Option, context: click.Context) -> str:
     """One option as a line of a table."""
+    flags, help = one.get_help_record(context) or ("", "")
     help = re.sub(r"(?<![\w`])(--[a-z][\w-]*)", r"`\1`", help).replace("|", "\\|").replace("*", "\\*")
     flags = flags.replace("|", "&#124;").replace("<", "&lt;")
-    return f"| <code>{flags}</code> | {help} |\n"
+    return f"| <code>{flags}</code> | {help} |\n" if flags else ""
 
 
 def documented(name: str) -> str:

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from tests.helpers.teachers import ROOT
 
 TESTS = ("tests", "tests_zoo", "tests_field", "custom_ops/tests")
-FOLDERS = ("asvp_export", "benchmarks", "examples", *TESTS)
+FOLDERS = ("asvp_export", "benchmarks", "docs", "examples", *TESTS)
 CHANGES = {"append", "clear", "extend", "insert", "pop", "remove"}  # methods of a list
 
 

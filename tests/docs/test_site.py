@@ -67,3 +67,9 @@ def test_other_files_of_the_repository_are_on_their_pages(site):
     for page in site.rglob("*.html"):
         assert "<!-- include" not in (text := page.read_text(encoding="utf-8")), page
         assert "<!-- options" not in text and "<!-- names" not in text and "\0" not in text, page
+
+
+def test_the_diagram_of_the_architecture_names_packages_that_are_there():
+    drawn = re.findall(r">([a-z_]+/[a-z_]*)/?:?<", (ROOT / "docs" / "assets" / "architecture.svg").read_text())
+    assert len(drawn) > 8
+    assert [name for name in drawn if not list((ROOT / "asvp_export").glob(f"{name.rstrip('/')}*"))] == []
