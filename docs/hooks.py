@@ -16,6 +16,7 @@ import click
 
 import asvp_export
 from asvp_export.cli import cli
+from asvp_export.cli.command import Command
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = "docs"
@@ -67,21 +68,15 @@ def linked(markdown: str, source: PurePosixPath, place: PurePosixPath) -> str:
 def options(name: str) -> str:
     """A command's arguments and options as Markdown, a table under each heading of its help."""
     command = cli.commands[name]
+    assert isinstance(command, Command)
     context = click.Context(command, info_name=f"asvp-export {name}")
     usage = command.get_usage(context).removeprefix("Usage: ")
     headed = [
         f"**{heading}**\n\n| option | |\n|---|---|\n" + "".join(row(one, context) for one in those)
-        for heading, those in headings(command, context).items()
+        for heading, those in command.under_headings(context).items()
     ]
     text = re.sub(r"`?(?<![\w`])(--[a-z][\w-]*)`?", r"`\1`", command.help or "")
     return f"## {name} {{#{name}}}\n\n```text\n{usage}\n```\n\n{text}\n\n" + "\n".join(headed)
-
-
-def headings(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
-    """The options of a command under the headings of its help."""
-    grouped = getattr(command, "under_headings", None)
-    shown = [one for one in command.get_params(context) if isinstance(one, click.Option)]
-    return grouped(context) if grouped else {"Options": shown}
 
 
 def row(one: click.Option, context: click.Context) -> str:
