@@ -100,6 +100,7 @@ def run_audit(
         budget=experiment.budget,
         student=Path(options.student).name or "ours",
         pictures=findings.pictures,
+        feature_maps=findings.feature_maps,
     )
     return replace(result, requirements=evaluate_requirements(result.metrics, options.require))
 

@@ -20,6 +20,7 @@ from asvp_export.distillation.runner import Findings, ModelScores
 from asvp_export.distillation.training import Budget
 from asvp_export.environment import environment, tool_version
 from asvp_export.errors import InputError
+from asvp_export.insertion.feature_maps import FeatureMaps
 from asvp_export.operator import Perturbation
 
 NO_EFFECT, ONE_SEED = "no effect", "one seed: not tested"
@@ -146,6 +147,9 @@ class AuditResult:
     budget: Budget
     student: str
     pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """As in `Findings`."""
+
+    feature_maps: Mapping[str, FeatureMaps | None] = field(default_factory=dict)
     """As in `Findings`."""
 
     requirements: tuple[Requirement, ...] = ()

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from asvp_export.distillation.data import Data, Patches, centre_crop, cut_patche
 from asvp_export.distillation.students import Student, check_student, source_hash
 from asvp_export.distillation.targets import as_unit, clean_targets, distillation_targets
 from asvp_export.distillation.training import Budget, EvalSample, EvalSet, TrainingSet, preview, train
-from asvp_export.distillation.victim import Victim
+from asvp_export.distillation.victim import Activations, Victim
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.images import as_channels
+from asvp_export.insertion.feature_maps import FeatureMapMeter, FeatureMaps
 from asvp_export.parity.metrics import peak_of, psnr, ssim
 from asvp_export.progress import Printer, reporter
 from asvp_export.signature import ValueRange
@@ -79,6 +80,9 @@ class Findings:
     pictures: dict[str, bytes] = field(default_factory=dict)
     """PNG of the middle of the first test picture: of each row's first student by name, and "clean", "input",
     "teacher", "protected"."""
+
+    feature_maps: Mapping[str, FeatureMaps | None] = field(default_factory=dict)
+    """Of the shipped model on the middle of the first test picture, as `FeatureMapMeter` keeps them."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def run(
     rows = with_baselines(experiment.arms)
     cache.mkdir(parents=True, exist_ok=True)
     progress("preparing the test pictures")
-    eval_set, model_scores, pictures = _evaluated(victim, data)
+    eval_set, model_scores, pictures, feature_maps = _evaluated(victim, data)
     particulars = _particulars(victim.teacher)
     common = _digest(_METHOD, data.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__, *particulars)
     keys = {(arm, seed): _digest(common, _depends(victim, arm, student), arm, seed) for arm in rows for seed in seeds}
@@ -169,7 +173,7 @@ def run(
         if arm not in unavailable:
             scores[arm] = [json.loads((cache / f"{keys[arm, seed]}.json").read_text()) for seed in seeds]
             pictures[str(arm)] = (cache / f"{keys[arm, seeds[0]]}.png").read_bytes()
-    return Findings(scores, unavailable, model_scores, pictures)
+    return Findings(scores, unavailable, model_scores, pictures, feature_maps)
 
 
 def _is_kept(cache: Path, key: str) -> bool:
@@ -303,16 +307,23 @@ def _png(picture: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _evaluated(victim: Victim, data: Data) -> tuple[EvalSet, ModelScores, dict[str, bytes]]:
-    """The evaluation set, what the models themselves score on its test, and pictures of the first test sample."""
-    teacher, scored, pictures = victim.teacher, [], {}
+def _evaluated(
+    victim: Victim, data: Data
+) -> tuple[EvalSet, ModelScores, dict[str, bytes], dict[str, FeatureMaps | None]]:
+    """The evaluation set, what the models themselves score on its test, pictures and maps of the first test sample."""
+    teacher, scored, pictures, feature_maps = victim.teacher, [], {}, {}
     parts: dict[str, list[EvalSample]] = {}
     for part, pairs in (("select", data.select), ("test", data.test)):
         parts[part] = []
         for pair in (centre_crop(teacher, pair) for pair in pairs):
             unit, clean = (as_channels(x, teacher.channels)[None] for x in (pair.degraded, pair.clean))
             images = torch.from_numpy(teacher.data_range.of(unit)).to(teacher.device)
-            original, shipped = (as_unit(teacher, run(images).outputs) for run in (victim.original, victim.shipped))
+            original = as_unit(teacher, victim.original(images).outputs)
+            activations = victim.shipped(images)
+            shipped = as_unit(teacher, activations.outputs)
+            if part == "test" and not pictures:
+                feature_maps = _feature_maps(victim, images, activations)
+            del activations  # before the next picture's are there
             _check_shape(teacher, pair.name, original, clean)
             parts[part].append(EvalSample(pair.name, np.ascontiguousarray(unit), clean, np.clip(original, 0, 1)))
             if part == "test":
@@ -321,7 +332,15 @@ def _evaluated(victim: Victim, data: Data) -> tuple[EvalSet, ModelScores, dict[s
     means = [float(np.mean(column)) for column in zip(*scored, strict=True)]
     worst = min(scores[4] for scores in scored)
     model_scores = ModelScores(*means[:4], worst_preservation=worst, mean_preservation=means[4])
-    return EvalSet(parts["select"], parts["test"]), model_scores, pictures
+    return EvalSet(parts["select"], parts["test"]), model_scores, pictures, feature_maps
+
+
+def _feature_maps(victim: Victim, images: torch.Tensor, shipped: Activations) -> dict[str, FeatureMaps | None]:
+    meter = FeatureMapMeter(victim.nodes, (images.shape[2], images.shape[3]), len(images))
+    if shipped.features.keys() >= {"before", "exposed", "readers"}:
+        for layer, *maps in zip(victim.nodes, *map(shipped.__getitem__, ("before", "exposed", "readers")), strict=True):
+            meter(layer, *maps)
+    return meter.by_layer
 
 
 def _check_shape(teacher: Teacher, name: str, original: np.ndarray, clean: np.ndarray) -> None:

@@ -1,14 +1,16 @@
-"""What can be looked at beside the numbers: pictures of the worst inputs, singular values of the protected layers."""
+"""What can be looked at beside the numbers: pictures of the worst inputs, feature maps and their singular values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from asvp_export.insertion.feature_maps import FeatureMapMeter, FeatureMaps
 from asvp_export.insertion.protected import Protected, observed
 from asvp_export.insertion.spectrum import SingularValues, SpectrumMeter
 from asvp_export.operator import native
@@ -62,6 +64,9 @@ class Evidence:
     singular_values_of: str
     """That input's name."""
 
+    feature_maps: Mapping[str, FeatureMaps | None] = field(default_factory=dict)
+    """By layer, at most 24, on the same input; None where a map does not lie on a grid of height and width."""
+
 
 def gather(
     path: Path,
@@ -90,11 +95,19 @@ def gather(
     main = signature.floats.index(signature.main)
     worst = _worst(cases, preservation, expected.names[main])
     samples = tuple(_visual_samples(path, worst, cases, expected, main, protected.teacher.data_range, provider))
-    shown, meter = cases[worst[0][0]], SpectrumMeter(protected.nodes)
+    shown = cases[worst[0][0]]
+    height, width = shown.input.shape[-2:]
+    spectra = SpectrumMeter(protected.nodes)
+    maps = FeatureMapMeter(protected.nodes, (height, width), len(shown.input))
+
+    def meters(layer: str, *seen: torch.Tensor) -> None:
+        spectra(layer, *seen)
+        maps(layer, *seen)
+
     if protected.nodes:
-        with observed(protected, meter), native.reference_only():
+        with observed(protected, meters), native.reference_only():
             list(torch_outputs(protected.module, [shown], protected.teacher.device))
-    return Evidence(samples, meter.by_layer, f"{shown.name}, {shown.size}")
+    return Evidence(samples, spectra.by_layer, f"{shown.name}, {shown.size}", maps.by_layer)
 
 
 def _worst(cases: Sequence[Case], preservation: GateResult, output: str) -> list[tuple[int, ImageScore]]:

@@ -13,7 +13,7 @@ from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
-from asvp_export.insertion.protected import insert
+from asvp_export.insertion.protected import Protected, insert
 from asvp_export.onnx_graph.contents import is_half
 from asvp_export.onnx_graph.metadata import INLINE, Provenance, read_provenance, tiling_notes
 from asvp_export.onnx_graph.pairs import differing, same
@@ -85,7 +85,7 @@ def check_file(
     progress(str(comparison))
     half = is_half(onnx.load(path, load_external_data=False))
     thresholds = Thresholds(FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
-    expected, more = _expected(against, provenance, cases, plan, progress)
+    expected, protected, more = _expected(against, provenance, cases, plan, progress)
     inputs = GateInputs(cases, expected, against.data_range)
     fidelity, preservation = judge(path, inputs, thresholds, provider, portable, progress)
     tiled = None
@@ -97,7 +97,7 @@ def check_file(
     nodes = provenance.layers if provenance else {}
     seen = None
     if evidence:
-        known = insert(against, nodes if expected.protected else {})
+        known = protected if expected.protected else insert(against, {})
         seen = gather(path, known, cases, expected, preservation, provider)
     return ParityResult(
         passed=all(gate.passed for gate in (fidelity, preservation, tiled) if gate),
@@ -199,8 +199,8 @@ def _check_plan(plan: Plan, provenance: Provenance) -> None:
 
 def _expected(
     original: Teacher, provenance: Provenance | None, cases: Sequence[Case], plan: Plan | None, progress: Printer
-) -> tuple[Expected, list[str]]:
-    """What the file's outputs are held against, and what the reader of the verdict has to know of it."""
+) -> tuple[Expected, Protected, list[str]]:
+    """What the file's outputs are held against, what made it, and what the reader of the verdict has to know of it."""
     nodes = provenance.layers if provenance else {}
     backend = open_backend(original)
     missing = sorted(set(nodes) - backend.names.sites.keys())
@@ -215,15 +215,16 @@ def _expected(
     expected = expected_of_teacher(protected, cases, progress)
     if provenance is None:  # which layers carry a node is not known
         note = "Fidelity was not measured: the file has no asvp metadata, which would name the protected layers."
-        return replace(expected, protected=[]), [note]
+        return replace(expected, protected=[]), protected, [note]
     if missing:  # an ONNX file has other names for them than the teacher it was made from
         note = (
             f"Fidelity was not measured: {original.source} has no layer {missing[0]}, which the file says is protected."
         )
-        return replace(expected, protected=[]), [note]
+        return replace(expected, protected=[]), protected, [note]
     if provenance.compensated and plan is None:
         note = "Fidelity was not measured: the weights behind the nodes are compensated, and no plan (--plan) says how."
-        return replace(expected, protected=[]), [note]
+        return replace(expected, protected=[]), protected, [note]
     if provenance.source_sha256 != original.sha256:
-        return expected, [f"The protected file was made from another file than {original.source} (its sha256 differs)."]
-    return expected, []
+        note = f"The protected file was made from another file than {original.source} (its sha256 differs)."
+        return expected, protected, [note]
+    return expected, protected, []

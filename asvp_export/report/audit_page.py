@@ -15,8 +15,9 @@ from asvp_export.distillation.results import AuditResult, Row, title
 from asvp_export.environment import environment
 from asvp_export.report.audit_table import ATTACKERS, BASELINES, CONTROLS, LOSS, SHIPPED, grouped
 from asvp_export.report.charts import Series, difference_plot, line_chart, round_range
+from asvp_export.report.feature_maps import layer_maps, without_grid
 from asvp_export.report.pictures import Picture, encoded, factor_for
-from asvp_export.report.render import Column, Table, render
+from asvp_export.report.render import Column, Table, render_within
 
 _PICTURE_BYTES = 3_500_000  # of all pictures, in base64
 _LEAST_END = 0.5  # dB that the axis of the losses reaches to either side: less is not made to look like much
@@ -73,9 +74,12 @@ def audit_page(result: AuditResult) -> str:
     models, student_pictures, factor = _pictures(result, [row for rows in groups.values() for row in rows])
     subject = result.file or result.model
     verdict = ("passed" if result.passed else "failed") if result.requirements else ""
-    return render(
+    maps = result.feature_maps
+    drawn = layer_maps(maps)
+    return render_within(
         "audit.html",
         title=f"{subject}: audit{f' {verdict}' if verdict else ''}",
+        dispensable={"maps": drawn},
         result=result,
         subject=subject,
         verdict=verdict,
@@ -92,6 +96,8 @@ def audit_page(result: AuditResult) -> str:
         student_pictures=student_pictures,
         hidden=sum(name in result.by_name for name in result.pictures) - len(student_pictures),
         factor=factor,
+        all_maps=len(drawn) + max(0, len(result.nodes) - len(maps)) if maps else 0,
+        maps_without_grid=without_grid(maps),
         settings=_settings(result),
         facts=[(name, str(value)) for name, value in environment().items() if value is not None],
     )

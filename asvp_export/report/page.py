@@ -10,8 +10,9 @@ import numpy as np
 from markupsafe import Markup
 
 from asvp_export.report.charts import Series, dot_plot, line_chart
+from asvp_export.report.feature_maps import layer_maps, without_grid
 from asvp_export.report.pictures import Pictures, draw, radial_power, visible
-from asvp_export.report.render import MOST_BYTES, Column, Table, render
+from asvp_export.report.render import Column, Table, render_within
 
 if TYPE_CHECKING:
     from asvp_export.insertion.spectrum import SingularValues
@@ -34,15 +35,16 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), removal_tests: Seq
     """The report page; under 5 MB, if need be with fewer pictures.
 
     Args:
-        result: of an export or a check; with `evidence` it has pictures and singular values in it.
+        result: of an export or a check; with `evidence` it has pictures, feature maps and singular values in it.
         plan: what was planned and what stopped each layer.
         removal_tests: what the file is worth once the nodes are taken out.
     """
     samples = list(result.evidence.samples) if result.evidence else []
     share = _PICTURE_BYTES // max(1, len(samples))
     views = [_view(one, share) for one in samples]
+    maps = result.evidence.feature_maps if result.evidence else {}
+    drawn = layer_maps(maps)
     content = {
-        "title": f"{_subject(result)}: {'passed' if result.passed else 'failed'}",
         "result": result,
         "verdict": _verdict(result),
         "gates": _gates(result),
@@ -51,6 +53,8 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), removal_tests: Seq
         "layers": _layers(result) if result.nodes else None,
         "plan": plan,
         "removal_tests": removal_tests,
+        "all_maps": len(drawn) + max(0, len(result.nodes) - len(maps)) if maps else 0,
+        "maps_without_grid": without_grid(maps),
         "spectra": list(_spectra(result)),
         "more_spectra": max(0, len(result.evidence.singular_values) - _MOST_CHARTS) if result.evidence else 0,
         "scores": _scores(result.preservation),
@@ -58,11 +62,9 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), removal_tests: Seq
         "assumptions": sorted(result.assumptions, key=lambda one: one.certain),
         "facts": _facts(result),
     }
-    while True:
-        made = render("page.html", script="page.js", **content, views=views)
-        if not views or len(made.encode("utf-8", "replace")) < MOST_BYTES:
-            return made
-        views.pop()
+    title = f"{_subject(result)}: {'passed' if result.passed else 'failed'}"
+    shortened = {"maps": drawn, "views": views}
+    return render_within("page.html", title=title, script="page.js", dispensable=shortened, **content)
 
 
 def _subject(result: ParityResult) -> str:

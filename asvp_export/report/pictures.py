@@ -114,9 +114,9 @@ def _draw(original: np.ndarray, protected: np.ndarray, peak: float, place: tuple
         span = next((one for one in _SPANS if np.percentile(unlike, _SEEN) <= one), 1.0)
         similarity = encoded(_magma(unlike / span))
     return Pictures(
-        encoded(_bytes(shown[0])),
-        encoded(_bytes(shown[1])),
-        encoded(_bytes(difference * factor)),
+        encoded(pixel_bytes(shown[0])),
+        encoded(pixel_bytes(shown[1])),
+        encoded(pixel_bytes(difference * factor)),
         factor,
         similarity,
         1 - span,
@@ -166,8 +166,8 @@ def radial_power(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return middles[full], sums[full] / sizes[full]
 
 
-def _bytes(shown: np.ndarray) -> np.ndarray:
-    """[H, W, 3] bytes of values in 0..1; magenta where one is not finite."""
+def pixel_bytes(shown: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 of values in 0..1, [1 or 3, H, W]; magenta where one is not finite."""
     finite = np.isfinite(shown).all(axis=0)
     pixels = np.rint(np.clip(np.nan_to_num(shown), 0, 1) * 255).astype(np.uint8)
     pixels = np.array(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0), order="C")

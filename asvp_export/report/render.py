@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -71,6 +72,23 @@ class Table:
         return [
             [(head.name, head.show(value)) for head, value in zip(self.heads, row, strict=True)] for row in self.rows
         ]
+
+
+def render_within(
+    template: str, *, title: str, dispensable: Mapping[str, list[Any]], script: str = "", **content: object
+) -> str:
+    """A page under 5 MB: while it is larger, the last item of the first list that has any is left out.
+
+    Args:
+        template: as for `render`, and so are the others.
+        dispensable: lists that the template asks for, by name, the first to be shortened first.
+    """
+    while True:
+        page = render(template, title=title, script=script, **content, **dispensable)
+        shortened = next((items for items in dispensable.values() if items), None)
+        if shortened is None or len(page.encode("utf-8", "replace")) < MOST_BYTES:
+            return page
+        shortened.pop()
 
 
 def render(template: str, *, title: str, script: str = "", **content: object) -> str:
