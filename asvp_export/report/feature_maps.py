@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asvp_export.insertion.feature_maps import FeatureMaps
-from asvp_export.report.pictures import Picture, encoded, pixel_bytes
+from asvp_export.report.pictures import Picture, encoded, factor_for, pixel_bytes
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class MapPicture:
     """One of the pictures of a layer."""
 
     title: str
-    """"Clean", "Exposed", "Readers" or "Left over"."""
+    """"Clean", "Exposed", "Readers" or "Left over", the last with what it is multiplied by for the eye."""
 
     caption: str
     """The numbers below it."""
@@ -73,11 +73,10 @@ def _pictures(maps: FeatureMaps) -> Iterator[MapPicture]:
         yield MapPicture("Readers", change, _in_own_range(maps.readers))
     span = np.ptp(maps.clean)
     if math.isfinite(maps.strength) and span > 0:
-        yield MapPicture(
-            "Left over",
-            f"at {_number(maps.factor)} times the exposed map; change {_number(maps.strength)}",
-            encoded(pixel_bytes(np.abs(maps.left_over)[None] / span)),
-        )
+        shares = np.abs(maps.left_over)[None] / span
+        times = factor_for(shares)
+        change = f"at {_number(maps.factor)} times the exposed map; change {_number(maps.strength)}"
+        yield MapPicture(f"Left over \N{MULTIPLICATION SIGN} {times}", change, encoded(pixel_bytes(times * shares)))
 
 
 def _in_own_range(values: np.ndarray) -> Picture:
