@@ -71,8 +71,7 @@ def _pictures(maps: FeatureMaps) -> Iterator[MapPicture]:
     if maps.readers is not None:
         change = f"{_values(maps.readers)}; change {_number(maps.readers_change)}"
         yield MapPicture("Readers", change, _in_own_range(maps.readers))
-    span = np.ptp(maps.clean)
-    if math.isfinite(maps.strength) and span > 0:
+    if math.isfinite(maps.strength) and (span := np.ptp(maps.clean)) > 0:
         shares = np.abs(maps.left_over)[None] / span
         times = factor_for(shares)
         change = f"at {_number(maps.factor)} times the exposed map; change {_number(maps.strength)}"

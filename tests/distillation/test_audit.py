@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
+from asvp_export.distillation.data import centre_crop, from_folder
 from asvp_export.distillation.results import (
     evaluate_requirements,
 )
 from asvp_export.distillation.runner import _particulars
 from asvp_export.errors import InputError
+from asvp_export.images import as_channels
 from asvp_export.insertion.protected import insert
 from asvp_export.operator import Perturbation
+from asvp_export.report.audit_page import audit_page
 from asvp_export.signature import ValueRange
 from tests.helpers.audits import LAYER, STUDENT, TASK, audited
 from tests.helpers.commands import call
+from tests.helpers.feature_maps import expected, grey, maps_in_file
+from tests.helpers.reading import pixels, read
 from tests.helpers.teachers import arch, example, weights
 
 
@@ -75,6 +82,29 @@ def test_ten_steps_and_a_requirement_that_no_row_answers(protected, clean, tmp_p
         with pytest.raises(InputError, match=sentence):
             audited(protected, clean, tmp_path, rows=["shipped/outputs"], require=[bar])
     assert evaluate_requirements({"shipped/mse-1": 2.0}, ["shipped/mse-1@node>=1"])[0].passed
+
+
+def test_the_maps_that_are_shown_are_those_of_the_shipped_file_and_a_kept_audit_has_them_too(
+    protected, file, clean, tmp_path
+):
+    teacher, options = protected.teacher, {"rows": ["truth"], "file": file}
+    first, again = (audited(teacher, clean, tmp_path, **options) for _ in range(2))
+    degraded = centre_crop(teacher, from_folder(clean, TASK).test[0]).degraded
+    x = torch.from_numpy(np.ascontiguousarray(as_channels(degraded, teacher.channels)[None]))
+    wanted = expected([one[0] for one in maps_in_file(file, x)[LAYER]])
+    for result in (first, again):
+        maps = result.feature_maps[LAYER]
+        assert maps and maps.channel == wanted.channel and maps.readers is None
+        for found, one in zip((maps.clean, maps.exposed), wanted.maps, strict=True):
+            np.testing.assert_allclose(found, one, atol=1e-5 * np.abs(one).max())  # float32, both in onnxruntime
+        np.testing.assert_allclose(
+            (maps.exposed_change, maps.strength), (wanted.changes[0], wanted.strength), rtol=1e-4
+        )
+        seen = read(audit_page(result))
+        assert "Feature maps" in seen.text("h2")
+        (drawn,) = (one["src"] for one in seen.all("img") if ", exposed:" in str(one["alt"]))
+        exposed = wanted.maps[1]
+        assert np.abs(pixels(drawn)[..., 0] - grey(exposed, exposed.min(), exposed.max())).max() <= 1
 
 
 # The command

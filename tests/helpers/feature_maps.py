@@ -11,6 +11,7 @@ import torch
 
 import asvp_export
 from asvp_export.onnx_graph.pairs import pairs
+from asvp_export.parity.result import ParityResult
 from tests.helpers.two_gains import stock
 
 
@@ -51,8 +52,9 @@ def grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(255 * np.clip((values - low) / (high - low), 0, 1))
 
 
-def shown_input(result, pictures: Path, teacher: asvp_export.Teacher) -> torch.Tensor:
+def shown_input(result: ParityResult, pictures: Path, teacher: asvp_export.Teacher) -> torch.Tensor:
     """The input whose maps are shown: the middle of a picture."""
+    assert result.evidence
     name, _, size = result.evidence.singular_values_of.partition(", ")
     height, width = map(int, size.split("x"))
     x = asvp_export.images.read_image(pictures / name)

@@ -59,7 +59,9 @@ def test_the_verdict_comes_first_then_everything_in_order(result, seen):
     assert f"the worst of 5 inputs is at {shown['min_psnr']:.2f} dB" in seen.text("h1") and "Passed" in seen.text(
         "span"
     )
-    assert seen.text("h2") == "Gates Protected layers Pictures Singular values Latency Assumptions Environment"
+    assert seen.text("h2") == (
+        "Gates Protected layers Pictures Feature maps Singular values Latency Assumptions Environment"
+    )
     assert all(name in seen.text("th") for name in (*LAYERS, "fidelity", "preservation"))
     assert result.source_sha256 in seen.text("dd")
     failed = read(
