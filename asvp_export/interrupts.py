@@ -82,7 +82,8 @@ class Interruptible:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
-        threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # no memory for a thread: native code is not asked to stop, that is all
+            threading.Thread(target=self._watch, args=(reading,), daemon=True).start()
         return self
 
     def __exit__(

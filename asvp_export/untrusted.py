@@ -58,7 +58,11 @@ def read_regular(path: Path, what: str, most: int = MOST_JSON_BYTES) -> bytes:
         with open(path, "rb", opener=_at_once) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise InputError(f"The {what} {path} is a pipe or a device; a file was expected.")
-            content = stream.read(most + 1) if os.fstat(stream.fileno()).st_size <= most else None
+            size = os.fstat(stream.fileno()).st_size
+            # Python allocates at once all that it is asked to read.
+            content = stream.read(size + 1) if size <= most else None
+            if content is not None and len(content) > size:  # it grows, or the system makes it as it is read
+                content += stream.read(most - size)
     except OSError as error:
         raise InputError(f"The {what} {path} cannot be read ({error.strerror}).") from error
     if content is None or len(content) > most:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from asvp_export.console import alone
+from asvp_export.shortage import check_addresses
 
 DEBUG = "asvp_export.debug"  # in a command's context
 FIRST, LAST = "Most used", "Screen"  # headings
@@ -47,6 +48,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """See click."""
+        check_addresses()
         with alone(debug=bool(ctx.meta.get(DEBUG))):
             return super().invoke(ctx)
 

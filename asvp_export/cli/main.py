@@ -22,8 +22,9 @@ from asvp_export.cli.protect import protect
 from asvp_export.cli.run import run
 from asvp_export.console import echo, printable
 from asvp_export.environment import tool_version
-from asvp_export.errors import AsvpError
+from asvp_export.errors import AsvpError, MachineError
 from asvp_export.interrupts import Ended, Interruptible, sentence
+from asvp_export.shortage import shortage
 
 _VERBOSE = "asvp_export.verbose"  # in the group's context
 
@@ -88,7 +89,8 @@ def _run(arguments: list[str]) -> NoReturn:
         sys.exit(cli.main(args=arguments, prog_name="asvp-export", standalone_mode=False) or 0)
     except AsvpError as error:
         _trace(arguments)
-        _fail(str(error), error.exit_code)
+        lack = "" if isinstance(error, MachineError) else shortage(error)
+        _fail(lack or str(error), MachineError.exit_code if lack else error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
@@ -100,19 +102,20 @@ def _run(arguments: list[str]) -> NoReturn:
         _fail(sentence(signal.SIGINT), 130)
     except Ended as ended:
         _fail(sentence(ended.number), 128 + ended.number)
-    except MemoryError:
-        _fail("The machine ran out of memory; use smaller images, or a machine with more.", 3)
     except OSError as error:
         _trace(arguments)
         where = f" ({error.filename})" if error.filename else ""
         _fail(
-            f"The machine says {error.strerror or error}{where}; see to that and run again.",
+            shortage(error) or f"The machine says {error.strerror or error}{where}; see to that and run again.",
             2 if error.errno == errno.ENAMETOOLONG else 3,
         )
     except Exception as error:  # Python would end with 1, which says that a gate failed
         _trace(arguments)
         reason = next(iter(str(error).splitlines()), "").rstrip(".")
-        _fail(f"Something went wrong that was not foreseen, {type(error).__name__}: {reason}. Run it with --debug.", 3)
+        unforeseen = (
+            f"Something went wrong that was not foreseen, {type(error).__name__}: {reason}. Run it with --debug."
+        )
+        _fail(shortage(error) or unforeseen, 3)
 
 
 def _trace(arguments: Sequence[str]) -> None:

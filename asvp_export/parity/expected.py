@@ -15,7 +15,7 @@ from asvp_export.operator import native
 from asvp_export.parity.cases import Case
 from asvp_export.parity.verify import least_psnr
 from asvp_export.progress import Printer, reporter
-from asvp_export.runtime.session import is_out_of_memory
+from asvp_export.shortage import is_out_of_memory
 from asvp_export.teacher.model import Teacher, named_outputs
 
 

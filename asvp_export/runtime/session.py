@@ -21,6 +21,7 @@ from asvp_export.errors import AsvpError, InputError, MachineError
 from asvp_export.interrupts import stoppable
 from asvp_export.onnx_graph.opening import read_model
 from asvp_export.operator import OP_TYPE, native
+from asvp_export.shortage import is_out_of_memory
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -30,10 +31,6 @@ FLOAT_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "ten
 _QUIET = 4  # fatal only: what goes wrong comes back as an exception
 _WARNING = 2  # onnxruntime's own default
 _OTHER_SIZE = "Give a size that it was exported for; exporting with --static --size HxW gets a file for one size."
-_OUT_OF_MEMORY = re.compile(  # as C++, onnxruntime, PyTorch, CUDA and the system say it
-    r"bad[_ ]?alloc|out of memory|failed to allocate|can(not|'t) allocate memory|not enough memory|CUDA failure 2\b",
-    re.IGNORECASE,
-)
 
 _Providers = Sequence[str | tuple[str, dict[Any, Any]]]
 
@@ -185,7 +182,7 @@ def create_session(source: str | bytes, settings: SessionSettings) -> ort.Infere
         settings: how it runs; the provider is one that onnxruntime has.
 
     Raises:
-        onnxruntime's own errors, which have no base of their own; `is_out_of_memory` tells one kind.
+        onnxruntime's own errors, which have no base of their own; `shortage.is_out_of_memory` tells one kind.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
@@ -205,11 +202,6 @@ def create_session(source: str | bytes, settings: SessionSettings) -> ort.Infere
     with _cuda_libraries() if cuda else contextlib.nullcontext():
         providers = [(PROVIDERS[settings.provider], {"use_tf32": "0"} if cuda else {})]
         return kind(source, options, providers=providers, enable_fallback=0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of onnxruntime, PyTorch or Python says that there was not enough memory."""
-    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
 from asvp_export.errors import InputError, MachineError
 from asvp_export.operator.spectrum import squared_singular_values
 from asvp_export.selection.axes import Probe, channel_axis
+from asvp_export.shortage import is_out_of_memory
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.backends import Backend, open_backend
 from asvp_export.teacher.backends.base import LayerNames, LayerOutputs, described_shape
@@ -160,10 +161,10 @@ def _refusing(teacher: Teacher, image: torch.Tensor) -> Iterator[None]:
     """What goes wrong in a run, as an error that names the teacher and the image."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MachineError(f"Memory ran out while {teacher.source} ran at {described_shape(image.shape)}.") from error
     except Exception as error:  # a user's module may raise anything
         shape = described_shape(image.shape)
+        if is_out_of_memory(error):
+            raise MachineError(f"Memory ran out while {teacher.source} ran at {shape}.") from error
         raise InputError(f"{teacher.source} fails on an image of {shape}: {one_line(error)}.") from error
 
 

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from asvp_export.errors import InputError, MachineError
+from asvp_export.shortage import is_out_of_memory
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
@@ -30,9 +31,9 @@ def multiply_adds(teacher: Teacher) -> float:
     image = teacher.example()
     try:
         total = open_backend(teacher).multiply_adds(image)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MachineError(f"Memory ran out while {teacher.source} ran at {tuple(image.shape)}.") from error
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise MachineError(f"Memory ran out while {teacher.source} ran at {tuple(image.shape)}.") from error
         raise InputError(
             f"{teacher.source} fails on its example of {tuple(image.shape)}: {one_line(error)}."
         ) from error

@@ -18,7 +18,8 @@ from torch import nn
 from asvp_export.errors import InputError
 from asvp_export.onnx_graph.contents import data_bytes, external_files, in_order, inputs_of, pruned, reads
 from asvp_export.onnx_graph.opening import read_model
-from asvp_export.runtime.session import SessionSettings, create_session, is_out_of_memory
+from asvp_export.runtime.session import SessionSettings, create_session
+from asvp_export.shortage import is_out_of_memory
 from asvp_export.signature import Signature
 from asvp_export.teacher.architecture import one_line
 

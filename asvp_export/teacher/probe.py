@@ -13,6 +13,7 @@ from torch import nn
 
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError, MachineError
+from asvp_export.shortage import is_out_of_memory
 from asvp_export.signature import CHANNELS, Signature, SizeRule, ValueRange
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.child import Child, StoppedError
@@ -239,9 +240,9 @@ class _Runner:
                 outputs = named_outputs(self.runs(*inputs))
         except (StoppedError, MachineError):
             raise
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise MachineError(f"Memory ran out while {self.source} ran on {asked}.") from error
         except Exception as error:  # a user's model may raise anything
+            if is_out_of_memory(error):
+                raise MachineError(f"Memory ran out while {self.source} ran on {asked}.") from error
             self.problem = one_line(error)
             return None
         outputs = {name: self.signature.from_model(tensor) for name, tensor in outputs.items()}

@@ -1,0 +1,74 @@
+"""What the machine has too little of: memory, addresses, open files. Libraries say it in words of their own."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+
+from asvp_export.errors import AsvpError, MachineError
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits
+    resource = None
+
+LEAST_ADDRESSES = 1200 * 2**20
+"""Bytes. With fewer, OpenBLAS, libgomp and C++ end the process themselves: with exit code 1, SIGINT or SIGABRT, without
+a word, or they wait without end. Measured with two cores; each core more takes about 100 MiB more."""
+
+_OUT_OF_MEMORY = re.compile(  # as C++, onnxruntime, PyTorch, oneDNN, CUDA and the system say it
+    r"bad[_ ]?alloc|out of memory|failed to allocate|can(not|'t) allocate memory|not enough memory|CUDA failure 2\b"
+    r"|failed to map segment|can't start new thread|could not create a primitive$",  # oneDNN: no pages for its code
+    re.IGNORECASE,
+)
+_OUT_OF_FILES = re.compile("too many open files", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of onnxruntime, PyTorch, the system or Python says that there was not enough memory."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def shortage(error: BaseException) -> str:
+    """A sentence on what ran out where an error, or one that led to it, says so; "" where it was something else.
+
+    Wide `except` clauses take a lack of memory for a fault of the file that was read, or of the user's model. Our own
+    messages are not searched: they quote what strangers wrote.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, AsvpError):
+            continue
+        if is_out_of_memory(cause):
+            return "The machine ran out of memory; use smaller images, or a machine with more."
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in (errno.EMFILE, errno.ENFILE) or _OUT_OF_FILES.search(str(cause)):
+            return f"This process may not open more files{_limit()}; raise the limit (ulimit -n) and run again."
+    return ""
+
+
+def check_addresses() -> None:
+    """Refuse a limit on addresses under which native libraries end the process without a word.
+
+    Raises:
+        MachineError: the limit is below `LEAST_ADDRESSES`.
+    """
+    if resource is None:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES:
+        raise MachineError(
+            f"This process may take {limit // 2**20} MiB of addresses (ulimit -v), and PyTorch and onnxruntime need "
+            f"{LEAST_ADDRESSES // 2**20} MiB to start with; raise the limit."
+        )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, then what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _limit() -> str:
+    return f" than {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} at once" if resource else ""
