@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import asvp_export
+from asvp_export.insertion.apply import apply
 from asvp_export.insertion.feature_maps import MOST_LAYERS, FeatureMapMeter, FeatureMaps
+from asvp_export.insertion.plan import Plan, PlannedLayer
 from asvp_export.insertion.protected import exposed_and_residual, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.evidence import Evidence, VisualSample
@@ -123,6 +125,23 @@ def test_drawn_are_the_tensors_of_a_graph_that_somebody_else_wrote(graph, pictur
     wanted = expected([one[0] for one in tensors], maps.step)
     near(maps, wanted)
     drawn_near(read(page(graph)), layer, maps, wanted)
+
+
+def test_a_check_with_a_plan_shows_the_maps_that_the_plans_weights_make(pictures, tmp_path):
+    teacher = asvp_export.load(tokens())
+    weights = {"tokens.weight": 1.5 * teacher.module.state_dict()["tokens.weight"]}
+    layers = tuple(PlannedLayer(name, node, None, None, "given") for name, node in NODES.items())
+    plan = Plan(teacher.sha256, layers, -50.0, "solve", None, None, None, weights=weights)
+    options = {"images": pictures, "sizes": [(40, 56)], "min_psnr": -50.0}
+    asvp_export.export(apply(teacher, plan), tmp_path / "p.onnx", **options)
+    checked = asvp_export.check(teacher, tmp_path / "p.onnx", plan=plan, report=tmp_path, **options)
+    x = shown_input(checked, pictures, teacher)
+    for layer, tensors in maps_in_file(tmp_path / "p.onnx", x).items():
+        maps = checked.evidence.feature_maps[layer]
+        near(maps, expected([laid_out(one, x) for one in tensors], maps.step))
+    before = checked.evidence.singular_values["tokens"].before
+    tensors = maps_in_file(tmp_path / "p.onnx", x)["tokens"]
+    np.testing.assert_allclose(before[0], np.linalg.svd(tensors[0][0], compute_uv=False)[0], rtol=1e-4)
 
 
 def noise(count: int, *shape: int) -> dict[str, FeatureMaps | None]:
