@@ -160,10 +160,11 @@ def difference_plot(
 
 
 def round_range(values: Iterable[float]) -> tuple[float, float]:
-    """The least range with round ends that holds all finite values; 0 to 1 where there is none."""
+    """The least range with round ends that holds all finite values, wider than a point; 0 to 1 where there is none."""
     found = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    step = _step(max(found) - min(found))
-    return step * math.floor(min(found) / step), step * math.ceil(max(found) / step)
+    step = _step(max(found) - min(found)) if max(found) > min(found) else 1.0
+    low, high = step * math.floor(min(found) / step), step * math.ceil(max(found) / step)
+    return (low, high) if low < high else (low - step, high + step)
 
 
 def _step(span: float) -> float:

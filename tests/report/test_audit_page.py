@@ -182,6 +182,14 @@ def test_a_learning_curve_is_drawn_over_a_linear_axis_and_ends_at_its_borders():
     assert round_range([14.06, float("nan"), 11.73]) == (11.5, 14.5)
 
 
+@pytest.mark.parametrize("value", [15.0, 15.123, 0.0])
+def test_one_value_has_an_axis_too(value):
+    low, high = round_range([value, value])
+    assert low <= value <= high and 1 <= high - low <= 2
+    line = Series("a", "original", (1,), (value,))
+    assert line_chart([line], title="t", x_label="x", y_label="y", most_x=1, y_range=(low, high))
+
+
 @pytest.mark.parametrize("channels", [(3,), ()], ids=["colour", "grey"])
 def test_the_pictures_are_the_students_and_their_differences_times_one_factor(channels, result):
     seen = seen_of(replace(result, pictures=pictures(*channels)))
