@@ -104,6 +104,20 @@ def audit_files(folder: Path, stem: str) -> Files:
     return files
 
 
+def check_cache(folder: Path) -> None:
+    """Refuse a folder for finished students that could not be made or written to, before the first is trained.
+
+    Raises:
+        InputError: a file is in the way, or the folder, or the one it would be made in, is not writable.
+    """
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not place.is_dir():
+        raise InputError(
+            f"The cache {folder} cannot be a folder, because {place} is a file; name another with --cache."
+        )
+    _check_writable(place, folder)
+
+
 def _check_folders(file: Path, files: Files, asked: ReportOptions) -> None:
     """Refused here, before the long work, where they could not be written."""
     for what, path in files.items():

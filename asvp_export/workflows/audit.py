@@ -21,7 +21,7 @@ from asvp_export.progress import Printer, silent
 from asvp_export.report.audit_page import audit_page
 from asvp_export.report.report import json_bytes
 from asvp_export.teacher.model import Teacher
-from asvp_export.workflows.artifacts import audit_files, keep_apart, make_folder
+from asvp_export.workflows.artifacts import audit_files, check_cache, keep_apart, make_folder
 from asvp_export.workflows.preflight import Model, stem_of, teacher_of
 from asvp_export.workflows.reading import (
     Named,
@@ -109,6 +109,7 @@ def audit_model(
     check_requirements(asked.require)
     resolved(job.protect)
     files = audit_files(asked.report or Path(), protected.stem if protected else stem_of(model))
+    check_cache(asked.cache)
     keep_apart(_read(model, protected, job), files)
     plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan
     subject = model if given else _subject(teacher_of(model, job.load, progress, note), plan, job, progress)

@@ -161,6 +161,17 @@ def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, clean):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("cache", ["notes.txt", "notes.txt/below/it"])
+def test_a_cache_that_cannot_be_is_refused_before_the_work(cache, tmp_path, clean):
+    (tmp_path / "notes.txt").touch()
+    places = [f"--data={clean}", f"--cache={tmp_path / cache}"]
+    answer = call("audit", weights(TASK), f"--arch={arch(TASK)}", *places, f"--task={TASK}", "--layers=none")
+    assert answer.code == 2 and answer.err == (
+        f"Error: The cache {tmp_path / cache} cannot be a folder, because {tmp_path / 'notes.txt'} is a file; name "
+        "another with --cache.\n"
+    )
+
+
 def test_an_audit_of_nothing_says_what_is_missing(clean):
     answer = call("audit", weights(TASK), "--arch", arch(TASK), "--layers", LAYER)
     assert answer.code == 2 and "No pictures were named" in answer.err
