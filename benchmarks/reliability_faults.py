@@ -1,184 +1,166 @@
-"""Faults while files are written: kill -9, full disks, folders that go, limits on memory and on open files.
+"""Faults while files are written: kill -9, full disks, folders that are read-only or go, too little memory, few files.
 
-Each fault hits an export over an earlier good file (and `run`, over an earlier picture). Held afterwards: the earlier
-file or the new one stands, whole; no other file has the output's name; what is left is removed by the next run; where
-the command could still speak, it said one sentence. Prints one Markdown table for docs/results/reliability.md.
+Each fault hits an export over an earlier good file, `run` over an earlier picture, or an audit over an earlier report.
+Held afterwards: the earlier file or the new one stands, whole; no other file has the output's name; what is left is
+removed by the next run; where the command could still speak, it said one sentence. An audit that was killed goes on and
+gives the report of one that was not. Prints one Markdown table for docs/results/reliability.md. Full disks and read-only file
+systems are mounted, which takes root.
 
-    python -m benchmarks.reliability_faults [--kills 50] [--sizes 20] [--seed 0]
+    python -m benchmarks.reliability_faults [--kills 50] [--sizes 20] [--seed 0] [--only TEXT]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
+from PIL import Image
 
-from tests.helpers.teachers import EXAMPLES, save_pictures
+from asvp_export.images import list_images, photographs, read_image
+from benchmarks._faults import Subject, Tally, full, full_cache, killed, limited, read_only
+from tests.helpers.teachers import arch, save_pictures, weights
 
-NETS = EXAMPLES / "nets.py"
-TEACHER = EXAMPLES / "teachers" / "lowlight.safetensors"
-Limits = Sequence[tuple[int, int]]
-"""What resource.setrlimit takes."""
-
-
-@dataclass
-class Tally:
-    """What came of the faults of one kind."""
-
-    tried: int = 0
-    earlier: int = 0
-    """The earlier file stood afterwards."""
-
-    new: int = 0
-    """The new one stood afterwards, whole."""
-
-    lost: list[str] = field(default_factory=list)
-    """What was not as promised."""
-
-    def row(self, name: str) -> str:
-        """Of the table."""
-        held = "nothing lost" if not self.lost else "; ".join(self.lost[:3])
-        return f"| {name} | {self.tried} | {self.earlier} | {self.new} | {held} |"
+_TOOL = [sys.executable, "-m", "asvp_export"]
+_TASK = "lowlight"
+_TEACHER = [str(weights(_TASK)), f"--arch={arch(_TASK)}"]
+_MEMORY = (100, 600, 1000, *range(1200, 1500, 25), 1600, 2000, 3000)  # MiB of addresses
+_FILES = (*range(5, 17), 24, 32)
 
 
-class Workshop:
-    """A folder with an earlier good file, in which faults happen."""
+def export_subject(folder: Path) -> Subject:
+    """An export; the gain says which file comes out."""
+    pictures, output = save_pictures(folder / "pictures", count=1), folder / "out" / "p.onnx"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.pictures = save_pictures(folder / "pictures", count=1)
-        self.output = folder / "out" / "p.onnx"
-        self.output.parent.mkdir()
-        for gain, kept in (("2", "earlier"), ("3", "new")):
-            done = subprocess.run(self.export(gain), capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            shutil.copyfile(self.output, folder / f"{kept}.onnx")
-        self.earlier, self.new = ((folder / f"{name}.onnx").read_bytes() for name in ("earlier", "new"))
-        self.names = {path.name for path in self.output.parent.iterdir()}
+    def command(gain: str) -> list[str]:
+        told = ["--layers=after_body", f"--gain={gain}", f"--images={pictures}", f"--output={output}"]
+        return [*_TOOL, *_TEACHER, *told, "--force", "--quiet"]
 
-    def export(self, gain: str) -> list[str]:
-        """The command; the gain says which file comes out."""
-        return [
-            *(sys.executable, "-m", "asvp_export", str(TEACHER), f"--arch={NETS}:lowlight", "--layers=after_body"),
-            *(f"--gain={gain}", f"--images={self.pictures}", f"--output={self.output}", "--force", "--quiet"),
+    return Subject(
+        output,
+        command("2"),
+        command("3"),
+        lambda content: ort.InferenceSession(content, providers=["CPUExecutionProvider"]),
+    )
+
+
+def run_subject(folder: Path, model: Path) -> Subject:
+    """`run` over another picture."""
+    source, target = list_images(folder / "pictures")[0], folder / "restored" / "out.png"
+    target.parent.mkdir()
+    shipped = folder / "shipped.onnx"
+    shutil.copyfile(model, shipped)
+    command = [*_TOOL, "run", str(shipped), str(source), "-o", str(target), "--force", "--quiet"]
+    return Subject(target, ["cp", str(source), str(target)], command, lambda content: None)
+
+
+def audit_subject(folder: Path) -> Subject:
+    """A short audit, over the report of a shorter one."""
+    clean, cache = folder / "clean", folder / "cache"
+    clean.mkdir()
+    cache.mkdir()
+    for source in list_images(photographs("train"))[:8]:
+        pixels = np.rint(read_image(source)[64:136, 64:144] * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(clean / f"{source.stem}.png")
+    output = folder / "report" / f"{_TASK}.audit.json"
+
+    def command(steps: int) -> list[str]:
+        told = [
+            f"--task={_TASK}",
+            f"--data={clean}",
+            f"--student={arch(_TASK)}_student",
+            f"--steps={steps}",
+            "--seeds=2",
         ]
+        told += [f"--report={output.parent}", f"--cache={cache}", "--rows=shipped/outputs,shipped/mse-1", "--jobs=2"]
+        return [*_TOOL, "audit", *_TEACHER, "--layers=after_body", "--gain=3", *told, "--quiet"]
 
-    def reset(self) -> None:
-        """The earlier file, and nothing else but what lies beside it."""
-        self.output.parent.mkdir(exist_ok=True)
-        self.output.write_bytes(self.earlier)
-
-    def judge(self, tally: Tally, what: str, said: str | None = None) -> None:
-        """Note which file stands, and whether the command said one sentence (None: it could not)."""
-        tally.tried += 1
-        content = self.output.read_bytes() if self.output.is_file() else b""
-        tally.earlier += content == self.earlier
-        tally.new += content == self.new
-        if content not in (self.earlier, self.new):
-            tally.lost.append(f"{what}: another file has the name")
-        else:
-            ort.InferenceSession(content, providers=["CPUExecutionProvider"])
-        if said is not None and (said.count("Error: ") != 1 or "Traceback" in said):
-            tally.lost.append(f"{what}: {said[-200:]!r}")
-
-    def clean_run(self, tally: Tally) -> None:
-        """An export that nothing disturbs removes what was left."""
-        done = subprocess.run(self.export("3"), capture_output=True, text=True, check=False)
-        left = {path.name for path in self.output.parent.iterdir()} - self.names
-        if done.returncode or left or self.output.read_bytes() != self.new:
-            tally.lost.append(f"after it: exit {done.returncode}, left {sorted(left)}")
+    return Subject(output, command(1), command(20), json.loads, cache)
 
 
-def killed(shop: Workshop, kills: int, rng: random.Random) -> Tally:
-    """Kill -9 at moments spread over a whole export."""
-    started = time.monotonic()
-    subprocess.run(shop.export("3"), check=True, capture_output=True)
-    whole, tally = time.monotonic() - started, Tally()
-    for index in range(kills):
-        shop.reset()
-        process = subprocess.Popen(shop.export("3"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=whole * 1.1 * (index + rng.random()) / kills)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        shop.judge(tally, f"kill {index}")
-    shop.clean_run(tally)
-    return tally
-
-
-def limited(shop: Workshop, limits: Sequence[Limits], ends: set[int]) -> Tally:
-    """The command under limits, one after the other; it ends with one of these exit codes or succeeds."""
-    tally = Tally()
-    for limit in limits:
-        shop.reset()
-
-        def set_limits(limit: Limits = limit) -> None:
-            for which, most in limit:
-                resource.setrlimit(which, (most, most))
-
-        done = subprocess.run(shop.export("3"), capture_output=True, text=True, check=False, preexec_fn=set_limits)
-        shop.judge(tally, str(limit), None if done.returncode == 0 else done.stderr)
-        if done.returncode not in ends | {0}:
-            tally.lost.append(f"{limit}: exit {done.returncode}")
-    shop.clean_run(tally)
-    return tally
-
-
-def vanishing(shop: Workshop, count: int, rng: random.Random) -> Tally:
-    """The output's folder is removed while the export runs; it comes back empty or not at all."""
+def vanishing(subject: Subject, count: int, rng: random.Random) -> Tally:
+    """The output's folder is removed while the command runs; it is not made again."""
     tally = Tally()
     for index in range(count):
-        shop.reset()
-        process = subprocess.Popen(shop.export("3"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        time.sleep(1 + 4 * rng.random())
+        subject.reset()
+        process = subprocess.Popen(subject.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(subject.seconds * rng.random())
         running = process.poll() is None
-        shutil.rmtree(shop.output.parent)
+        shutil.rmtree(subject.folder)
         _, said = process.communicate()
         tally.tried += 1
         if running and (process.returncode not in (2, 3) or said.count("Error: ") != 1 or "Traceback" in said):
             tally.lost.append(f"folder {index}: exit {process.returncode}, {said[-200:]!r}")
-        if shop.output.exists():
+        if subject.output.exists():
             tally.lost.append(f"folder {index}: it was made again")
-    shop.reset()
-    shop.clean_run(tally)
+    subject.reset()
+    subject.clean_run(tally)
     return tally
 
 
-def pictures_killed(shop: Workshop, kills: int, rng: random.Random) -> Tally:
-    """Kill -9 while `run` writes a picture over an earlier one."""
-    source, target = min(shop.pictures.iterdir()), shop.folder / "out.png"
-    command = [sys.executable, "-m", "asvp_export", "run", str(shop.output), str(source), "-o", str(target), "--force"]
-    started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
-    whole, tally, new = time.monotonic() - started, Tally(), target.read_bytes()
-    earlier = source.read_bytes()
-    for index in range(kills):
-        target.write_bytes(earlier)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=whole * 1.1 * (index + rng.random()) / kills)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        content = target.read_bytes()
-        tally.tried += 1
-        tally.earlier += content == earlier
-        tally.new += content == new
-        if content not in (earlier, new):
-            tally.lost.append(f"kill {index}: another picture has the name")
-    return tally
+def file_sizes(subject: Subject, count: int) -> list[list[tuple[int, int]]]:
+    """Limits on the size of a file, up to one that is enough."""
+    largest = max((subject.folder / name).stat().st_size for name in subject.names)
+    return [[(resource.RLIMIT_FSIZE, int(largest * 1.2 * (index + 1) / count))] for index in range(count)]
+
+
+class Subjects:
+    """The commands, each set up when its first fault is due."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def export(self) -> Subject:
+        """See `export_subject`."""
+        return export_subject(self._folder)
+
+    @cached_property
+    def run(self) -> Subject:
+        """See `run_subject`."""
+        return run_subject(self._folder, self.export.output)
+
+    @cached_property
+    def audit(self) -> Subject:
+        """See `audit_subject`."""
+        return audit_subject(self._folder)
+
+
+def kinds(made: Subjects, asked: argparse.Namespace) -> dict[str, Callable[[], Tally]]:
+    """Names of the faults to what injects them."""
+    rng = random.Random(asked.seed)
+    memory = [[(resource.RLIMIT_AS, mebibytes << 20)] for mebibytes in _MEMORY]
+    files = [[(resource.RLIMIT_NOFILE, most)] for most in _FILES]
+    few = max(3, asked.kills // 5)
+    return {
+        "export, kill -9": lambda: killed(made.export, asked.kills, rng),
+        "export, full disk": lambda: full(made.export, asked.sizes),
+        "export, files of limited size": lambda: limited(made.export, file_sizes(made.export, asked.sizes), {3}),
+        "export, read-only folder": lambda: read_only(made.export),
+        "export, its folder goes": lambda: vanishing(made.export, max(3, asked.kills // 10), rng),
+        "export, limited memory (100 to 3,000 MiB of addresses)": lambda: limited(made.export, memory, {3}),
+        "export, 5 to 32 open files": lambda: limited(made.export, files, {3}),
+        "run, kill -9": lambda: killed(made.run, asked.kills // 2, rng),
+        "run, full disk": lambda: full(made.run, few),
+        "run, files of limited size": lambda: limited(made.run, file_sizes(made.run, asked.sizes), {3}),
+        "run, read-only folder": lambda: read_only(made.run),
+        "audit, kill -9, then run again": lambda: killed(made.audit, few, rng),
+        "audit, full disk of the report": lambda: full(made.audit, few),
+        "audit, full disk of the cache": lambda: full_cache(made.audit, few // 2),
+        "audit, read-only folder of the report": lambda: read_only(made.audit),
+        "audit, read-only cache": lambda: read_only(made.audit, made.audit.cache),
+    }
 
 
 def main() -> int:
@@ -187,28 +169,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--sizes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="Faults whose names hold this.")
     asked = parser.parse_args()
-    rng = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as name:
-        shop = Workshop(Path(name))
-        size = len(shop.new)
-        sizes = [[(resource.RLIMIT_FSIZE, int(size * 1.2 * (i + 1) / asked.sizes))] for i in range(asked.sizes)]
-        memory = [[(resource.RLIMIT_AS, mib << 20)] for mib in (3000, 3500, 4000)]
-        files = [[(resource.RLIMIT_NOFILE, most)] for most in (16, 24, 32)]
-        kinds: list[tuple[str, Callable[[], Tally]]] = [
-            ("export, kill -9", lambda: killed(shop, asked.kills, rng)),
-            ("export, files of limited size", lambda: limited(shop, sizes, {3})),
-            ("export, limited memory", lambda: limited(shop, memory, {3})),
-            ("export, 16 to 32 open files", lambda: limited(shop, files, {2, 3})),
-            ("export, its folder goes", lambda: vanishing(shop, max(3, asked.kills // 10), rng)),
-            ("run, kill -9", lambda: pictures_killed(shop, asked.kills // 2, rng)),
-        ]
+        subjects = Subjects(Path(name))
         print("| fault | tried | the earlier file stands | the new one stands | |", "|---|---|---|---|---|", sep="\n")
         lost = 0
-        for label, inject in kinds:
-            tally = inject()
-            lost += len(tally.lost)
-            print(tally.row(label), flush=True)
+        for label, inject in kinds(subjects, asked).items():
+            if asked.only in label:
+                tally = inject()
+                lost += len(tally.lost)
+                print(tally.row(label), flush=True)
     return 1 if lost else 0
 
 
