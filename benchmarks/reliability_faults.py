@@ -3,8 +3,8 @@
 Each fault hits an export over an earlier good file, `run` over an earlier picture, or an audit over an earlier report.
 Held afterwards: the earlier file or the new one stands, whole; no other file has the output's name; what is left is
 removed by the next run; where the command could still speak, it said one sentence. An audit that was killed goes on and
-gives the report of one that was not. Prints one Markdown table for docs/results/reliability.md. Full disks and read-only file
-systems are mounted, which takes root.
+gives the report of one that was not. Prints one Markdown table for docs/results/reliability.md. Full disks and
+read-only file systems are mounted, which takes root.
 
     python -m benchmarks.reliability_faults [--kills 50] [--sizes 20] [--seed 0] [--only TEXT]
 """
