@@ -115,6 +115,7 @@ def test_the_commands_parse_and_print_and_do_nothing_else() -> None:
         "workflows.",
         "options",
         "errors",
+        "shortage",
         "interrupts",
         "environment",
         "console",
