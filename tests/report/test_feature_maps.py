@@ -136,8 +136,10 @@ def test_a_check_with_a_plan_shows_the_maps_that_the_plans_weights_make(pictures
     asvp_export.export(apply(teacher, plan), tmp_path / "p.onnx", **options)
     checked = asvp_export.check(teacher, tmp_path / "p.onnx", plan=plan, report=tmp_path, **options)
     x = shown_input(checked, pictures, teacher)
+    assert checked.evidence
     for layer, tensors in maps_in_file(tmp_path / "p.onnx", x).items():
         maps = checked.evidence.feature_maps[layer]
+        assert maps
         near(maps, expected([laid_out(one, x) for one in tensors], maps.step))
     before = checked.evidence.singular_values["tokens"].before
     tensors = maps_in_file(tmp_path / "p.onnx", x)["tokens"]
