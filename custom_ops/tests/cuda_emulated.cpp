@@ -99,16 +99,16 @@ EXPORT void asvp_leading_cuda_emulated(int n, int k, double* matrix, double* val
 
 // The most runs that a thread of a Gram block would have to hold, less what it can: over all tiles, at most zero. And
 // the most shared memory that it takes.
-template <int M, class E>
-static void measure(int tile, bool tokens, int* excess, int* shared) {
+template <int M, class E, bool Tokens>
+static void measure(int tile, int* excess, int* shared) {
+  typedef Gram<M, E, Tokens> Kernel;
   for (const bool diagonal : {true, false}) {
-    const Stage stage = make_stage(static_cast<Mode>(M), tile, diagonal);
+    const Stage stage = make_stage(static_cast<Mode>(M), tile, diagonal, Tokens, Kernel::V);
     Plan plan = {};
     plan.tile = tile;
-    plan.tokens = tokens;
-    const int runs = Gram<M, E>::runs_of(plan, stage), rows = stage.tiles * (tokens ? stage.span : tile);
-    *excess = most(*excess, runs > kGramThreads ? 1000 : ceil_div(rows, kGramThreads / runs) - Gram<M, E>::kRuns);
-    *shared = most(*shared, Gram<M, E>::shared_bytes(plan));
+    const int rows = stage.tiles * (Tokens ? stage.span : tile);
+    *excess = most(*excess, stage.turn == 0 ? 1000 : ceil_div(rows, stage.turn) - Kernel::kRuns);
+    *shared = most(*shared, Kernel::shared_bytes(plan));
     if (stage.groups < 1 || stage.chain < 8 || stage.chain % 8 || stage.subs > kGramThreads) *excess = 2000;
     if (stage.tiles * tile * stage.span > stage_elements(static_cast<Mode>(M))) *excess = 3000;
   }
@@ -117,13 +117,16 @@ static void measure(int tile, bool tokens, int* excess, int* shared) {
 EXPORT void asvp_gram_limits_cuda_emulated(int* excess, int* shared) {
   *excess = -1000;
   *shared = 0;
-  for (int tile = 4; tile <= kMostTile; tile += 4)
-    for (const bool tokens : {false, true}) {
-      measure<kNarrow, float>(tile, tokens, excess, shared);
-      measure<kWide, float>(tile, tokens, excess, shared);
-      measure<kWide, Half>(tile, tokens, excess, shared);
-      measure<kTwofold, double>(tile, tokens, excess, shared);
-    }
+  for (int tile = 4; tile <= kMostTile; tile += 4) {
+    measure<kNarrow, float, false>(tile, excess, shared);
+    measure<kNarrow, float, true>(tile, excess, shared);
+    measure<kWide, float, false>(tile, excess, shared);
+    measure<kWide, float, true>(tile, excess, shared);
+    measure<kWide, Half, false>(tile, excess, shared);
+    measure<kWide, Half, true>(tile, excess, shared);
+    measure<kTwofold, double, false>(tile, excess, shared);
+    measure<kTwofold, double, true>(tile, excess, shared);
+  }
 }
 
 EXPORT void asvp_to_half_emulated(const double* values, uint16_t* halves, uint16_t* brains, int64_t count) {

@@ -14,6 +14,7 @@
 #define ASVP_CUDA_BLOCK_H_
 
 #include <stddef.h>
+#include "../decide.h"
 #include <stdint.h>
 
 #if defined(__CUDACC__)
@@ -33,6 +34,21 @@ namespace asvp {
 namespace cuda {
 
 constexpr int kWarp = 32;
+
+// The same value, but what follows from it is worked out from here on, not before a loop or a branch: the compiler would keep
+// it in registers that others need.
+ASVP_HD int anew(int value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("mov.b32 %0, %0;" : "+r"(value));
+#endif
+  return value;
+}
+ASVP_HD float anew(float value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("mov.b32 %0, %0;" : "+f"(value));
+#endif
+  return value;
+}
 
 #if defined(__CUDACC__)
 
@@ -74,7 +90,7 @@ class DeviceBlock {
   struct Per {
     __device__ __forceinline__ explicit Per(const DeviceBlock&) {}
     __device__ __forceinline__ T& operator[](int) { return value; }
-    T value;
+    T value = {};  // or what is not written in every turn of a loop around it would be kept from one turn to the next
   };
   __device__ __forceinline__ int size() const { return static_cast<int>(blockDim.x); }
   template <class T>

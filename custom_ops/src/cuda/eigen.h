@@ -520,7 +520,7 @@ ASVP_DEVICE void reflect_back(Block& block, int n, int k, const Place& at) {
 // `doubtful`, for tests: as if the iteration had failed.
 template <class Block>
 ASVP_DEVICE void leading(Block& block, int n, int k, const Place& at, bool doubtful = false) {
-  tridiagonalise(block, n, at);
+  tridiagonalise(block, anew(n), at);
   block.each([&](int t) {  // the largest row sum, in two steps
     if (t >= kWarp) return;
     double most_of_mine = 0;
@@ -530,11 +530,11 @@ ASVP_DEVICE void leading(Block& block, int n, int k, const Place& at, bool doubt
   });
   double norm = 0;
   for (int i = 0; i < kWarp; ++i) norm = most(norm, at.w[i]);
-  bisect(block, n, least(k + 1, n), norm, at);
+  bisect(block, anew(n), least(k + 1, n), norm, at);
   block.each([&](int t) {
     for (int i = t; i < k; i += block.size()) at.order[i] = i;
   });
-  if (doubtful || !iterate_inversely(block, n, k, norm, at)) {
+  if (doubtful || !iterate_inversely(block, anew(n), anew(k), norm, at)) {
     block.each([&](int t) {
       for (int e = t; e < n * n; e += block.size()) {
         const int i = e / n, j = e % n;
@@ -545,7 +545,7 @@ ASVP_DEVICE void leading(Block& block, int n, int k, const Place& at, bool doubt
     jacobi(block, n, at.ld, at.factors, at.z, n, at.turns, at.turned, 0x1p-54 * norm, 0.0);
     sort_descending(block, n, at.factors, at.ld + 1, at.low, at.order);
   }
-  reflect_back(block, n, k, at);
+  reflect_back(block, anew(n), k, at);
 }
 
 }  // namespace cuda

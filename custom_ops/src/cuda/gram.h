@@ -73,6 +73,8 @@ ASVP_HD void tiles_of(const Plan& plan, int pair, int& left, int& right) {
   right = left + pair;
 }
 
+ASVP_HD int pair_of(const Plan& plan, int left, int right) { return left * plan.tiles - left * (left + 1) / 2 + right; }
+
 // One atomic a block: thousands on one address would take longer than the sums.
 template <class E, class Block, class Peaks>
 ASVP_DEVICE void note_peak(Block& block, Peaks& peak, uint64_t* place) {
@@ -92,12 +94,14 @@ ASVP_DEVICE void note_peak(Block& block, Peaks& peak, uint64_t* place) {
   });
 }
 
-template <int M, class E>
+// Layouts are kernels of their own: with both in one, the compiler keeps what they share in registers, and spills.
+template <int M, class E, bool Tokens>
 struct Gram {
   typedef typename Sums<M>::Element T;
   typedef typename Magnitude<E>::Bits Bits;
   static constexpr int kThreads = kGramThreads, kBlocks = M == kTwofold ? 1 : 2;
   static constexpr int V = kVector<E>;
+  static constexpr int kPass = M == kWide && sizeof(E) == 4;
   static constexpr int kGroup = V < 4 ? V : 4;  // elements of a run in one quad of channels, or with one turn of quads
   // How many runs a thread holds at most, between their loading and their use (a test counts them for every C).
   static constexpr int kRuns = stage_elements(static_cast<Mode>(M)) / V / 256 + (V == 8 ? 1 : 0);
@@ -113,12 +117,7 @@ struct Gram {
   }
   static ASVP_HD int64_t blocks(const Plan& plan, int64_t samples) { return samples * plan.chunks * plan.pairs; }
 
-  static ASVP_HD int runs_of(const Plan& plan, const Stage& stage) {
-    return plan.tokens ? ceil_div(plan.tile, V) : stage.span / V;
-  }
-
   // A run of V elements: channel `channel`, positions from `position`; tokens: position `position`, channels from `channel`.
-  template <bool Tokens>
   static ASVP_DEVICE void load(const Plan& plan, const E* map, int64_t channel, int64_t position, Run<E>& run) {
     const E zero = {};
     const int64_t here = Tokens ? channel : position, there = Tokens ? position : channel;
@@ -153,43 +152,43 @@ struct Gram {
   static ASVP_DEVICE void run(Block& block, const Call& call, int64_t index) {
     const Plan& plan = call.plan;
     const int pair = static_cast<int>(index % plan.pairs);
-    const int64_t chunk = index / plan.pairs % plan.chunks, s = index / plan.pairs / plan.chunks;
+    const int chunk = static_cast<int>(index / plan.pairs % plan.chunks), s = static_cast<int>(index / plan.pairs / plan.chunks);
     if (call.pass == 1 && !call.state(s).again) return;
-    sum(block, call, s, chunk, pair);
-  }
-
-  template <class Block>
-  static ASVP_DEVICE void sum(Block& block, const Call& call, int64_t s, int64_t chunk, int pair) {
-    if (call.plan.tokens)
-      sum_as<true>(block, call, s, chunk, pair);
-    else
-      sum_as<false>(block, call, s, chunk, pair);
+    sum(block, call, s, chunk, pair, call.pass);
   }
 
   // What a thread does is the same in every stage, and worked out once: beside 16 products a position, divisions show.
   struct Spot {
-    int64_t offset;        // in the map, of its first run in stage 0
-    int run, row;          // its runs: at `run` in every `rows_a_turn`-th row from `row`
-    int first, i, j;       // its products: from position `first`, of quads that lie there at i and j; first < 0: none
+    int runs;        // at run `runs % 1024` in every `rows_a_turn`-th row from `runs / 1024`; < 0: none
+    int products;    // from position `products / 256`, of quads that lie there at `products / 16 % 16` and `products % 16`;
+                     // < 0: none
   };
 
-  template <bool Tokens, class Block>
-  static ASVP_DEVICE void sum_as(Block& block, const Call& call, int64_t s, int64_t chunk, int pair) {
+  // A block's chunk and its tiles, in one register.
+  struct Part {
+    int packed;
+    ASVP_HD int chunk() const { return packed / 65536; }
+    ASVP_HD int left() const { return packed / 256 % 256; }
+    ASVP_HD int right() const { return packed % 256; }
+    ASVP_HD const Stage& stage(const Plan& plan) const { return plan.stages[kPass][left() != right()]; }
+  };
+  static_assert(kMostChannels <= 256 * 32, "");
+
+  template <class Block>
+  static ASVP_DEVICE void sum(Block& block, const Call& call, int s, int chunk, int pair, int pass) {
     const Plan& plan = call.plan;
-    int left, right;
-    tiles_of(plan, pair, left, right);
-    const Stage stage = make_stage(static_cast<Mode>(M), plan.tile, left == right);
-    const E* map = call.input<E>(s);
+    int packed;
+    {
+      int left, right;
+      tiles_of(plan, pair, left, right);
+      packed = chunk * 65536 + left * 256 + right;
+    }
+    const auto part = [&] { return Part{anew(packed)}; };
     T* tile = block.template shared<T>();
-    const int runs = runs_of(plan, stage), rows_a_turn = block.size() / runs, stride = plan.tile * stage.span;
-    // Rows: (tile, channel), or for tokens (tile, position).
-    const int rows_of_tile = Tokens ? stage.span : plan.tile, rows = stage.tiles * rows_of_tile;
-    const int64_t stages = ceil_div<int64_t>(plan.l, stage.span);
-    // Distances in the map: of rows, of stages, and what row r of the second tile is further than row r of the first.
-    const int64_t row_step = Tokens ? plan.position_stride : plan.channel_stride;
-    const int64_t stage_step = stage.span * plan.position_stride, turn_step = rows_a_turn * row_step;
-    const int64_t second_step = (right - left) * plan.tile * plan.channel_stride - rows_of_tile * row_step;
     const bool regular = plan.aligned && (!Tokens || plan.c % V == 0);
+    // Rows: (tile, channel), or for tokens (tile, position).
+    const auto rows_of_tile = [&](const Stage& stage) { return Tokens ? stage.span : plan.tile; };
+    const int64_t row_step = Tokens ? plan.position_stride : plan.channel_stride;
     double factor = 1;
     if (M == kTwofold) factor = to_order_one(Magnitude<E>::value(static_cast<Bits>(call.state(s).peak)), 1000);
 
@@ -201,36 +200,44 @@ struct Gram {
     };
     typename Block::template Per<Held> held(block);
 
-    const auto load_stage = [&](int t, int64_t at) {
-      const int run = spot[t].run, row = spot[t].row;
-      if (row >= rows_a_turn) return;
-      const bool whole = regular && (at + 1) * stage.span <= plan.l;
-      const E* from = map + spot[t].offset + at * stage_step;
+    const auto load_stage = [&](int t, int at) {
+      const int mine = anew(spot[t].runs), run = mine % 1024, row = mine / 1024;
+      if (mine < 0) return;
+      const Part here = part();
+      const Stage& stage = here.stage(plan);
+      const int64_t position = int64_t{at} * stage.span;
+      const bool whole = regular && position + stage.span <= plan.l;
+      const E* map = call.input<E>(anew(s));
+      const E* from = map + here.left() * plan.tile * plan.channel_stride + row * row_step + run * V +
+                      position * plan.position_stride;
+      // What row r of the second tile is further than row r of the first.
+      const int64_t second_step = (here.right() - here.left()) * plan.tile * plan.channel_stride - rows_of_tile(stage) * row_step;
       ASVP_UNROLL for (int m = 0; m < kRuns; ++m) {
-        const int r = row + m * rows_a_turn;
-        if (r >= rows) break;
-        const bool second = r >= rows_of_tile;
-        const int base = (second ? right : left) * plan.tile, inside = second ? r - rows_of_tile : r;
+        const int r = row + m * stage.turn;
+        if (r >= stage.tiles * rows_of_tile(stage)) break;
+        const bool second = r >= rows_of_tile(stage);
+        const int base = (second ? here.right() : here.left()) * plan.tile, inside = second ? r - rows_of_tile(stage) : r;
         const int channel = Tokens ? base + run * V : base + inside;
         Run<E>& to = held[t].runs[m];
         if (whole && channel < plan.c)
-          to = *reinterpret_cast<const Run<E>*>(from + m * turn_step + (second ? second_step : 0));
+          to = *reinterpret_cast<const Run<E>*>(from + m * stage.turn * row_step + (second ? second_step : 0));
         else
-          load<Tokens>(plan, map, channel, at * stage.span + (Tokens ? inside : run * V), to);
+          load(plan, map, channel, position + (Tokens ? inside : run * V), to);
       }
     };
     const auto store_stage = [&](int t) {
-      const int run = spot[t].run, row = spot[t].row;
-      if (row >= rows_a_turn) return;
+      const int mine = anew(spot[t].runs), run = mine % 1024, row = mine / 1024;
+      if (mine < 0) return;
+      const Stage& stage = part().stage(plan);
       ASVP_UNROLL for (int m = 0; m < kRuns; ++m) {
-        const int r = row + m * rows_a_turn;
-        if (r >= rows) break;
-        const bool second = r >= rows_of_tile;
-        const int inside = second ? r - rows_of_tile : r;
+        const int r = row + m * stage.turn;
+        if (r >= stage.tiles * rows_of_tile(stage)) break;
+        const bool second = r >= rows_of_tile(stage);
+        const int inside = second ? r - rows_of_tile(stage) : r;
         ASVP_UNROLL for (int g = 0; g < V; g += kGroup) {
           const int c = Tokens ? run * V + g : inside, k = Tokens ? inside : run * V + g;
           if (Tokens && c >= plan.tile) break;  // a tile need not be whole runs; the channel belongs to the next tile
-          T* to = tile + (second ? stride : 0) + place(stage, k, c);
+          T* to = tile + (second ? plan.tile * stage.span : 0) + place(stage, k, c);
           T values[kGroup];
           ASVP_UNROLL for (int i = 0; i < kGroup; ++i) {
             const E x = held[t].runs[m].v[g + i];
@@ -248,39 +255,46 @@ struct Gram {
       peak[t] = 0;
       clear(sums[t]);
       Spot& here = spot[t];
-      here.run = t % runs;
-      here.row = t / runs;
-      here.offset = left * plan.tile * plan.channel_stride + here.row * row_step + here.run * V;
-      const int group = t / stage.subs;
-      here.first = group < stage.groups ? group * stage.chain : -1;
-      place_of(stage, t % stage.subs, here.i, here.j);
-      const int turn = group * stage.chain / 4 % stage.quads;
-      here.i = (here.i + turn) % stage.quads;
-      here.j = (here.j + turn) % stage.quads;
+      const Stage& stage = part().stage(plan);
+      const int run = t % stage.runs, row = t / stage.runs;
+      here.runs = row < stage.turn ? row * 1024 + run : -1;
+      int i, j;
+      place_of(stage, t % stage.subs, i, j);
+      const int group = t / stage.subs, first = group * stage.chain, turn = first / 4 % stage.quads;
+      i = (i + turn) % stage.quads;
+      j = (j + turn) % stage.quads;
+      here.products = group < stage.groups ? first * 256 + i * 16 + j : -1;
       load_stage(t, chunk);
     });
-    for (int64_t at = chunk; at < stages; at += plan.chunks) {
+    // Fewer than 2^31 stages: those of two tiles take 16 positions at least, of 33 channels and more.
+    const int chunks = static_cast<int>(plan.chunks);
+    const auto there = [&](int at) { return int64_t{at} * part().stage(plan).span < plan.l; };
+    for (int at = chunk; there(at); at += chunks) {
       block.each([&](int t) { store_stage(t); });
       block.each([&](int t) {
-        if (at + plan.chunks < stages) load_stage(t, at + plan.chunks);  // on its way while the products are summed
-        if (spot[t].first < 0) return;
-        products(stage, tile, left == right ? tile : tile + stride, spot[t], sums[t]);
+        if (there(at + chunks)) load_stage(t, at + chunks);  // on its way while the products are summed
+        const int mine = anew(spot[t].products);
+        if (mine < 0) return;
+        const Stage& stage = part().stage(plan);
+        products(stage, tile, stage.tiles == 2 ? tile + plan.tile * stage.span : tile, mine, sums[t]);
         settle(sums[t]);
       });
     }
 
     note_peak<E>(block, peak, &call.state(s).peak);
     // One group after the other adds its sums to those before it.
-    double* mine = call.sums(s, chunk, pair);
+    const Stage& stage = part().stage(plan);
+    double* mine = call.sums(s, part().chunk(), pair_of(plan, part().left(), part().right()));
     double* collected = block.template shared<double>();
     for (int g = 0; g < stage.groups; ++g)
       block.each([&](int t) {
-        if (t / stage.subs != g) return;
-        double* to = (g + 1 < stage.groups ? collected : mine) + t % stage.subs;
-        const double* from = g > 0 ? collected + t % stage.subs : nullptr;
+        const int thread = anew(t), sub = thread % stage.subs;
+        if (thread / stage.subs != g) return;
+        double* to = (g + 1 < stage.groups ? collected : mine) + sub;
+        const double* from = g > 0 ? collected + sub : nullptr;
         finish(sums[t], from, to, stage.subs);
       });
-    reduce(block, call, s, chunk, pair, stage, left, right);
+    reduce(block, call, s, part(), pass);
   }
 
   // ---------------------------------------------------------------- one thread's sub-tile
@@ -295,24 +309,30 @@ struct Gram {
     ASVP_UNROLL for (int e = 0; e < 16; ++e) sums.total[e] = {0, 0};
   }
 
-  static ASVP_DEVICE void products(const Stage& stage, const T* left, const T* right, const Spot& spot, Sums<M>& sums) {
+  static ASVP_DEVICE void products(const Stage& stage, const T* left, const T* right, int spot, Sums<M>& sums) {
     start(sums);
-    int i = spot.i, j = spot.j;
-    const int width = 4 * stage.quads;
-    for (int k = spot.first; k < spot.first + stage.chain; k += 4) {
+    const int quads = stage.quads, width = 4 * quads;
+    int i = spot / 16 % 16, j = spot % 16;
+    const T *at_i = left + spot / 256 * width + kPiece * i, *at_j = right + spot / 256 * width + kPiece * j;
+    // The next four positions are turned by one quad more.
+    const auto step = [&](const T*& at, int& quad) {
+      const bool around = ++quad == quads;
+      at += 4 * width + kPiece - (around ? kPiece * quads : 0);
+      if (around) quad = 0;
+    };
+    for (int rest = stage.chain; rest > 0; rest -= 4) {
       ASVP_UNROLL for (int u = 0; u < 4; ++u) {
-        const T *at_i = left + (k + u) * width + kPiece * i, *at_j = right + (k + u) * width + kPiece * j;
         Piece a[4 / kPiece], b[4 / kPiece];
         ASVP_UNROLL for (int h = 0; h < 4 / kPiece; ++h) {
-          a[h] = *reinterpret_cast<const Piece*>(at_i + h * kPiece * stage.quads);
-          b[h] = *reinterpret_cast<const Piece*>(at_j + h * kPiece * stage.quads);
+          a[h] = *reinterpret_cast<const Piece*>(at_i + u * width + h * kPiece * quads);
+          b[h] = *reinterpret_cast<const Piece*>(at_j + u * width + h * kPiece * quads);
         }
         ASVP_UNROLL for (int p = 0; p < 4; ++p)
           ASVP_UNROLL for (int q = 0; q < 4; ++q)
             accumulate(sums, 4 * p + q, a[p / kPiece].v[p % kPiece], b[q / kPiece].v[q % kPiece]);
       }
-      i = i + 1 == stage.quads ? 0 : i + 1;
-      j = j + 1 == stage.quads ? 0 : j + 1;
+      step(at_i, i);
+      step(at_j, j);
     }
   }
 
@@ -349,7 +369,7 @@ struct Gram {
     }
   }
   static ASVP_DEVICE double total_of(const Sums<kNarrow>& sums, int e) {
-    return static_cast<double>(sums.high[e]) + static_cast<double>(sums.low[e]);
+    return static_cast<double>(anew(sums.high[e])) + static_cast<double>(sums.low[e]);
   }
   static ASVP_DEVICE double total_of(const Sums<kWide>& sums, int e) { return sums.total[e]; }
   static ASVP_DEVICE void finish(Sums<kTwofold>& sums, const double* from, double* to, int subs) {
@@ -378,12 +398,13 @@ struct Gram {
   }
 
   template <class Block>
-  static ASVP_DEVICE void reduce(Block& block, const Call& call, int64_t s, int64_t chunk, int pair, const Stage& stage,
-                                 int left, int right) {
+  static ASVP_DEVICE void reduce(Block& block, const Call& call, int s, Part part, int pass) {
     const Plan& plan = call.plan;
+    const Stage& stage = part.stage(plan);
+    const int left = part.left(), right = part.right(), chunk = part.chunk(), pair = pair_of(plan, left, right);
     const int64_t fan = plan.fan, bundle = chunk / fan, bundles = ceil_div(plan.chunks, fan), first = bundle * fan;
     const int64_t end = least(plan.chunks, first + fan);
-    uint32_t* arrived = call.counters(s, pair);
+    uint32_t* arrived = call.counters(s, pair, pass);
     const int half = 16 * stage.subs;
     if (!block.last(arrived + 1 + bundle, static_cast<uint32_t>(end - first))) return;
     if (bundles > 1) {

@@ -33,12 +33,13 @@ enum Mode {
 // groups of threads each take all sub-tiles over `chain` positions of the stage.
 struct Stage {
   int quads, subs, groups, chain, span, tiles;
+  int runs, turn;  // loads of 16 bytes in a row of channels or tokens; rows that the threads take at a time (see gram.h)
 };
 
 ASVP_HD constexpr int stage_elements(Mode mode) { return mode == kNarrow ? 4096 : 2048; }  // 16 KiB either way
 
 ASVP_HD Stage make_stage(Mode mode, int tile, bool diagonal) {
-  Stage s;
+  Stage s = {};
   s.quads = tile / 4;
   s.tiles = diagonal ? 1 : 2;
   const int side = s.quads % 2 ? 1 : 2, squares = s.quads / side;  // see place_of
@@ -47,6 +48,13 @@ ASVP_HD Stage make_stage(Mode mode, int tile, bool diagonal) {
   s.groups = least(least(64, kGramThreads / s.subs), elements / (8 * s.tiles * tile));
   s.chain = least(32, elements / (s.groups * s.tiles * tile) / 8 * 8);
   s.span = s.groups * s.chain;
+  return s;
+}
+
+ASVP_HD Stage make_stage(Mode mode, int tile, bool diagonal, bool tokens, int lanes) {
+  Stage s = make_stage(mode, tile, diagonal);
+  s.runs = tokens ? ceil_div(tile, lanes) : s.span / lanes;
+  s.turn = kGramThreads / s.runs;
   return s;
 }
 
@@ -65,6 +73,7 @@ struct Plan {
   bool tokens;   // the channels of a position lie side by side
   bool aligned;  // 16 bytes at a time may be loaded and stored
   int tile, tiles, pairs;
+  Stage stages[2][2];  // of the first pass and of the second; of one tile and of two
   int64_t chunks, fan;  // blocks that share a pair of tiles; how many of them a first sum takes
   int64_t ld, squares, basis_ld;
   int64_t wave;
@@ -91,7 +100,7 @@ struct Call {
 
   ASVP_HD char* sample_memory(int64_t s) const { return memory + s * plan.sample_bytes; }
   ASVP_HD State& state(int64_t s) const { return *reinterpret_cast<State*>(sample_memory(s)); }
-  ASVP_HD uint32_t* counters(int64_t s, int pair) const {
+  ASVP_HD uint32_t* counters(int64_t s, int pair, int pass) const {
     return reinterpret_cast<uint32_t*>(sample_memory(s) + plan.counters_at) +
            (static_cast<int64_t>(pass) * plan.pairs + pair) * (1 + ceil_div(plan.chunks, plan.fan));
   }
@@ -160,6 +169,9 @@ inline Plan make_plan(const asvp_problem& problem, const void* x, const void* y,
   p.tile = choose_tile(mode, p.c);
   p.tiles = static_cast<int>(ceil_div<int64_t>(p.c, p.tile));
   p.pairs = p.tiles * (p.tiles + 1) / 2;
+  for (int pass = 0; pass < 2; ++pass)
+    for (int two = 0; two < 2; ++two)
+      p.stages[pass][two] = make_stage(pass ? kWide : mode, p.tile, !two, p.tokens, static_cast<int>(lanes));
   // Two rounds of two blocks on every multiprocessor of a large GPU. A chunk's sums take 4 c^2 bytes: with at least 2 c
   // positions to each, those of all take at most half of a float32 map.
   const int64_t shortest = most<int64_t>(128, 2 * p.c), wanted = most<int64_t>(1, 528 / p.pairs);
