@@ -1,9 +1,10 @@
-"""The core of the suite with the lowest and the newest supported versions of the libraries that read and write ONNX.
+"""The core of the suite with the lowest and the newest supported versions of PyTorch and of what reads and writes ONNX.
 
-Each set gets a virtual environment that has its own copies of them and takes everything else, torch included, from the
-environment that runs this: PyTorch of another version is gigabytes. Prints a row of a markdown table for each set.
+Each set gets a virtual environment that has its own copies of them and takes everything else from the environment that
+runs this. PyTorch is among the latter but for `--torch`: it is 3 GB a version, and its CUDA build comes without CUDA's
+libraries (`benchmarks.cuda_stand_ins`), so that its CPU half runs. Prints a row of a markdown table for each set.
 
-    python -m benchmarks.versions --folder FOLDER [--only lowest]
+    python -m benchmarks.versions --folder FOLDER [--only lowest] [--torch]
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from benchmarks import cuda_stand_ins
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("onnx", "onnxruntime", "onnxscript", "onnx-graphsurgeon", "numpy")
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "onnx-ir", "onnx-graphsurgeon", "numpy")
 CORE = (
     "tests/golden",
     "tests/operator/test_operator.py",
@@ -25,37 +28,49 @@ CORE = (
     "tests/operator/test_native_torch.py",
     "tests/operator/test_native_onnxruntime.py",
     "tests/workflows/test_export.py::test_the_demo_file_runs_in_a_bare_onnxruntime_and_matches_on_the_verify_scenes",
+    "tests/teacher/test_onnx_in.py",
+    "tests/teacher/test_torchscript_in.py",
+    "tests/teacher/test_load_archives.py",
+    "tests/teacher/test_load_pickles.py",
     "tests/workflows/test_export.py::test_sizes_are_free_and_named",
 )
-SAY = """
-import torch, onnx, onnxruntime, onnxscript, numpy
-print(*(m.__version__ for m in (torch, onnx, onnxruntime, onnxscript, numpy)), sep=" | ")
-"""
+SHOWN = ("torch", *PACKAGES)
+MODULES = ", ".join(SHOWN).replace("-", "_")
+SAY = f"import {MODULES}; print(*(m.__version__ for m in ({MODULES})), sep=' | ')"
 
 
-def lowest() -> list[str]:
-    """What setup.py asks for at least."""
-    text = (ROOT / "setup.py").read_text()
-    found = [re.search(rf'"{package}>=([\d.]+)', text) for package in PACKAGES]
-    return [f"{name}=={match[1]}" for name, match in zip(PACKAGES, found, strict=True) if match]
+def floor(package: str) -> str:
+    """The version that setup.py asks for at least."""
+    match = re.search(rf'"{package}>=([\d.]+)', (ROOT / "setup.py").read_text())
+    if match is None:
+        raise ValueError(f"setup.py has no floor for {package}")
+    return match[1]
 
 
-def environment(folder: Path, wanted: list[str]) -> Path:
-    """Make it, with the wanted packages before those of the running environment; return its Python."""
+def environment(folder: Path, wanted: list[str], torch: str | None) -> tuple[Path, dict[str, str]]:
+    """Make it, with the wanted packages before those of the running environment.
+
+    Returns:
+        its Python; the environment variables to run that with.
+    """
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     own = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
     (own / "rest.pth").write_text(sysconfig.get_path("purelib") + "\n")
     # With all that they need, whatever the running environment has: `--ignore-installed`.
-    command = [python, "-m", "pip", "install", "-qq", "--ignore-installed", "--upgrade", *wanted]
-    subprocess.run(command, check=True)
-    return python
-
-
-def row(name: str, python: Path) -> str:
-    """Run the core, and say what came of it."""
+    install = [python, "-m", "pip", "install", "-qq", "--ignore-installed", "--upgrade"]
+    subprocess.run([*install, *wanted], check=True)
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if torch:
+        subprocess.run([*install, "--no-deps", torch], check=True)
+        cuda_stand_ins.make(own / "torch" / "lib", folder / "cuda")
+        settings["LD_LIBRARY_PATH"] = str(folder / "cuda")
+    return python, settings
+
+
+def row(name: str, python: Path, settings: dict[str, str]) -> str:
+    """Run the core, and say what came of it."""
     versions = subprocess.run([python, "-c", SAY], capture_output=True, text=True, check=True, env=settings).stdout
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *CORE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings)
@@ -69,13 +84,16 @@ def row(name: str, python: Path) -> str:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--folder", type=Path, required=True, help="for the environments, about 1 GB")
+    arguments.add_argument("--folder", type=Path, required=True, help="for the environments, 1 GB; 7 GB with --torch")
     arguments.add_argument("--only", choices=("lowest", "newest"))
+    arguments.add_argument("--torch", action="store_true", help="PyTorch of these versions too")
     chosen = arguments.parse_args()
-    print("| versions | torch | onnx | onnxruntime | onnxscript | numpy | tests |\n|---|---|---|---|---|---|---|")
-    for name, wanted in (("lowest", lowest()), ("newest", list(PACKAGES))):
+    print(f"| versions | {' | '.join(SHOWN)} | tests |\n|{'---|' * (len(SHOWN) + 2)}")
+    for name in ("lowest", "newest"):
+        wanted = [f"{package}=={floor(package)}" if name == "lowest" else package for package in SHOWN]
         if chosen.only in (None, name):
-            print(row(name, environment(chosen.folder / name, wanted)), flush=True)
+            made = environment(chosen.folder / name, wanted[1:], wanted[0] if chosen.torch else None)
+            print(row(name, *made), flush=True)
 
 
 if __name__ == "__main__":
