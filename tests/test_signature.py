@@ -242,7 +242,7 @@ def test_a_multi_input_file_is_checked_again_with_the_same_inputs(tmp_path: Path
     result = asvp_export.check(teacher, path, images=pictures, min_psnr=30)
     assert result.passed and result.fidelity is not None
     plain = asvp_export.load(made(Body))
-    with pytest.raises(asvp_export.InputError, match=r"takes x tensor.*noise.*were all inputs given"):
+    with pytest.raises(asvp_export.InputError, match=r"takes x tensor.*noise.*that all inputs were given"):
         asvp_export.check(plain, path, images=pictures)
 
     write_image(tmp_path / "in.png", X[0].transpose(1, 2, 0))
@@ -293,9 +293,9 @@ def test_files_of_inputs_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 and no more")
     np.savez(tmp_path / "objects.npz", x=np.array([{"a": 1}], dtype=object))
     for name, match in (
-        ("bad.npz", "no .npz of numbers"),
-        ("objects.npz", "no .npz of numbers"),
-        ("no.pt", "is not there"),
+        ("bad.npz", "as an .npz of numbers"),
+        ("objects.npz", "as an .npz of numbers"),
+        ("no.pt", "does not exist"),
     ):
         with pytest.raises(asvp_export.InputError, match=match):
             asvp_export.load(made(NoiseMap), inputs=tmp_path / name)

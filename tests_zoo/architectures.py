@@ -210,7 +210,7 @@ ENTRIES = (
         "SPAN",
         "block_2.c2_r",
         {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 24, "upscale": 2},
-        refused="computes 40 of its weights anew at each run",
+        refused="recomputes 40 of its weights at each run",
         why="computes its weights at each run; what `torch.jit.trace` makes of it passes, as a TorchScript file",
     ),
     Entry(

@@ -90,10 +90,10 @@ def _lies_in(origin: str, folder: Path) -> bool:
 
 def _import(where: str, file: Path | None) -> ModuleType:
     if file is not None and file.suffix != ".py":
-        raise InputError(f"The architecture's file {where} is no .py file; {_FORM}.")
+        raise InputError(f"The architecture's file {where} is not a .py file; {_FORM}.")
     if file is not None and not file.is_file():
         raise InputError(
-            f"The architecture's file {where} {'is a folder' if file.is_dir() else 'is not there'}; {_FORM}."
+            f"The architecture's file {where} {'is a folder' if file.is_dir() else 'does not exist'}; {_FORM}."
         )
     try:
         return importlib.import_module(where) if file is None else _execute(file)
@@ -101,9 +101,9 @@ def _import(where: str, file: Path | None) -> ModuleType:
         if file is None and error.name is not None and (where == error.name or where.startswith(error.name + ".")):
             hint = "is it installed, and spelled right? A file needs its suffix: path/nets.py:factory"
             raise InputError(f"The architecture's module {where} cannot be found ({error}); {hint}.") from error
-        raise InputError(f"importing the architecture {where} failed: {error}. Install what it needs.") from error
+        raise InputError(f"Importing the architecture {where} failed: {error}. Install what it needs.") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"importing the architecture {where} failed: {one_line(error)}.") from error
+        raise InputError(f"Importing the architecture {where} failed: {one_line(error)}.") from error
 
 
 def _execute(file: Path) -> ModuleType:

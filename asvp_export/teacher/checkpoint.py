@@ -114,7 +114,11 @@ def _refused_name(message: str) -> str | None:
     )
     if match:
         return match[1]
-    return "what is no tensor" if re.search(r"[Uu]nsupported (?:operand|class|global|type)", message) else None
+    return (
+        "an object that is not a tensor"
+        if re.search(r"[Uu]nsupported (?:operand|class|global|type)", message)
+        else None
+    )
 
 
 def _unpickle(path: Path) -> Any:
@@ -123,8 +127,8 @@ def _unpickle(path: Path) -> Any:
             return torch.load(path, weights_only=False, map_location="cpu")
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"{path} needs Python code that is not here: {one_line(error)}. Run in the folder, or with the packages, "
-            f"that it was saved with; or save its state dict there and give that with --arch."
+            f"{path} needs Python code that cannot be imported: {one_line(error)}. Run in the folder and with the "
+            "packages with which it was saved; or save its state dict there, and give that with --arch."
         ) from error
     except Exception as error:
         raise InputError(f"{path} cannot be unpickled: {one_line(error)}.") from error

@@ -146,7 +146,7 @@ class Child:
             if kind == "InvalidError":
                 raise InputError(f"{self._path} is not a valid ONNX model: {reason}.")
             if self._kind == "onnx":
-                raise InputError(f"onnxruntime does not open {self._path}: {reason}.")
+                raise InputError(f"onnxruntime cannot open {self._path}: {reason}.")
             self.end()
             self._here = True
         return not self._here
@@ -238,19 +238,19 @@ class Child:
         name = self._path.name
         if stopped == "time":
             return StoppedError(
-                f"{name} was not done within {seconds:g} s {where}; if it only needs longer, say how long a run may "
-                "take with --probe-timeout SECONDS."
+                f"{name} did not finish within {seconds:g} s {where}; if it only needs longer, raise the limit with "
+                "--probe-timeout SECONDS."
             )
         killed = code == -9 and sys.platform == "linux"  # by the system, because memory ran out
         if stopped == "memory" and self._limits.mebibytes:
             return StoppedError(
-                f"{name} took more than {self._limits.mebibytes} MiB of memory {where}; if it needs more, say how much "
-                "it may take with --probe-memory MIB."
+                f"{name} took more than {self._limits.mebibytes} MiB of memory {where}; if it needs more, raise the "
+                "limit with --probe-memory MIB."
             )
         if stopped == "memory" or killed:
             return MachineError(
-                f"{name} took more than {self._room / 2**30:.1f} GiB of memory {where}, and no more is free for it; "
-                "use a machine with more, or end what else runs on this one."
+                f"{name} took more than {self._room / 2**30:.1f} GiB of memory {where}, and no more is free; use a "
+                "machine with more, or close other programs on this one."
             )
         return CrashError(_ended(code), where)
 

@@ -30,7 +30,7 @@ def read_inputs(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
         InputError: the file is missing, damaged, or holds something else.
     """
     if not path.is_file():
-        raise InputError(f"The file of inputs {path} is not there; {_WANTED}.")
+        raise InputError(f"The file of inputs {path} does not exist; {_WANTED}.")
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     content = read_torch(path, trust_pickle=False)
@@ -125,8 +125,9 @@ def how_to_give(source: str, inputs: Mapping[str, Sequence[int] | None]) -> str:
         for name, shape in inputs.items()
     )
     return (
-        f"{source} takes {len(inputs)} inputs ({taken}), and only a picture is known. Give an example of each, with "
-        f"real values: python -c \"import numpy; numpy.savez('inputs.npz', {shown})\", then --inputs inputs.npz."
+        f"{source} takes {len(inputs)} inputs ({taken}), and only the picture can be generated. Give an example of "
+        f"each, with real values: python -c \"import numpy; numpy.savez('inputs.npz', {shown})\", then --inputs "
+        "inputs.npz."
     )
 
 

@@ -43,7 +43,7 @@ def recognise(path: Path) -> str:
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`.")
     if path.suffix.lower() == ".safetensors":
-        raise InputError(f"{path} is damaged or no safetensors file: its header cannot be read.")
+        raise InputError(f"{path} is damaged, or not a safetensors file: its header cannot be read.")
     if path.suffix.lower() == ".onnx" or _looks_like_onnx(head):
         return ONNX
     raise InputError(f"{path} is of an unknown format (it begins with {head[:8].hex(' ')}); {_EXPECTED}.")
@@ -67,7 +67,7 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is not there; {_EXPECTED}.") from error
+        raise InputError(f"{path} does not exist; {_EXPECTED}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not head:

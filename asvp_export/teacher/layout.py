@@ -70,7 +70,7 @@ def readings(asked: str | None, sizes: Sequence[int | None], module: nn.Module) 
         shown = "x".join(str(size or "?") for size in sizes)
         raise InputError(
             f"The image input is {shown}, a video with its channels last; videos are taken as N,T,C,H,W only. Put a "
-            f"transpose before and behind the model, or say --layout {NCHW} if it is none."
+            f"transpose before and behind the model, or give --layout {NCHW} if the input is not a video."
         )
     if asked is not None:
         return [Layout(asked == NHWC)]

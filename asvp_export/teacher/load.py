@@ -62,7 +62,8 @@ def load_teacher(model: str | Path | nn.Module, options: LoadOptions) -> Teacher
     _check_device(options.device)
     if options.arch_args and not options.arch:
         raise InputError(
-            "The arch_args were given without arch; name the architecture too (--arch package.module:factory)."
+            "Arguments of the architecture (--arch-args) were given without an architecture; name it too (--arch "
+            "package.module:factory)."
         )
     file = None if isinstance(model, nn.Module) else Path(model)
     with apart(file, options.device, Limits(options.probe_timeout, options.probe_memory)) as child:
@@ -203,9 +204,9 @@ def _from_file(path: Path, options: LoadOptions, child: Child) -> _Opened:
 
 def _refuse_arch(arch: str | None, what: str, weights_key: str | None = None) -> None:
     if arch:
-        raise InputError(f"{what}, holds its architecture: leave --arch {arch} out, it is not needed.")
+        raise InputError(f"{what}, holds its architecture already; leave --arch {arch} out.")
     if weights_key:
-        raise InputError(f"{what}, holds one model: leave --weights-key {weights_key} out, there is nothing to choose.")
+        raise InputError(f"{what}, holds only one model; leave --weights-key {weights_key} out.")
 
 
 def _check_weights(module: nn.Module, source: str) -> None:

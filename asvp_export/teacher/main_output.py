@@ -71,8 +71,8 @@ class MainOutput:
             return name
         shown = ", ".join(f"{picture} {'x'.join(map(str, outputs[picture].shape))}" for picture in pictures)
         raise InputError(
-            f"The main output {asked} was asked for; {self._source} has {shown} as pictures: give one of these to "
-            "--main-output."
+            f"The main output {asked} was asked for; the pictures among the outputs of {self._source} are {shown}. "
+            "Give one of these to --main-output."
         )
 
     def _note(

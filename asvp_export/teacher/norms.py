@@ -35,8 +35,8 @@ def use_input_statistics(module: nn.Module, source: str, asked: str) -> None:
     layers = _storing(module)
     if not layers:
         raise InputError(
-            f"--norm-statistics {asked} was given; no normalisation layer of {source} stores statistics that PyTorch "
-            "could leave out. Leave the option out."
+            f"--norm-statistics {asked} was given; no normalisation layer of {source} stores statistics, so there is "
+            "nothing to choose. Leave the option out."
         )
     for layer in layers:
         layer.track_running_stats = False

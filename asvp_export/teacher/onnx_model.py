@@ -50,7 +50,7 @@ def read_onnx(path: Path, child: Child | None = None) -> OnnxModule:
     except InputError:
         raise
     except Exception as error:  # protobuf's errors have no base in common with onnx's
-        raise InputError(f"{path} is damaged, or no ONNX model: {one_line(error)}.") from error
+        raise InputError(f"{path} is damaged, or not an ONNX model: {one_line(error)}.") from error
     ordered = in_order(model.graph)
     checked = b"" if ordered else None if external_files(model) else model.SerializeToString()
     if child is None or not child.open(checked):
@@ -126,8 +126,8 @@ class OnnxModule(nn.Module):
         known = signature.names if signature else ("the image",)
         if self.inputs and len(known) != len(self.inputs):
             raise InputError(
-                f"The graph takes {len(given)} inputs ({'; '.join(given)}) and {len(known)} are known; give an example "
-                "of each with --inputs FILE.npz."
+                f"The graph takes {len(given)} inputs ({'; '.join(given)}), and only {len(known)} are known; give an "
+                "example of each with --inputs FILE.npz."
             )
         value = self.inputs[signature.place if signature else 0] if self.inputs else None
         dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim] if value is not None else []

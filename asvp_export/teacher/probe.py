@@ -154,9 +154,9 @@ def _check_repeatable(run: _Runner, height: int, width: int) -> None:
     change = float((first - second).abs().max()) / peak
     if change > 1e-4:  # what reordered float32 sums leave is a hundred times smaller
         raise _NotAnImageError(
-            f"{run.source} gives another output at each run of one image (by up to {change:.1g} of its range): its "
-            "forward draws random numbers, so an exported file cannot be verified. Give a module whose forward takes "
-            "its noise as an input."
+            f"{run.source} gives a different output each time it runs on the same image (by up to {change:.1g} of its "
+            "range): its forward draws random numbers, so an exported file cannot be verified. Give a module whose "
+            "forward takes its noise as an input."
         )
 
 
@@ -288,7 +288,7 @@ class _Runner:
         return self._unclear(sides, height, width)
 
     def _unclear(self, sides: tuple[int, int], height: int, width: int) -> None:
-        self.problem = f"{sides[0]}x{sides[1]} pixels come out for {height}x{width}, which is no whole scale"
+        self.problem = f"the output for {height}x{width} has {sides[0]}x{sides[1]} pixels, which is not a whole scale"
 
     def _sides(self, batch: int, height: int, width: int) -> tuple[int, int] | None:
         """Height and width of the main output, or None where the model does not run or its output is not finite."""
@@ -296,7 +296,7 @@ class _Runner:
         if output is None:
             return None
         if not torch.isfinite(output).all():
-            self.problem = f"NaN or Inf comes out for an ordinary image of {height}x{width} in {self.values}"
+            self.problem = f"the output has NaN or Inf for an ordinary image of {height}x{width} in {self.values}"
             return None
         return output.shape[-2], output.shape[-1]
 
@@ -337,8 +337,8 @@ class _Runner:
         if not any(is_picture(tensor, image.shape[0]) for tensor in tensors):
             kinds = "; ".join(f"{'x'.join(map(str, t.shape)) or 'no dimensions'} {str(t.dtype)[6:]}" for t in tensors)
             raise _NotAnImageError(
-                f"{self.source} is a teacher whose output is not an image batch: {kinds or 'no tensor'} came for "
-                f"{asked}. Expected a float tensor N,C,H,W (or N,T,C,H,W) among its outputs."
+                f"{self.source} gives {kinds or 'no tensor'} for {asked}, which is not an image batch. Expected a "
+                "float tensor N,C,H,W (or N,T,C,H,W) among its outputs."
             )
         names = ["output"] if len(outputs) == 1 else list(outputs)
         if isinstance(self.module, OnnxModule):

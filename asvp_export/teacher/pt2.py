@@ -68,8 +68,8 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
     if not trust_pickle:
         if old:
             raise InputError(
-                f"{path} has the layout of PyTorch 2.7 and before, which is read by unpickling. Export it anew with a "
-                f"newer PyTorch, or pass --trust-pickle if you trust its author."
+                f"{path} has the layout of PyTorch 2.7 and before, which is read by unpickling. Export it again with "
+                "a newer PyTorch, or pass --trust-pickle if you trust its author."
             )
         _screen(path)
     said = _Captured()
@@ -110,11 +110,11 @@ def _screen(path: Path) -> None:
             fallback = "version" in archive.namelist()  # sends torch.export.load to its old, unpickling reader
         danger = "an archive of the old layout" if fallback else _danger(reader, names)
     except Exception as error:
-        raise InputError(f"{path} is damaged, or no torch.export archive: {one_line(error)}.") from error
+        raise InputError(f"{path} is damaged, or not a torch.export archive: {one_line(error)}.") from error
     if danger:
         raise InputError(
             f"{path} holds {danger}, which can run code of its author's choice when it is opened. Export the model "
-            f"anew as plain tensors and operators, or pass --trust-pickle if you trust the author."
+            "again as plain tensors and operators, or pass --trust-pickle if you trust the author."
         )
 
 

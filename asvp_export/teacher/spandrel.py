@@ -102,12 +102,13 @@ def _spandrel(path: Path, tensors: int) -> Any:
                 f"which recognises the common ones, or {_GIVE}."
             ) from error
         raise InputError(
-            f"spandrel, which tells architectures, needs what is missing ({error}): install it, or {_GIVE}."
+            f"spandrel, which recognises architectures, lacks a package that it needs ({error}): install that, or "
+            f"{_GIVE}."
         ) from error
     except Exception as error:  # torchvision raises RuntimeError when it was built for another PyTorch
         raise InputError(
-            f"spandrel, which tells architectures, cannot be imported ({one_line(error)}): reinstall torchvision so "
-            f"that it fits PyTorch {torch.__version__}, or {_GIVE}."
+            f"spandrel, which recognises architectures, cannot be imported ({one_line(error)}): reinstall torchvision "
+            f"so that it fits PyTorch {torch.__version__}, or {_GIVE}."
         ) from error
     return spandrel
 

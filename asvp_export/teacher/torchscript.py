@@ -61,7 +61,7 @@ def screen(path: Path, trust_pickle: bool) -> None:
         raise _unreadable(path, error) from error
     if danger:
         raise InputError(
-            f"{path} uses {danger}, which a model needs not. Pass --trust-pickle if you trust its author, or give the "
+            f"{path} uses {danger}, which no model needs. Pass --trust-pickle if you trust its author, or give the "
             "state dict of the original module with --arch."
         )
 
@@ -157,8 +157,8 @@ def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
             return onnx.load(path)
     except Exception as error:  # the exporter raises whatever went wrong inside
         raise AsvpError(
-            f"PyTorch's exporter does not take this TorchScript module ({one_line(error)}). Give the state dict of the "
-            "original module with --arch, or an ONNX file made elsewhere."
+            f"PyTorch's exporter cannot export this TorchScript module ({one_line(error)}). Give the state dict of "
+            "the original module with --arch, or an ONNX file made elsewhere."
         ) from error
     finally:
         logger.setLevel(level)

@@ -147,7 +147,7 @@ def test_the_command_audits_a_file_and_fails_where_a_requirement_is_not_met(file
         (["--layers", LAYER, "--plan", "x.json"], "what is shipped?"),
         (["--layers", LAYER, "--gain", "3", "--require", "speed>=1"], "is known"),
         (["--layers", LAYER, "--gain", "3", "--rows", "shipped/mse"], "needs a weight"),
-        (["--layers", LAYER, "--gain", "3", "--student", "nowhere.py:net"], "is not there"),
+        (["--layers", LAYER, "--gain", "3", "--student", "nowhere.py:net"], "does not exist"),
         (["--layers", LAYER, "--gain", "3", "--seeds", "0"], "at least 1 of each"),
         (["--layers", "none", "--gain", "3"], "nothing to audit"),
         (["missing.onnx"], "missing.onnx"),

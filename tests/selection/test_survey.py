@@ -61,7 +61,7 @@ def test_layers_come_in_call_order_with_calls_shapes_and_costs(net: Teacher) -> 
     assert all(layer.layer_ms > 0 and layer.node_ms > 0 for layer in layers)
     assert reasons == {
         "spare": "is never called in a forward",
-        "body": "is a list of modules, never called itself",
+        "body": "is a list of modules, which is never called itself",
     }
     assert not net.module.head._forward_hooks
     assert not net.module.head._forward_pre_hooks

@@ -227,7 +227,7 @@ def test_a_choice_that_is_not_there_is_refused_with_what_is(state: State) -> Non
     refused(under("net", state), r"under --weights-key ne; it holds net\.", weights_key="ne")
     refused({"G": state, "D": D}, r"does not fit .*4 missing keys", weights_key="D")
     torch.save(build("nets.py:Net", {}), "m.pt")
-    with pytest.raises(InputError, match="a module, holds one model: leave --weights-key G out"):
+    with pytest.raises(InputError, match="a module, holds only one model; leave --weights-key G out"):
         load(build("nets.py:Net", {}), weights_key="G")
 
 

@@ -251,7 +251,7 @@ def test_what_cannot_be_opened_apart_runs_here(tmp_path: Path, left, monkeypatch
 def test_a_run_without_end_is_one_sentence_with_the_size(kind, tmp_path: Path, left):
     path = endless(tmp_path) if kind == "onnx" else scripted(Endless(), tmp_path / "endless.pt")
     with pytest.raises(
-        StoppedError, match=rf"^{path.name} was not done within 2 s on 1x3x49x51; .*--probe-timeout SECONDS\.$"
+        StoppedError, match=rf"^{path.name} did not finish within 2 s on 1x3x49x51; .*--probe-timeout SECONDS\.$"
     ) as error:
         load(path, probe_timeout=2)
     assert error.value.exit_code == 2
@@ -259,7 +259,7 @@ def test_a_run_without_end_is_one_sentence_with_the_size(kind, tmp_path: Path, l
 
 def test_opening_without_end_is_one_sentence(tmp_path: Path, left):
     path = scripted(Opening(), tmp_path / "opening.pt")
-    with pytest.raises(StoppedError, match=r"^opening.pt was not done within 2 s while it was opened; "):
+    with pytest.raises(StoppedError, match=r"^opening.pt did not finish within 2 s while it was opened; "):
         load(path, probe_timeout=0.2)
 
 
@@ -270,7 +270,7 @@ def test_what_onnxruntime_does_not_open_is_refused_at_once(tmp_path: Path, left)
     onnx.save(model, path)
     with pytest.raises(
         InputError,
-        match=r"^onnxruntime does not open .*odd.onnx: Fatal error: com.example:Odd\(-1\) is not a registered .*\.$",
+        match=r"^onnxruntime cannot open .*odd.onnx: Fatal error: com.example:Odd\(-1\) is not a registered .*\.$",
     ):
         load(path)
 
@@ -279,7 +279,7 @@ def test_the_limit_is_an_option_of_the_commands(tmp_path: Path):
     endless(tmp_path)
     done = run_apart("layers", "endless.onnx", "--probe-timeout=1", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"Error: endless.onnx was not done within 1 s on 1x3x49x51; [^\n]*\n", done.stderr)
+    assert re.fullmatch(r"Error: endless.onnx did not finish within 1 s on 1x3x49x51; [^\n]*\n", done.stderr)
 
 
 @needs_proc

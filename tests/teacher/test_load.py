@@ -153,18 +153,18 @@ def test_files_that_are_no_teacher_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         return tmp_path / name
 
-    refused("absent.pt is not there", tmp_path / "absent.pt")
+    refused("absent.pt does not exist", tmp_path / "absent.pt")
     refused("is a directory", tmp_path)
     refused("is empty", file("a.pt", b""))
     refused(r"unknown format \(it begins with 3c 68 74", file("b.pt", b"<html>Not found</html>"))
     refused("Git LFS pointer", file("c.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"))
-    refused("damaged or no safetensors", file("d.safetensors", b"\xff" * 100))
-    refused("damaged, or no ONNX model", file("e.onnx", b"anything"))
+    refused("damaged, or not a safetensors", file("d.safetensors", b"\xff" * 100))
+    refused("damaged, or not an ONNX model", file("e.onnx", b"anything"))
     with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
         archive.writestr("a/b.txt", "text")
     refused("not one that PyTorch wrote", tmp_path / "f.zip")
     (tmp_path / "link.pt").symlink_to(tmp_path / "nowhere")
-    refused("is not there", tmp_path / "link.pt")
+    refused("does not exist", tmp_path / "link.pt")
 
 
 def test_a_real_onnx_file_is_known_without_its_suffix(tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_a_truncated_file_is_refused(folder: Path, state: dict[str, torch.Tensor
     else:
         torch.save(state if kind != "module.pt" else Residual(), path, _use_new_zipfile_serialization=kind != "old.pt")
     path.write_bytes(path.read_bytes()[: max(2, int(keep * path.stat().st_size))])
-    refused("truncated or damaged|damaged or no safetensors|unknown format", path, arch="nets.py:Net")
-    refused("truncated or damaged|damaged or no safetensors|unknown format", path, trust_pickle=True)
+    refused("truncated or damaged|damaged, or not a safetensors|unknown format", path, arch="nets.py:Net")
+    refused("truncated or damaged|damaged, or not a safetensors|unknown format", path, trust_pickle=True)
 
 
 # Options

@@ -63,7 +63,7 @@ def test_a_saved_module_whose_code_is_not_here_is_refused(folder: Path) -> None:
     del sys.modules["passing"]
     (folder / "passing.py").unlink()
     refused(
-        "needs Python code that is not here: ModuleNotFoundError: No module named 'passing'",
+        "needs Python code that cannot be imported: ModuleNotFoundError: No module named 'passing'",
         folder / "m.pt",
         trust_pickle=True,
     )

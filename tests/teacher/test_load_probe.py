@@ -83,15 +83,15 @@ def test_a_model_for_one_image_at_a_time_has_its_batch_frozen(function: Any) -> 
 @pytest.mark.parametrize(
     ("function", "match"),
     [
-        (lambda y, x: None, "output is not an image batch: no tensor came for 1x3x49x51"),
-        (lambda y, x: {"mean": y.mean(), "text": "a"}, "output is not an image batch: no dimensions float32"),
-        (lambda y, x: y.mean(), "output is not an image batch: no dimensions float32"),
-        (lambda y, x: y.mean((2, 3)), "output is not an image batch: 1x3 float32"),
-        (lambda y, x: (255 * y).byte(), "output is not an image batch: 1x3x49x51 uint8"),
-        (lambda y, x: y.argmax(1, keepdim=True), "output is not an image batch: 1x1x49x51 int64"),
-        (lambda y, x: torch.cat([y, y]), "output is not an image batch: 2x3x49x51 float32"),
-        (lambda y, x: y[:, :, :7], "takes none of the sizes.*no whole scale"),
-        (lambda y, x: y / 0, "NaN or Inf comes out for an ordinary image"),
+        (lambda y, x: None, "gives no tensor for 1x3x49x51, which is not an image batch"),
+        (lambda y, x: {"mean": y.mean(), "text": "a"}, "gives no dimensions float32 for"),
+        (lambda y, x: y.mean(), "gives no dimensions float32 for"),
+        (lambda y, x: y.mean((2, 3)), "gives 1x3 float32 for"),
+        (lambda y, x: (255 * y).byte(), "gives 1x3x49x51 uint8 for"),
+        (lambda y, x: y.argmax(1, keepdim=True), "gives 1x1x49x51 int64 for"),
+        (lambda y, x: torch.cat([y, y]), "gives 2x3x49x51 float32 for 1x3x49x51, which is not an image batch"),
+        (lambda y, x: y[:, :, :7], "takes none of the sizes.*not a whole scale"),
+        (lambda y, x: y / 0, "has NaN or Inf for an ordinary image"),
     ],
 )
 def test_an_output_that_is_no_image_batch_is_refused(function: Any, match: str) -> None:
@@ -112,7 +112,7 @@ def test_a_model_that_always_fails_is_refused_with_its_own_error() -> None:
 
 def test_a_static_archive_that_fails_is_refused(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Upsample(size=(12, 40)))
-    refused("own size 24x40: 12x40 pixels come out", exported(tmp_path / "m.pt2", module))
+    refused("own size 24x40: the output for 24x40 has 12x40 pixels", exported(tmp_path / "m.pt2", module))
     assert load(exported(tmp_path / "half.pt2", nn.Conv2d(3, 3, 3, 2, 1))).scale == Fraction(1, 2)
 
 

@@ -311,7 +311,7 @@ def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_
     onnx.save(half, tmp_path / "half.onnx")
     refused("is of opset 13, and the tensor . is not float32; from opset 15", tmp_path / "half.onnx")
     refused("holds float16 weights already", files / "half.onnx", dtype="fp16", layers="/body/body.3/Add")
-    refused("of opset 11; from opset 15 on the node takes float16", files / "old.onnx", dtype="fp16", layers="/Add_1")
+    refused("has opset 11; the node takes float16 from opset 15 on", files / "old.onnx", dtype="fp16", layers="/Add_1")
     refused("opset 18 was asked for; an ONNX file keeps its own, and theirs.onnx is of opset 17", theirs, opset=18)
     refused("--static was given", theirs, static=True, sizes=[(32, 48)], images=pictures)
 

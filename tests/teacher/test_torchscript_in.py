@@ -78,5 +78,5 @@ class Guided(nn.Module):
 
 def test_torchscript_that_has_no_graph_is_refused(tmp_path):
     torch.jit.script(Unusual()).save(tmp_path / "m.pt")
-    with pytest.raises(asvp_export.AsvpError, match=r"exporter does not take this TorchScript module \(.*bessel_j0"):
+    with pytest.raises(asvp_export.AsvpError, match=r"exporter cannot export this TorchScript module \(.*bessel_j0"):
         asvp_export.protect(asvp_export.load(tmp_path / "m.pt"), "/conv/Conv", gain=1.1)

@@ -80,5 +80,5 @@ def test_a_forward_that_fixes_the_batch_is_told_with_the_way_out():
 
 def test_a_forward_that_computes_its_weights_anew_is_refused():
     protected = asvp_export.protect(asvp_export.load(Merging()), "head", gain=1.1)
-    with pytest.raises(InputError, match=r"computes 1 of its weights anew at each run \(mix\.weight\)"):
+    with pytest.raises(InputError, match=r"recomputes 1 of its weights at each run \(mix\.weight\)"):
         to_onnx(protected)

@@ -184,7 +184,7 @@ def test_a_refusal_names_the_users_line_and_what_gets_a_file(monkeypatch):
     with pytest.raises(AsvpError, match=found):
         to_onnx(protected)
     with pytest.raises(
-        AsvpError, match=r"bessel_j0.* Neither --static-batch nor --static --size HxW nor .* gets a file"
+        AsvpError, match=r"bessel_j0.* Neither --static-batch nor --static --size HxW nor .* makes it exportable"
     ):
         to_onnx(insert(asvp_export.load(Unknown()), {}))
     monkeypatch.setattr(refusal, "_FEW_MODULES", 1)  # of a large model nothing is tried, and nothing claimed

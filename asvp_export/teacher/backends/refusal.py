@@ -30,7 +30,7 @@ _FOREIGN = tuple(
     )
 )
 _STATIC_BATCH, _STATIC = "--static-batch", "--static --size HxW"
-_SCRIPT = "a TorchScript file in the model's place (torch.jit.trace(model, image).save)"
+_SCRIPT = "a TorchScript file instead of the model (torch.jit.trace(model, image).save)"
 
 
 class FixedError(Exception):
@@ -64,7 +64,7 @@ def refusal(error: Exception, teacher: Teacher, frozen: Frozen, attempt: Callabl
             f"expected. {way_out}; or take the sizes from tensors' shapes in its forward."
         )
     return AsvpError(
-        f"PyTorch's exporter does not take this model ({_reason(error)}){at}. {way_out}; or simplify its forward; "
+        f"PyTorch's exporter cannot export this model ({_reason(error)}){at}. {way_out}; or simplify its forward; "
         "--debug shows the whole error."
     )
 
@@ -94,7 +94,7 @@ def _way_out(teacher: Teacher, options: dict[str, Frozen | None], attempt: Calla
             continue
         tried = f" (tried at {frozen[2]}x{frozen[3]})" if option == _STATIC and frozen is not None else ""
         return f"It exports with {option}{tried}"
-    return f"Neither {' nor '.join(options)} gets a file: give an ONNX file made elsewhere"
+    return f"Neither {' nor '.join(options)} makes it exportable: give an ONNX file made elsewhere"
 
 
 def _scripted(teacher: Teacher) -> None:

@@ -100,7 +100,7 @@ class TorchBackend:
         """See `Backend`."""
         lists = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
         return {
-            name: "is a list of modules, never called itself"
+            name: "is a list of modules, which is never called itself"
             if isinstance(module, lists)
             else "is never called in a forward"
             for name, module in self.teacher.module.named_modules()

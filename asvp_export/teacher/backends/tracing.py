@@ -121,8 +121,8 @@ def _calls(teacher: Teacher, inserted: Insertion, frozen: Frozen) -> list[str]:
     moved = [name for name, weight in module.named_parameters() if weight.data_ptr() != addresses[name]]
     if moved:
         raise InputError(
-            f"The model's forward computes {len(moved)} of its weights anew at each run ({', '.join(moved[:2])}), "
-            "which PyTorch's exporter does not survive. Hand in what torch.jit.trace makes of it, a TorchScript file."
+            f"The model's forward recomputes {len(moved)} of its weights at each run ({', '.join(moved[:2])}), which "
+            "PyTorch's exporter cannot handle. Give the TorchScript file that torch.jit.trace makes of it instead."
         )
     return calls
 
