@@ -112,7 +112,7 @@ def _execute(file: Path) -> ModuleType:
     name = f"_asvp_architecture_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is no Python source")
+        raise ImportError(f"{file} is not a Python source file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

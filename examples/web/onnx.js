@@ -35,7 +35,7 @@ function* fields(bytes) {
     else if (key % 8 === 2) {
       const length = varint();
       yield [field, bytes.subarray(at, (at += length))];
-    } else throw new Error("it is no ONNX model");
+    } else throw new Error("it is not an ONNX model");
   }
 }
 

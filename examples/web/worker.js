@@ -60,7 +60,7 @@ async function run({ rgba, height, width }) {
   const milliseconds = performance.now() - start;
   const dims = output.dims;
   const picture = dims.length === 4 && (dims[1] === 1 || dims[1] === 3);
-  if (!picture) throw new Error(`it gives ${dims.join(" x ")}, which is no picture`);
+  if (!picture) throw new Error(`it gives ${dims.join(" x ")}, which is not a picture`);
   return { ...cropped(data, dims, input.dims, height, width), milliseconds, backend, threads };
 }
 

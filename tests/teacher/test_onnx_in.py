@@ -303,13 +303,13 @@ def test_files_that_cannot_be_teachers_are_refused(files, theirs, pictures, tmp_
         '<ir_version: 5, opset_import: ["" : 10]> g (float[n, 3, h, w] x) => (float[n, 3, h, w] y){ y = Relu (x) }'
     )
     onnx.save(old, tmp_path / "old.onnx")
-    refused("is of opset 10; 11 to 26 can carry the node", tmp_path / "old.onnx")
+    refused("has opset 10; opsets 11 to 26 can carry the node", tmp_path / "old.onnx")
     half = parser.parse_model(
         '<ir_version: 7, opset_import: ["" : 13]> g (float16[n, 3, h, w] x) => (float16[n, 3, h, w] y)'
         "{ r = Relu (x) y = Neg (r) }"
     )
     onnx.save(half, tmp_path / "half.onnx")
-    refused("is of opset 13, and the tensor . is not float32; from opset 15", tmp_path / "half.onnx")
+    refused("has opset 13, and the tensor . is not float32; from opset 15", tmp_path / "half.onnx")
     refused("holds float16 weights already", files / "half.onnx", dtype="fp16", layers="/body/body.3/Add")
     refused("has opset 11; the node takes float16 from opset 15 on", files / "old.onnx", dtype="fp16", layers="/Add_1")
     refused("opset 18 was asked for; an ONNX file keeps its own, and theirs.onnx is of opset 17", theirs, opset=18)
