@@ -246,7 +246,7 @@ def test_a_file_of_a_fixed_size_restores_larger_and_smaller_pictures(
         size = "48x64" if fixed[1] == 64 else "48x129"
         assert told == [
             f"The file takes {size} (height x width) only and the picture is 97x129: it is restored in tiles "
-            "that share 24 pixels, which differs from one run of the whole."
+            "that share 24 pixels, which differs from a run on the whole."
         ]
     else:
         assert told == []

@@ -24,16 +24,16 @@ def apply(teacher: Teacher, plan: Plan) -> Protected:
     theirs = backend.parameters()
     for name, weight in plan.weights.items():
         if name not in theirs or tuple(theirs[name].shape) != tuple(weight.shape):
-            here = f"is {described_shape(theirs[name].shape)}" if name in theirs else "is not there"
+            here = f"has the shape {described_shape(theirs[name].shape)}" if name in theirs else "does not exist"
             raise InputError(
-                f"The plan does not fit: {name} {here} in {teacher.source}, the plan's is "
-                f"{described_shape(weight.shape)}. "
-                "Make a plan for this model."
+                f"The plan does not fit: {name} {here} in {teacher.source}, and has the shape "
+                f"{described_shape(weight.shape)} in the plan. Make a plan for this model."
             )
     if plan.weights and plan.source_sha256 != teacher.sha256:
         raise InputError(
-            f"The plan does not fit: its weights were solved for the model of sha256 {plan.source_sha256[:12]}..., "
-            f"and {teacher.source} is {teacher.sha256[:12]}...: make a plan for this model."
+            "The plan does not fit: its weights were solved for a model with the sha256 "
+            f"{plan.source_sha256[:12]}..., and that of {teacher.source} is {teacher.sha256[:12]}... Make a plan for "
+            "this model."
         )
     _check_nodes(teacher, plan)
     return insert(teacher, plan.nodes, plan.weights, plan)
@@ -47,12 +47,12 @@ def _check_nodes(teacher: Teacher, plan: Plan) -> None:
     for name, node in plan.nodes.items():
         if name not in survey.axes:
             reason = survey.reasons.get(name, "is not reached")
-            raise InputError(f"The plan does not fit: {name} cannot carry the node, it {reason}. Make a plan anew.")
+            raise InputError(f"The plan does not fit: {name} cannot carry the node: it {reason}. Make a new plan.")
         shape = survey.outputs[name].shapes[0]
         if not -len(shape) < node.axis < len(shape):
             raise InputError(
                 f"The plan does not fit: the axis of {name} is {node.axis}, and the layer gives "
-                f"{described_shape(shape)}."
+                f"{described_shape(shape)}. Make a plan for this model."
             )
         if node.rank > shape[node.axis]:
             raise InputError(

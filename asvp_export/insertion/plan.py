@@ -168,8 +168,8 @@ class Plan:
             about = checked(data, _About, more=True)
             if about.format != _FORMAT:
                 raise InputError(
-                    f"{path} is a plan of format {about.format}; this version reads format {_FORMAT}. Make the "
-                    "plan anew."
+                    f"{path} is a plan of format {about.format}; this version reads format {_FORMAT}. Make the plan "
+                    "again."
                 )
             own = {field.name for field in fields(_About)}
             plan = checked({key: value for key, value in data.items() if key not in own}, cls)
@@ -203,18 +203,18 @@ def _parsed(path: Path) -> Any:
 
 
 def _damaged(path: Path, reason: ValueError) -> InputError:
-    return InputError(f"{path} is not a plan of asvp-export, or damaged ({reason}); name the .plan.json of an export.")
+    return InputError(f"{path} is damaged, or not a plan of asvp-export ({reason}); name the .plan.json of an export.")
 
 
 def _check(plan: Plan, about: _About) -> None:
     """Refuse values that fit their types and not each other; raises ValueError."""
     no_doubles((layer.name for layer in plan.layers), "layer")
     if plan.compensate not in ("none", "solve", "refine"):
-        raise ValueError(f"compensate is {plan.compensate!r}, none, solve or refine was expected")
+        raise ValueError(f"compensate is {plan.compensate!r}; none, solve or refine was expected")
     if plan.calibration and not plan.calibration.keys() >= _COUNTS:
         raise ValueError(f"calibration has no {min(_COUNTS - plan.calibration.keys())}")
     if about.weights and None in (plan.verified_psnr, plan.uncompensated_psnr):
-        raise ValueError("it has weights, and no PSNR with or without them")
+        raise ValueError("it has weights, but not the PSNR with and without them")
     if about.weights:
         file_beside(about.weights.file)
 
@@ -225,11 +225,11 @@ def _weights(plan: Path, stored: _WeightsFile) -> dict[str, torch.Tensor]:
         raise InputError(f"The weights of {plan}, {path.name}, are not beside it; put them there.")
     blob = read_regular(path, "file of weights", _MOST_WEIGHT_BYTES)
     if hashlib.sha256(blob).hexdigest() != stored.sha256:
-        raise InputError(f"{path} is not the file that {plan.name} names (its sha256 differs); make the plan anew.")
+        raise InputError(f"{path} is not the file that {plan.name} names (its sha256 differs); make the plan again.")
     try:
         weights = dict(sorted(load_tensors(blob).items()))  # the reader's own order differs from run to run
     except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a file of safetensors, or damaged; make the plan anew.") from error
+        raise InputError(f"{path} is damaged, or not a safetensors file; make the plan again.") from error
     for name, weight in weights.items():
         if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
             found = (
@@ -237,7 +237,7 @@ def _weights(plan: Path, stored: _WeightsFile) -> dict[str, torch.Tensor]:
                 if not weight.is_floating_point()
                 else "not finite"
             )
-            raise InputError(f"The weight {name} in {path} is {found}; finite floating numbers were expected.")
+            raise InputError(f"The weight {name} in {path} is {found}; finite floating-point numbers were expected.")
     return weights
 
 

@@ -185,6 +185,9 @@ def exposed_and_residual(clean: torch.Tensor, node: Perturbation) -> tuple[torch
 def _plain_axis(axis: int, layer: str, shape: tuple[int, ...]) -> int:
     """1 or -1 where the axis is one of these, so that as few function bodies as possible are written."""
     if not -len(shape) < axis < len(shape):
-        raise InputError(f"The axis {axis} was asked for; {layer} gives {len(shape)} dimensions, {shape}.")
+        raise InputError(
+            f"The axis {axis} was asked for; the output of {layer} has {len(shape)} dimensions, {shape}. Choose "
+            "another axis."
+        )
     positive = axis % len(shape)
     return positive if positive == 1 else -1 if positive == len(shape) - 1 else positive

@@ -119,7 +119,8 @@ def in_order(graph: onnx.GraphProto) -> bool:
             elif missing in waiting:
                 name = nodes[missing].name or nodes[missing].op_type
                 raise InputError(
-                    f"The graph is not valid: its node {name} needs its own result, by itself or through other nodes."
+                    f"The graph is not valid: its node {name} depends on its own result, directly or through other "
+                    "nodes."
                 )
             else:
                 waiting[missing] = None

@@ -27,7 +27,7 @@ def check_convertible(model: onnx.ModelProto) -> None:
         raise InputError("The model holds float16 weights already; leave --dtype fp16 out.")
     if opset_of(model) < CAST_LIKE and perturbation_nodes(model):
         raise InputError(
-            f"The model is of opset {opset_of(model)}; from opset {CAST_LIKE} on the node takes float16. Leave --dtype "
+            f"The model has opset {opset_of(model)}; the node takes float16 from opset {CAST_LIKE} on. Leave --dtype "
             "fp16 out, or convert the file with onnx's version_converter first."
         )
 

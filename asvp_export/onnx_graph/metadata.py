@@ -122,7 +122,7 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
     except (ValueError, InputError) as error:
         raise InputError(
             f"The file's asvp metadata cannot be read ({str(error).rstrip('.')}); it was changed after the export, or "
-            "written by another version. Export it anew."
+            "written by another version. Export it again."
         ) from error
     return found
 
@@ -132,7 +132,7 @@ def _by_name(layers: object) -> dict[str, object]:
     if not isinstance(layers, list) or not all(
         isinstance(one, dict) and isinstance(one.get("name"), str) for one in layers
     ):
-        raise ValueError("layers is no list of objects with names")
+        raise ValueError("layers is not a list of objects with names")
     no_doubles((one["name"] for one in layers), "layer")
     return {one.pop("name"): one for one in layers}
 
@@ -140,7 +140,7 @@ def _by_name(layers: object) -> dict[str, object]:
 def _range(bounds: object) -> dict[str, object]:
     """The values of black and white as they stand in the metadata, a pair."""
     if not isinstance(bounds, list) or len(bounds) != 2:
-        raise ValueError("data_range is no pair")
+        raise ValueError("data_range is not a pair of numbers")
     return {"low": bounds[0], "high": bounds[1]}
 
 

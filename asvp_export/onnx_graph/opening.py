@@ -75,7 +75,7 @@ def _check_texts(model: onnx.ModelProto, path: Path) -> None:
                 for text in [value] if isinstance(value, str | bytes) else value:
                     if isinstance(text, bytes):
                         raise InputError(
-                            f"{path} is damaged: a {field.name} in it is {text[:40]!r}, which is no text (UTF-8)."
+                            f"{path} is damaged: a {field.name} in it is {text[:40]!r}, which is not UTF-8 text."
                         )
 
 
@@ -95,8 +95,8 @@ def _check_size(model: onnx.ModelProto, path: Path) -> None:
     total = graph.total() + sum(count * sizes.get(called, 0) for called, count in graph.items())
     if max(total, *sizes.values(), 0) > NODES:
         raise InputError(
-            f"{path} has over {NODES:,} nodes when its functions are written out, as they are when it is opened. Save "
-            "the model anew, with fewer calls of functions by functions."
+            f"{path} has over {NODES:,} nodes once its functions are inlined, as they are when it is opened. Save the "
+            "model again, with fewer functions that call functions."
         )
 
 
@@ -114,7 +114,7 @@ def _called_first(calls: Mapping[_Key, Collection[_Key]], path: Path) -> Iterabl
             missing = next((called for called in calls[key] if called in calls and called not in depth), None)
             if missing in chain:
                 raise InputError(
-                    f"The function {key[1]} of {path} calls itself, so its graph has no end. Save the model anew, "
+                    f"The function {key[1]} of {path} calls itself, so its graph has no end. Save the model again, "
                     "without it."
                 )
             if missing is None:
@@ -124,7 +124,7 @@ def _called_first(calls: Mapping[_Key, Collection[_Key]], path: Path) -> Iterabl
                 chain.append(missing)
             if len(chain) > DEPTH or depth.get(key, 0) > DEPTH:
                 raise InputError(
-                    f"The functions of {path} call each other over {DEPTH} deep. Save the model anew, with fewer "
+                    f"The functions of {path} are nested more than {DEPTH} deep. Save the model again, with fewer "
                     "functions inside functions."
                 )
     return depth
@@ -153,20 +153,22 @@ def _check_data(tensor: onnx.TensorProto, path: Path, sizes: dict[str, int]) -> 
     needed = _bytes(tensor)
     if length and needed is not None and length != needed:
         raise InputError(
-            f"The {what} is said to have {length} bytes; its shape and type take {needed}. Save the model anew."
+            f"The {what} is listed with {length} bytes; its shape and type need {needed}. Save the model again."
         )
     end = first + (length or needed or 0)
     if end > sizes[place]:
         raise InputError(
-            f"The {what} lies in {place}, bytes {first} to {end}, and the file has {sizes[place]}. It is cut off, or "
-            "another model's; get it anew."
+            f"The {what} is listed as bytes {first} to {end} of {place}, which has {sizes[place]}. That file is cut "
+            "off, or belongs to another model; get it again."
         )
 
 
 def _size(place: str, path: Path, what: str) -> int:
     """The size of a data file in bytes."""
     if not place or not place.isprintable():
-        raise InputError(f"The {what} is said to lie in a file that is called {place[:40]!r}. Save the model anew.")
+        raise InputError(
+            f"The {what} is listed in a file with the name {place[:40]!r}, which cannot be used. Save the model again."
+        )
     try:
         return _size_of_file(place, path, f"The {what} lies in {place}")
     except OSError as error:
@@ -178,7 +180,7 @@ def _size_of_file(place: str, path: Path, lies: str) -> int:
     if Path(place).is_absolute() or ".." in Path(os.path.normpath(place)).parts:
         raise InputError(
             f"{lies}, outside of the model's folder; it has to lie beside the model. Put it there, and save the model "
-            "anew with the file's bare name as the location."
+            "again with the file's bare name as the location."
         )
     real = Path(os.path.realpath(file))
     if not any(real.is_relative_to(folder) for folder in (path.parent.resolve(), path.resolve().parent)):
@@ -191,7 +193,7 @@ def _size_of_file(place: str, path: Path, lies: str) -> int:
     if not file.is_file():
         raise InputError(f"{lies}, which is a folder, a pipe or a device; a file was expected. Put the data there.")
     if file.samefile(path):
-        raise InputError(f"{lies}, which is the model itself; a file of its own was expected. Save the model anew.")
+        raise InputError(f"{lies}, which is the model itself; a separate file was expected. Save the model again.")
     return file.stat().st_size
 
 
@@ -199,8 +201,8 @@ def _whole(entries: dict[str, str], key: str, what: str) -> int:
     text = entries.get(key, "0")
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise InputError(
-            f"The {what} is said to have the {key} {text[:40]!r}; a whole number of bytes from 0 was expected. Save "
-            "the model anew."
+            f"The {what} is listed with the {key} {text[:40]!r}; a whole number of bytes, 0 or more, was expected. "
+            "Save the model again."
         )
     return int(text)
 

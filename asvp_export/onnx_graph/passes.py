@@ -128,7 +128,7 @@ def _layer_of(proto: onnx.NodeProto, nodes: Mapping[str, Perturbation]) -> str:
         if path in nodes:
             return path
     raise AsvpError(
-        "The exporter merged or dropped some of the nodes and this opset keeps no record of which; use --opset 18."
+        "The exporter merged or dropped some of the nodes, and this opset does not record which; use --opset 18."
     )
 
 

@@ -90,7 +90,7 @@ def with_weights(model: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) ->
         if name not in stored or list(stored[name].dims) != list(value.shape):
             raise InputError(
                 f"The weight {name} of shape {'x'.join(map(str, value.shape))} was to be replaced, and the graph has "
-                "none such; compensated weights fit only the graph and the opset for which they were solved."
+                "no such weight; compensated weights fit only the graph and the opset for which they were solved."
             )
         old = stored[name]
         kind = helper.tensor_dtype_to_np_dtype(old.data_type)
@@ -112,8 +112,8 @@ def check_carrier(model: onnx.ModelProto) -> None:
         raise InputError(f"The file carries {len(found)} ASVP node(s) already; give the unprotected original.")
     if opset_of(model) not in OPSETS:
         raise InputError(
-            f"The file is of opset {opset_of(model)}; {OPSETS[0]} to {OPSETS[-1]} can carry the node. Convert it with "
-            "onnx's version_converter, or export it anew."
+            f"The file has opset {opset_of(model)}; opsets {OPSETS[0]} to {OPSETS[-1]} can carry the node. Convert it "
+            "with onnx's version_converter, or export it again."
         )
 
 
@@ -130,8 +130,8 @@ def check_types(model: onnx.ModelProto, types: Mapping[str, str]) -> None:
     other = [name for name, kind in types.items() if kind != "tensor(float)"]
     if opset_of(model) < CAST_LIKE and other:
         raise InputError(
-            f"The file is of opset {opset_of(model)}, and the tensor {other[0]} is not float32; from opset {CAST_LIKE} "
-            "on it can carry the node. Convert it with onnx's version_converter, or export it anew."
+            f"The file has opset {opset_of(model)}, and the tensor {other[0]} is not float32; from opset {CAST_LIKE} "
+            "on it can carry the node. Convert it with onnx's version_converter, or export it again."
         )
 
 
@@ -288,9 +288,9 @@ def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: li
     wrong += [*ours, *(node.name for node, old in zip(left, before.graph.node, strict=False) if node != old)]
     if wrong or len(left) != len(before.graph.node) or not _same_beside_nodes(before, after):
         raise AsvpError(
-            "The graph was changed by more than the nodes put into it "
-            f"({', '.join(sorted(wrong)[:3]) or 'beside its nodes'}), which must not happen; please report it with the "
-            "file."
+            "Inserting the nodes changed other parts of the graph too "
+            f"({', '.join(sorted(wrong)[:3]) or 'beside its nodes'}). This is a bug of asvp-export; please report it "
+            "with the file."
         )
 
 

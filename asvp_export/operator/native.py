@@ -206,8 +206,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             _declare(library)
             return library, None
     except (OSError, AttributeError) as error:
-        return None, f"The native library {_FILE.name} does not load ({error}); install asvp-export anew."
-    return None, f"The native library {_FILE.name} has ABI {found}, {_ABI} was expected; install asvp-export anew."
+        return None, f"The native library {_FILE.name} cannot be loaded ({error}); reinstall asvp-export."
+    return None, f"The native library {_FILE.name} has ABI {found}, {_ABI} was expected; reinstall asvp-export."
 
 
 def _declare(library: ctypes.CDLL) -> None:

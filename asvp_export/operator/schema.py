@@ -68,13 +68,13 @@ class Perturbation:
     def _check_residual(self, residual: float) -> None:
         if not isinstance(residual, float) or not 1 <= residual <= self.gain:
             raise InputError(
-                f"The residual gain is {residual!r} beside a gain of {self.gain:g}; a number from 1 to the gain was "
-                "expected (the gain itself: no inverse node)."
+                f"The residual gain is {residual!r} and the gain is {self.gain:g}; a residual from 1 to the gain was "
+                "expected (equal to the gain: no inverse node)."
             )
         if self.energy < 1:
             raise InputError(
-                f"The energy is {self.energy:g} beside a residual gain of {residual:g}; an energy below 1 goes with a "
-                "residual equal to the gain only (--residual gain), since the exposed map does not tell how many "
+                f"The energy is {self.energy:g} and the residual gain {residual:g}; an energy below 1 needs a "
+                "residual gain equal to the gain (--residual gain), because the exposed map does not show how many "
                 "values were amplified."
             )
 

@@ -94,13 +94,15 @@ def _checked(
     found = "; ".join(map(str, inputs)) or "nothing"
     if image is None or (not others and rest):
         raise InputError(
-            f"The model takes {found}; one image batch (N, C, H, W or N, H, W, C) was expected, or the others by "
-            "--inputs."
+            f"The model takes {found}; one image batch (N, C, H, W or N, H, W, C) was expected. Give examples of "
+            "other inputs with --inputs."
         )
     if missing := [name for name in rest if name not in given]:
-        raise InputError(f"The model takes {found}; {missing[0]} is not among the inputs that were given.")
+        raise InputError(f"The model takes {found}; {missing[0]} was not given. Add it to the other inputs (--inputs).")
     if rest and tiling:
-        raise InputError("Tiles were asked for; they are for models that take one picture and nothing else.")
+        raise InputError(
+            "Tiles were asked for; only a model whose single input is one picture runs in tiles. Leave --tile out."
+        )
     return image, given
 
 
@@ -127,9 +129,9 @@ def _fixed_notes(tiles: Tiling, picture: Sequence[int], alone: bool) -> list[str
     """What a user has to know of a fixed size run tile by tile; refused where the file takes more than a picture."""
     found = f"The file takes {_size(tiles.sides)} (height x width) only and the picture is {_size(picture)}"
     if not alone:
-        raise InputError(f"{found}; tiles are for models that take one picture and nothing else. Cut the picture.")
+        raise InputError(f"{found}; only a model whose single input is one picture runs in tiles. Crop the picture.")
     return [
-        f"{found}: it is restored in tiles that share {tiles.overlap} pixels, which differs from one run of the whole."
+        f"{found}: it is restored in tiles that share {tiles.overlap} pixels, which differs from a run on the whole."
     ]
 
 

@@ -30,7 +30,7 @@ FLOAT_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "ten
 
 _QUIET = 4  # fatal only: what goes wrong comes back as an exception
 _WARNING = 2  # onnxruntime's own default
-_OTHER_SIZE = "Give a size that it was exported for; exporting with --static --size HxW gets a file for one size."
+_OTHER_SIZE = "Give a size that it was exported for; exporting with --static --size HxW makes a file for one size."
 
 _Providers = Sequence[str | tuple[str, dict[Any, Any]]]
 
@@ -250,8 +250,8 @@ def session(
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         advice = "Check that the file is whole, and made for this onnxruntime."
         if OP_TYPE in str(error):
-            advice = "Its ASVP node cannot run as it stands: export the file anew."
-        raise _translated(error, f"onnxruntime {ort.__version__} does not load {name}", advice) from error
+            advice = "Its ASVP node cannot run as it stands; export the file again."
+        raise _translated(error, f"onnxruntime {ort.__version__} cannot load {name}", advice) from error
     if PROVIDERS[provider] not in opened.get_providers():
         raise InputError(
             "The provider 'cuda' was asked for; onnxruntime could not start it, and would have run on the "
@@ -332,11 +332,11 @@ def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndar
         outputs = opened.run([one.name for one in float_outputs(opened)], given)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         size = " and ".join("x".join(str(dim) for dim in x.shape) for x in inputs)
-        what = f"onnxruntime does not run the model on an input of {size}"
+        what = f"onnxruntime cannot run the model on an input of {size}"
         raise _translated(error, what, _OTHER_SIZE) from error
     if not outputs:
         kinds = "; ".join(f"{one.name} {one.type}" for one in opened.get_outputs())
-        raise InputError(f"The model gives {kinds}; a floating output was expected.")
+        raise InputError(f"The model gives {kinds}; a floating-point output was expected.")
     return [np.asarray(output) for output in outputs]
 
 

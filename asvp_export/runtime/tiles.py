@@ -118,8 +118,8 @@ def _scale(tile: np.ndarray, y: np.ndarray) -> float:
     scale = y.shape[2] / tile.shape[2] if y.ndim == 4 else 0.0
     if not scale or y.shape[2:] != (round(scale * tile.shape[2]), round(scale * tile.shape[3])):
         raise InputError(
-            f"The model's output has shape {y.shape} for a tile of {tile.shape}; tiles need an output of one whole "
-            "scale, without a border that is lost. Run it on the whole image."
+            f"The model's output has shape {y.shape} for a tile of {tile.shape}; tiles need an output at one whole "
+            "scale, with no border cut off. Run it on the whole image."
         )
     return scale
 

@@ -118,7 +118,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "a key that nobody knows": (at("layers", 0, "colour")(1), "colour is not known to this version"),
     "a tolerance that is a text": (at("min_psnr")("48"), "min_psnr is '48', a number was expected"),
     "a PSNR that is a list": (at("verified_psnr")([1]), r"verified_psnr is \[1\], a number was expected"),
-    "weights without a PSNR": (at("verified_psnr")(None), "it has weights, and no PSNR"),
+    "weights without a PSNR": (at("verified_psnr")(None), "it has weights, but not the PSNR"),
     "a compensation of no kind": (at("compensate")("magic"), "compensate is 'magic', none, solve or refine"),
     "counts that are texts": (at("calibration", "crops")("2"), r"calibration\.crops is '2', a whole number"),
     "counts that are not there": (at("calibration")({"photographs": 1}), "calibration has no crops"),
@@ -128,8 +128,8 @@ WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "a format that is a text": (at("format")("1"), "format is '1', a whole number was expected"),
     "no version": (lambda data: data.pop("tool_version"), "tool_version is missing"),
     "weights that are a text": (at("weights")("w"), "weights is 'w', an object was expected"),
-    "weights above": (at("weights", "file")("../w.safetensors"), "which is no file of its folder"),
-    "weights anywhere": (at("weights", "file")("/etc/passwd"), "which is no file of its folder"),
+    "weights above": (at("weights", "file")("../w.safetensors"), "which is not the name of a file in its folder"),
+    "weights anywhere": (at("weights", "file")("/etc/passwd"), "which is not the name of a file in its folder"),
 }
 
 
@@ -200,12 +200,15 @@ WEIGHTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a device": (weights_as(lambda path: path.symlink_to("/dev/zero")), "is a pipe or a device"),
     "a folder": (weights_as(Path.mkdir), "Is a directory"),
     "10 GiB": (weights_as(sparse), "is larger than 1024 MiB"),
-    "nothing": (sealed(b""), "is not a file of safetensors, or damaged"),
-    "garbage": (sealed(b"\x00garbage" * 99), "is not a file of safetensors, or damaged"),
-    "a header without end": (sealed(b"\xff" * 8 + b"{" * 99), "is not a file of safetensors, or damaged"),
-    "a header of lists": (sealed((9).to_bytes(8, "little") + b'{"a":[1]}'), "is not a file of safetensors, or damaged"),
-    "a cut file": (sealed(GOOD[:-4]), "is not a file of safetensors, or damaged"),
-    "whole numbers": (sealed(save({WEIGHT: torch.ones(12, dtype=torch.int64)})), "of type int64; finite floating"),
+    "nothing": (sealed(b""), "is damaged, or not a safetensors file"),
+    "garbage": (sealed(b"\x00garbage" * 99), "is damaged, or not a safetensors file"),
+    "a header without end": (sealed(b"\xff" * 8 + b"{" * 99), "is damaged, or not a safetensors file"),
+    "a header of lists": (sealed((9).to_bytes(8, "little") + b'{"a":[1]}'), "is damaged, or not a safetensors file"),
+    "a cut file": (sealed(GOOD[:-4]), "is damaged, or not a safetensors file"),
+    "whole numbers": (
+        sealed(save({WEIGHT: torch.ones(12, dtype=torch.int64)})),
+        "of type int64; finite floating-point",
+    ),
     "NaN": (sealed(save({WEIGHT: torch.full((12,), torch.nan)})), f"{WEIGHT} in .* is not finite"),
 }
 
@@ -221,8 +224,8 @@ def test_weights_that_are_none_are_told(case, path):
 @pytest.mark.parametrize(
     ("tensors", "told"),
     [
-        ({WEIGHT: torch.ones(13)}, "is 12 in .*, the plan's is 13"),
-        ({"no.such": torch.ones(12)}, "no.such is not there"),
+        ({WEIGHT: torch.ones(13)}, "has the shape 12 in .*, and has the shape 13 in the plan"),
+        ({"no.such": torch.ones(12)}, "no.such does not exist"),
     ],
 )
 def test_weights_of_another_shape_or_name_do_not_fit(tensors, told, path, teacher):

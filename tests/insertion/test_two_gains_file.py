@@ -280,7 +280,7 @@ def test_a_plan_does_not_excuse_a_file_that_lost_its_inverse(shipped, teacher, p
     file = harmed("function", shipped["function"][0], HARMS["an inverse removed"], tmp_path / "p.onnx")
     plan = asvp_export.protect(teacher, "head,block", images=pictures).plan
     assert plan and plan.nodes == protected.nodes
-    with pytest.raises(asvp_export.InputError, match=r"does not carry \(head\).*Export it anew"):
+    with pytest.raises(asvp_export.InputError, match=r"does not carry \(head\).*Export it again"):
         asvp_export.check(teacher, file, images=pictures, plan=plan)
 
 

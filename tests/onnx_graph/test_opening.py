@@ -70,7 +70,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_functions_that_double_each_other_are_counted_and_refused(command: str, tmp_path: Path):
     path = doubling(tmp_path / "m.onnx", 26)
-    with pytest.raises(InputError, match=f"has over {NODES:,} nodes when its functions are written out"):
+    with pytest.raises(InputError, match=f"has over {NODES:,} nodes once its functions are inlined"):
         COMMANDS[command](path)
 
 
@@ -93,7 +93,7 @@ def test_nodes_count_where_they_lie_in_bodies(tmp_path: Path):
     branches = [helper.make_node("If", ["yes"], [f"z{i}"], then_branch=inside, else_branch=inside) for i in range(3)]
     model.graph.node.extend(branches[:2])
     check_strange(model, tmp_path / "m.onnx")  # 5 times f14, of some 49,000 nodes
-    with pytest.raises(InputError, match="nodes when its functions are written out"):
+    with pytest.raises(InputError, match="nodes once its functions are inlined"):
         model.graph.node.extend(branches[2:])
         check_strange(model, tmp_path / "m.onnx")
 
@@ -105,7 +105,7 @@ def test_functions_inside_functions_are_refused_before_they_overflow_a_stack(cou
     node = helper.make_node("f9", ["x"], ["y"], domain="local")
     path = saved(tmp_path / "m.onnx", [node], functions=functions[:: -1 if backwards else 1])
     for command in COMMANDS.values():
-        with pytest.raises(InputError, match=f"call each other over {DEPTH} deep"):
+        with pytest.raises(InputError, match=f"are nested more than {DEPTH} deep"):
             command(path)
 
 
@@ -155,18 +155,21 @@ REFUSED = {
     "pipe": ({"location": "pipe"}, "lies in pipe, which is a folder, a pipe or a device"),
     "device": ({"location": "zero"}, "lies in zero, a link to /dev/zero outside of the model's folder"),
     "model": ({"location": "m.onnx"}, "lies in m.onnx, which is the model itself"),
-    "nowhere": ({"offset": 0}, "is said to lie in a file that is called ''"),
-    "control characters": ({"location": "a\x1b[2J\n"}, r"is called 'a\\x1b\[2J\\n'"),
-    "zero byte": ({"location": "w.data\0"}, r"is called 'w\.data\\x00'"),
+    "nowhere": ({"offset": 0}, "is listed in a file with the name ''"),
+    "control characters": ({"location": "a\x1b[2J\n"}, r"name 'a\\x1b\[2J\\n'"),
+    "zero byte": ({"location": "w.data\0"}, r"name 'w\.data\\x00'"),
     "long name": ({"location": "a" * 5000}, "which cannot be read"),
-    "short": ({"location": "short.data"}, f"bytes 0 to {_BYTES}, and the file has {_BYTES - 1}. It is cut off"),
-    "behind the end": ({"location": "w.data", "offset": 300}, f"bytes 300 to {_BYTES + 300}, and the file has 400"),
-    "far behind": ({"location": "w.data", "offset": 2**62}, "and the file has 400"),
-    "negative offset": ({"location": "w.data", "offset": -4}, "is said to have the offset '-4'; a whole number"),
-    "negative length": ({"location": "w.data", "length": -_BYTES}, f"is said to have the length '-{_BYTES}'"),
-    "text": ({"location": "w.data", "offset": "four"}, "is said to have the offset 'four'"),
-    "very many digits": ({"location": "w.data", "length": "1" * 9999}, "is said to have the length '1111"),
-    "another length": ({"location": "w.data", "length": 400}, f"have 400 bytes; its shape and type take {_BYTES}"),
+    "short": (
+        {"location": "short.data"},
+        f"bytes 0 to {_BYTES} of short.data, which has {_BYTES - 1}. That file is cut off",
+    ),
+    "behind the end": ({"location": "w.data", "offset": 300}, f"bytes 300 to {_BYTES + 300} of w.data, which has 400"),
+    "far behind": ({"location": "w.data", "offset": 2**62}, "of w.data, which has 400"),
+    "negative offset": ({"location": "w.data", "offset": -4}, "is listed with the offset '-4'; a whole number"),
+    "negative length": ({"location": "w.data", "length": -_BYTES}, f"is listed with the length '-{_BYTES}'"),
+    "text": ({"location": "w.data", "offset": "four"}, "is listed with the offset 'four'"),
+    "very many digits": ({"location": "w.data", "length": "1" * 9999}, "is listed with the length '1111"),
+    "another length": ({"location": "w.data", "length": 400}, f"with 400 bytes; its shape and type need {_BYTES}"),
 }
 
 
@@ -207,5 +210,5 @@ def test_a_name_that_is_no_text_is_refused_in_every_command(name, tmp_path):
     assert name in content
     path.write_bytes(content.replace(name, b"\xff" + name[1:]))
     for command in COMMANDS.values():
-        with pytest.raises(InputError, match=r"is damaged: a \w+ in it is b'.xff.*, which is no text"):
+        with pytest.raises(InputError, match=r"is damaged: a \w+ in it is b'.xff.*, which is not UTF-8 text"):
             command(path)
