@@ -290,6 +290,6 @@ def fits(opened: ort.InferenceSession, case: Case) -> None:
         ):
             expected = "x".join(str(dim) for dim in given.shape)
             raise InputError(
-                f"The ONNX model takes {one}; the input of {case.name} is {expected}. Is it the same model, and "
-                "exported for this size?"
+                f"The ONNX model takes {one}; the input of {case.name} is {expected}. Check that it is the same "
+                "model, exported for this size."
             )

@@ -96,7 +96,9 @@ def judge_tiled(
     """
     cases, expected = inputs.cases, inputs.expected
     if any(case.others for case in cases) or any(case.input.ndim != 4 for case in cases):
-        raise InputError("Tiles were asked for; they are for models that take one picture and nothing else.")
+        raise InputError(
+            "Tiles were asked for; only a model whose single input is one picture runs in tiles. Leave --tile out."
+        )
     large = [
         (case, outputs[main])
         for case, outputs in zip(cases, expected.original, strict=True)
@@ -121,9 +123,7 @@ def judge_tiled(
 def library_notes(provider: str, portable: str = "") -> tuple[str, ...]:
     """What a reader of the verdict has to know where the library was left out."""
     if portable == INLINE:
-        return (
-            "The operator's body is inlined: the file runs by its own nodes, and no native kernel takes their place.",
-        )
+        return ("The operator's body is inlined: the file runs by its own nodes, never by the native kernel.",)
     unused = library_unused([PROVIDERS[provider]])
     return (f"{unused} The file was run by its function body alone.",) if unused else ()
 

@@ -154,7 +154,7 @@ def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Sign
         found = "; ".join(map(str, inputs)) or "nothing"
         raise InputError(
             f"The file {path.name} takes {found}; {len(signature.names)} input(s), the image [{wanted}], were "
-            "expected. Is it a file of asvp-export, and were all inputs given?"
+            "expected. Check that asvp-export wrote the file, and that all inputs were given."
         )
     n, c, h, w = frozen([dim if isinstance(dim, int) else None for dim in image.shape], last)
     if c not in (None, signature.channels) or (c is None and signature.channels in (h, w)):
@@ -177,7 +177,7 @@ def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
     if wrong:
         raise InputError(
             f"The metadata of {path.name} names ASVP nodes that its graph does not carry ({', '.join(wrong[:3])}); it "
-            "was changed after the export. Export it anew."
+            "was changed after the export. Export it again."
         )
     return []
 
@@ -206,7 +206,7 @@ def _expected(
     missing = sorted(set(nodes) - backend.names.sites.keys())
     if missing and backend.traced:
         raise InputError(
-            f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); hand in the "
+            f"The protected file names layers that the original does not have ({', '.join(missing[:3])}); give the "
             "teacher that it was exported from."
         )
     if plan and provenance:
@@ -222,9 +222,12 @@ def _expected(
         )
         return replace(expected, protected=[]), protected, [note]
     if provenance.compensated and plan is None:
-        note = "Fidelity was not measured: the weights behind the nodes are compensated, and no plan (--plan) says how."
+        note = (
+            "Fidelity was not measured: the weights behind the nodes are compensated, and their plan was not given "
+            "(--plan)."
+        )
         return replace(expected, protected=[]), protected, [note]
     if provenance.source_sha256 != original.sha256:
-        note = f"The protected file was made from another file than {original.source} (its sha256 differs)."
+        note = f"The protected file was not made from {original.source} (the sha256 differs)."
         return expected, protected, [note]
     return expected, protected, []

@@ -34,7 +34,8 @@ def read_truth(folder: str | Path, images: Sequence[Path], teacher: Teacher) -> 
     """
     if teacher.signature.frames:
         raise InputError(
-            f"Ground truth was given, and {teacher.source} restores videos: it is compared for pictures only."
+            f"Ground truth was given, and {teacher.source} restores videos; ground truth can be compared for pictures "
+            "only. Leave it out."
         )
     found: dict[str, list[Path]] = defaultdict(list)
     for path in list_images(folder):
@@ -45,8 +46,8 @@ def read_truth(folder: str | Path, images: Sequence[Path], teacher: Teacher) -> 
 def _fitting(image: Path, found: Sequence[Path], folder: Path, scale: int | Fraction) -> np.ndarray:
     if len(found) != 1:
         names = " and ".join(path.name for path in found)
-        what = f"{names} are both there; leave one" if found else f"none is called {image.stem}; add it"
-        raise InputError(f"The input {image.name} needs one clean picture of its name in {folder}: {what}.")
+        what = f"{names} are both there; keep one" if found else f"none is called {image.stem}; add it"
+        raise InputError(f"The input {image.name} needs one clean picture of the same name in {folder}: {what}.")
     picture, clean = read_image(image), read_image(found[0])
     wanted = tuple(side * scale for side in picture.shape[:2])
     if clean.shape[:2] != wanted:
@@ -90,7 +91,7 @@ def truth_psnr(clean: np.ndarray, got: np.ndarray, values: ValueRange) -> float:
         raise InputError(
             f"The output is {_size(got.shape[2:])} (height x width) where the ground truth is "
             f"{_size(wanted.shape[2:])}: this model cuts a border off, so its outputs cannot be compared with clean "
-            "pictures."
+            "pictures. Leave the ground truth out."
         )
     return psnr(wanted, np.clip(values.to_unit(got), 0, 1), 1.0)
 

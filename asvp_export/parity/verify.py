@@ -113,8 +113,8 @@ def check_threshold(decibels: float) -> None:
     """
     if not (math.isfinite(decibels) and decibels <= IDENTICAL_DB):
         raise InputError(
-            f"The least PSNR asked for is {decibels!r} dB; a number of at most {IDENTICAL_DB:g} was expected, which is "
-            "what identical images score."
+            f"The minimum PSNR asked for is {decibels!r} dB; at most {IDENTICAL_DB:g} dB was expected, which is what "
+            "identical images score."
         )
 
 
@@ -214,7 +214,7 @@ def compared(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndar
         )
     if expected.size == 0:
         raise InputError(
-            f"The original gives {_shape(expected)} for {case.name}, in which there is nothing to compare."
+            f"The original gives an empty output, {_shape(expected)}, for {case.name}, so there is nothing to compare."
         )
     is_image = expected.ndim >= 4
     expected, got = as_images(expected), as_images(got)

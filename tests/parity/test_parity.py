@@ -101,7 +101,7 @@ def test_a_model_that_does_not_take_the_images_is_refused() -> None:
 def test_a_run_that_fails_says_why_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     weight = helper.make_node("Constant", [], ["w"], value_floats=[0.0] * 7)
     opened = session(model(weight, helper.make_node("Add", ["image", "w"], ["restored"])))
-    with pytest.raises(InputError, match=r"does not run the model on an input of 1x3x96x128 \(") as caught:
+    with pytest.raises(InputError, match=r"cannot run the model on an input of 1x3x96x128 \(") as caught:
         run_model(opened, photograph())
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

@@ -212,7 +212,7 @@ def test_ground_truth_that_does_not_fit_is_refused_in_a_sentence(protected, fold
         read_truth(folder / "verify", images, teacher)
     for suffix in ("png", "bmp"):
         save(tmp_path / f"{first.stem}.{suffix}", read_image(folder / "clean" / f"{first.stem}.bmp"))
-    with pytest.raises(InputError, match=rf"{first.stem}\.bmp and {first.stem}\.png are both there; leave one"):
+    with pytest.raises(InputError, match=rf"{first.stem}\.bmp and {first.stem}\.png are both there; keep one"):
         read_truth(tmp_path, images, teacher)
     with pytest.raises(InputError, match="restores videos"):
         read_truth(folder / "clean", images, asvp_export.load(Video()))
