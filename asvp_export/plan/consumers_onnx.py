@@ -144,7 +144,7 @@ class _Walk:
             self.levels[name] = level
             self.carried[name] = passed
             if (layer := self.layers.get(name)) is not None:
-                self._refuse(passed, f"it passes the node behind {layer}")
+                self._refuse(passed, f"it reaches the node behind {layer} without a layer to re-solve")
                 self.carried[name] = frozenset({layer})
 
     def consumers(self) -> OnnxConsumers:
@@ -153,7 +153,7 @@ class _Walk:
             self._refuse(self.carried.get(name, frozenset()), "it reaches the output without a layer to re-solve")
         for name, (consumer, whose) in self.linear.items():
             if self.users[name] != self.calls[name] or len(self.used[name]) > 1:
-                self._refuse(whose, f"{name} also reads what is not protected")
+                self._refuse(whose, f"{name} also reads maps that are not protected")
             bias = consumer.bias
             if bias is not None and (self.owners[bias] != {name} or self.users[bias] != self.calls[bias]):
                 # It stays as it is: whatever is added behind the product cancels out of the problem.
@@ -237,7 +237,7 @@ class _Walk:
         settings = _attributes(node)
         if kind == "MatMul":
             if len(shape) != 2:
-                return "MatMul reads it, whose weight is no matrix"
+                return "MatMul reads it, whose weight is not a matrix"
             added = self._added(node)
             if added is not None:
                 bias = next(name for name in self.graph.node[added].input if name in self.stored)
@@ -277,7 +277,7 @@ class _Walk:
         else:
             return f"{node.op_type} reads it, with padding that its input's size decides"
         if settings.get("output_shape"):
-            return f"{node.op_type} reads it, with an output size of its own"
+            return f"{node.op_type} reads it, with a stated output size"
         groups = settings.get("group", 1)
         assert isinstance(groups, int)
         return self._sized(

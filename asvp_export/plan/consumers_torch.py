@@ -164,7 +164,7 @@ class _Tracer(TorchFunctionMode):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
             for other in self.carried.get(id(output), ()):
                 if other != layer:
-                    self.reasons.setdefault(other, f"it passes the node behind {layer}")
+                    self.reasons.setdefault(other, f"it reaches the node behind {layer} without a layer to re-solve")
             self.kept.append(output)
             self.carried[id(output)] = frozenset({layer})
             self.later.add(id(output))
@@ -188,7 +188,7 @@ class _Tracer(TorchFunctionMode):
         for name, (_, whose) in self.linear.items():
             if len(self.used[name]) > 1:
                 for layer in whose:
-                    self.reasons.setdefault(layer, f"{name} also reads what is not protected")
+                    self.reasons.setdefault(layer, f"{name} also reads maps that are not protected")
         consumers = {
             layer: [consumer for consumer, whose in self.linear.values() if layer in whose]
             for layer in layers

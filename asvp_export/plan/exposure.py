@@ -144,8 +144,8 @@ class _Trials:
                 return self._least(list(torch_outputs(module, map(_half_case, self._cases), device)))
         except InputError as error:
             raise InputError(
-                f"No gain can be found for float16, since {made.teacher.source} does not run in it here ({error}) "
-                "Give --gain."
+                f"No gain can be found for float16, because {made.teacher.source} cannot run in it on this machine "
+                f"({str(error).rstrip('.')}). Give --gain."
             ) from error
 
     def refusal(self, target: float) -> str:

@@ -79,8 +79,8 @@ def plan(
     """
     if options.compensate == "refine" and not open_backend(teacher).trainable:
         raise InputError(
-            f"Refinement was asked for, which trains a PyTorch module, and {teacher.source} is run as a graph; "
-            "use --compensate solve."
+            f"--compensate refine was asked for, which trains a PyTorch module; {teacher.source} runs as a graph. Use "
+            "--compensate solve."
         )
     images = draw(teacher, calibrate, solved=options.compensated)
     search, unseen = _search(teacher, nodes, options, images, cases)
@@ -168,9 +168,8 @@ def _reduce_gains(
     worst = search.worst(unseen, trial.nodes, trial.weights)
     if worst < options.target:
         raise InputError(
-            f"No gain keeps the verification images at {options.min_psnr:g} dB and {MARGIN_DB:g} dB to spare; "
-            f"the best that was reached is {worst:.1f} dB. Lower --min-psnr, or calibrate on more images that are like "
-            "them."
+            f"No gain keeps the verification images at {options.min_psnr:g} dB with {MARGIN_DB:g} dB to spare; the "
+            f"best that was reached is {worst:.1f} dB. Lower --min-psnr, or calibrate on more images like them."
         )
     return trial, reduced
 
@@ -218,6 +217,6 @@ def _nothing_linear(search: Search, nodes: Mapping[str, Perturbation]) -> str:
     reasons = search.runner.consumers.reasons
     shown = "; ".join(f"{layer}: {reasons[layer]}" for layer in list(nodes)[:3] if layer in reasons)
     return (
-        f"Compensation was asked for and no layer that is protected has linear readers alone ({shown}). Choose other "
+        f"Compensation was asked for, and no protected layer is read by linear layers only ({shown}). Choose other "
         "layers, or --compensate none."
     )

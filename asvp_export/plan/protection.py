@@ -35,12 +35,14 @@ def protect_teacher(
     wanted = resolved(options)
     if options.residual is None and wanted.residual == AUTO:
         progress(
-            "compensation without a residual gain: the largest that the readers can be re-solved for (--residual auto)"
+            "compensation without --residual: the largest residual gain that the readers can be re-solved for "
+            "(--residual auto)"
         )
     layers, count = _layers(layers)
     if options.residual is not None and not count and no_layers(layers):
         raise InputError(
-            f"A residual gain of {options.residual} was asked for and no layer is protected; leave one of the two out."
+            f"A residual gain of {options.residual} was asked for, and no layer is protected. Name layers, or leave "
+            "--residual out."
         )
     asked = InputsAsked(verify_images if verify_images is not None else gate.images, gate.sizes, gate.thorough)
     nodes = nodes_for(teacher, ["**"] if count else layers, _first(options, wanted), options.axis)
@@ -110,7 +112,10 @@ def _layers(layers: Sequence[str] | str) -> tuple[Sequence[str], int]:
     names = [layers] if isinstance(layers, str) else list(layers)
     asked = [word for word in names if word == AUTO or word.startswith(f"{AUTO}:")]
     if asked and len(names) > 1:
-        raise InputError(f"The layers {', '.join(names)} were asked for; auto stands alone.")
+        raise InputError(
+            f"The layers {', '.join(names)} were asked for; auto cannot be combined with others. Give auto alone, or "
+            "names alone."
+        )
     return names, _count(asked[0]) if asked else 0
 
 
@@ -197,7 +202,7 @@ def _calibration_images(images: Path | None) -> list[Path]:
 def _count(word: str) -> int:
     number = word.partition(":")[2] or "3"
     if not number.isdecimal() or int(number) < 1:
-        raise InputError(f"The layers {word!r} were asked for; auto or auto:N, N a number from 1 on, was expected.")
+        raise InputError(f"The layers {word!r} were asked for; auto or auto:N was expected, with N at least 1.")
     return int(number)
 
 
@@ -239,13 +244,13 @@ def resolved(options: ProtectOptions) -> ResolvedOptions:
         residual = 1.0 if compensate == "none" else AUTO
     if residual == AUTO and compensate == "none":
         raise InputError(
-            "An automatic residual gain was asked for without compensation; only re-solved readers can take one. Add "
+            "--residual auto was asked for without compensation; it is found by re-solving the readers. Add "
             "--compensate solve, or leave --residual out (1: the outputs stay the original's)."
         )
     if compensate != "none" and not isinstance(residual, str):
         raise InputError(
-            f"Compensation was asked for beside a residual gain of {residual:g}; the readers are re-solved for a gain "
-            "that is found with them. Use --residual auto, or gain."
+            f"Compensation was asked for with a residual gain of {residual:g}; the residual gain is found while the "
+            "readers are re-solved. Use --residual auto or --residual gain."
         )
     first = max_gain if gain == AUTO else float(gain)
     if gain == AUTO and residual == GAIN:
@@ -255,8 +260,8 @@ def resolved(options: ProtectOptions) -> ResolvedOptions:
     )
     if energy < 1 and residual != GAIN:
         raise InputError(
-            f"The energy is {energy:g}; an energy below 1 goes with --residual gain only, since the exposed map does "
-            "not tell how many values were amplified."
+            f"The energy is {energy:g}; an energy below 1 needs --residual gain, because the exposed map does not "
+            "show how many values were amplified."
         )
     calibrated = compensate != "none" or (residual == GAIN and gain == AUTO)
     return ResolvedOptions(

@@ -66,7 +66,7 @@ def compensable(teacher: Teacher, nodes: Mapping[str, Perturbation]) -> dict[str
     solvable = {layer: node for layer, node in nodes.items() if 0 < len(consumers.by_layer.get(layer, ())) <= _CHAIN}
     if not solvable:
         raise InputError(
-            f"Compensation was asked for, and no layer of {teacher.source} has readers that are linear alone; leave "
+            f"Compensation was asked for, and no layer of {teacher.source} is read by linear layers only; leave "
             "--compensate out."
         )
     return solvable

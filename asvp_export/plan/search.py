@@ -265,7 +265,7 @@ class Search:
         alone = {layer: self.trial({layer: node}).psnr for layer, node in trial.nodes.items()}
         costly = min(alone, key=lambda layer: alone[layer])
         return (
-            f"No gain keeps the worst calibration image at {self.target - MARGIN_DB:g} dB and {MARGIN_DB:g} dB to "
+            f"No gain keeps the worst calibration image at {self.target - MARGIN_DB:g} dB with {MARGIN_DB:g} dB to "
             f"spare: at a gain of {1 + _FINEST:g} it has {trial.psnr:.1f} dB, and {costly} costs most "
             f"({alone[costly]:.1f} dB alone). Leave that layer out, or lower --min-psnr."
         )

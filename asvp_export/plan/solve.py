@@ -134,8 +134,8 @@ class _Sums:
         needed = _POSITIONS * self.consumer.unknowns
         if self.positions < needed:
             raise InputError(
-                f"Calibration saw {self.positions} positions of the map that {self.consumer.weight} reads, which has "
-                f"{self.consumer.unknowns} unknowns a channel; at least {needed} positions are needed. Add calibration "
+                f"Calibration saw {self.positions} positions of the map that {self.consumer.weight} reads; its "
+                f"{self.consumer.unknowns} unknowns per channel need at least {needed} positions. Add calibration "
                 "images, or larger ones."
             )
         unit = self.gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)

@@ -231,23 +231,23 @@ def test_the_choice_of_layers_repeats(derain, pictures):
 # Bad input
 
 BAD = {
-    "a gain below the residual": ({"gain": 2.0, "residual": 3.0}, r"residual gain is 3\.0 beside a gain of 2"),
+    "a gain below the residual": ({"gain": 2.0, "residual": 3.0}, r"residual gain is 3\.0 and the gain is 2"),
     "a residual below 1": ({"gain": 2.0, "residual": 0.5}, r"residual gain is 0\.5 .* from 1 to the gain was expected"),
     "a residual of NaN": ({"gain": 2.0, "residual": "nan"}, "residual gain is nan"),
     "a residual of text": ({"residual": "some"}, "'some'"),
     "an automatic residual without compensation": (
         {"residual": "auto"},
-        "automatic residual gain was asked for without compensation; .*--compensate solve",
+        "--residual auto was asked for without compensation; .*--compensate solve",
     ),
     "compensation beside a number": (
         {"residual": 2.0, "compensate": "solve"},
-        "Compensation was asked for beside a residual gain of 2",
+        "Compensation was asked for with a residual gain of 2",
     ),
-    "an energy below 1": ({"gain": 2.0, "energy": 0.9}, "an energy below 1 goes with .*--residual gain"),
-    "an energy below 1, automatic gain": ({"energy": 0.9}, "an energy below 1 goes with .*--residual gain"),
+    "an energy below 1": ({"gain": 2.0, "energy": 0.9}, "an energy below 1 needs .*--residual gain"),
+    "an energy below 1, automatic gain": ({"energy": 0.9}, "an energy below 1 needs .*--residual gain"),
     "an energy below 1, compensated": (
         {"energy": 0.9, "compensate": "solve"},
-        "an energy below 1 goes with .*--residual gain",
+        "an energy below 1 needs .*--residual gain",
     ),
     "a largest gain of 1": ({"max_gain": 1.0}, "max gain 1 was asked for|--max-gain.*1.0 is not in the range x>1"),
 }
@@ -272,7 +272,7 @@ def test_the_command_line_says_so_in_a_sentence_before_it_loads_anything(case, t
 
 
 def test_a_residual_without_layers_is_refused(derain):
-    with pytest.raises(InputError, match=r"residual gain of 1\.0 was asked for and no layer is protected"):
+    with pytest.raises(InputError, match=r"residual gain of 1\.0 was asked for, and no layer is protected"):
         asvp_export.protect(derain, "none", residual=1.0)
     assert not asvp_export.protect(derain, "none").nodes
 

@@ -115,7 +115,7 @@ def test_readers_of_a_graph_that_was_exported_from_pytorch():
     assert found.reasons == {
         "/rectified/Conv": "Relu reads it, which is not linear",
         "/normed/Conv": "LayerNormalization reads it, which is not linear",
-        "/shared/Conv": "behind.5.weight also reads what is not protected",
+        "/shared/Conv": "behind.5.weight also reads maps that are not protected",
     }
 
 
@@ -140,8 +140,8 @@ REFUSED = {
     "y = MaxPool <kernel_shape = [2, 2]> (h)": "MaxPool reads it, which is not linear",
     "y = Conv (x, h)": "Conv reads it, which is not linear",
     "y = Identity (h)": "it reaches the output without a layer to re-solve",
-    "q = ReduceSum (k) y = Conv (h, k)": "k also reads what is not protected",
-    "y = Conv (h, k) q = Conv (x, k)": "k also reads what is not protected",
+    "q = ReduceSum (k) y = Conv (h, k)": "k also reads maps that are not protected",
+    "y = Conv (h, k) q = Conv (x, k)": "k also reads maps that are not protected",
     "m = DequantizeLinear (i, s) y = Conv (h, m)": "Conv reads it, whose weight is quantised",
     "m = Tanh (k) y = Conv (h, m)": "Conv reads it, whose weight is computed",
     IF: "a body of If reads it",
@@ -164,7 +164,9 @@ def test_what_a_tensor_may_pass_and_what_not():
     first, second = onnx_consumers(model, {"first": "h", "second": "g"}).of(["first", "second"])
     assert (first.weight, first.level, second.weight, second.level) == ("k", 0, "l", 1)
     between = graph("h = Neg (x) g = Neg (h) y = Conv (g, k)", k=(3, 4, 3, 3))
-    assert onnx_consumers(between, {"a": "h", "b": "g"}).reasons == {"a": "it passes the node behind b"}
+    assert onnx_consumers(between, {"a": "h", "b": "g"}).reasons == {
+        "a": "it reaches the node behind b without a layer to re-solve"
+    }
     biased = graph(
         "h = Neg (x) g = Conv (h, k, b) p = Conv (x, l, b) y = Add (g, p)", k=(4, 4, 1, 1), l=(4, 4, 1, 1), b=(4,)
     )
@@ -251,7 +253,9 @@ def test_an_export_carries_the_solved_weights(pair, solved, tmp_path):
         assert np.array_equal(shipped[name], weights.get(name, value))
     image = pair[1].example()
     assert torch.equal(insert(pair[1], {})(image), pair[1].module(image)), "the teacher was changed"
-    with pytest.raises(InputError, match=r"tail.0.bias of shape 3 was to be replaced, and the graph has none such"):
+    with pytest.raises(
+        InputError, match=r"tail.0.bias of shape 3 was to be replaced, and the graph has no such weight"
+    ):
         insert(pair[1], {TENSOR: NODE}, {"tail.0.bias": torch.zeros(3)})
 
 
