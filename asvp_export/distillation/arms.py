@@ -70,7 +70,8 @@ class Arm:
         parts = _NAME.fullmatch(name)
         if parts is None:
             raise InputError(
-                f"The row {name!r} cannot be read; such as shipped/normalised-10 or shipped+undo/mse-1 was expected."
+                f"The row {name!r} cannot be read; a row such as shipped/normalised-10 or shipped+undo/mse-1 was "
+                "expected."
             )
         arm = cls(
             teacher=parts["teacher"],
@@ -99,21 +100,27 @@ class Arm:
     def _check_combination(self, name: str) -> None:
         if (self.loss == OUTPUTS) != (self.weight == 0):
             raise InputError(
-                f"The row {name!r} needs a weight over 0 behind its feature loss, and none behind outputs."
+                f"The row {name!r} has a wrong weight; a feature loss needs a weight over 0 (mse-1), and outputs "
+                "takes none."
             )
         if self.teacher == "truth" or (self.loss == OUTPUTS and (self.first or self.tap != TAPS[0])):
-            raise InputError(f"The row {name!r} asks for features where none are imitated.")
+            raise InputError(f"The row {name!r} names features, but its student imitates none; leave them out.")
         if self.attack and not (
             self.teacher == "shipped" or (self.teacher == "original" and attacks()[self.attack].original_too)
         ):
             raise InputError(
-                f"The row {name!r} has the attacker {self.attack} beside {self.teacher}; it attacks what is shipped."
+                f"The row {name!r} has the attacker {self.attack} on {self.teacher}; that attacker needs the shipped "
+                f"model (shipped+{self.attack})."
             )
         if self.tap != TAPS[0] and (self.attack or self.teacher not in ("shipped", "original")):
-            raise InputError(f"The row {name!r} reads features @{self.tap}, where attackers and controls change none.")
+            raise InputError(
+                f"The row {name!r} reads features @{self.tap}, which attackers and controls do not change; leave "
+                f"@{self.tap} out."
+            )
         if self.tap in _OURS and self.teacher == "original":
             raise InputError(
-                f"The row {name!r} reads features @{self.tap}, beside a node that the original does not have."
+                f"The row {name!r} reads features @{self.tap} of a node, which the original does not have; use "
+                "shipped instead."
             )
 
     @property

@@ -120,7 +120,6 @@ def _data(task: str | None, data: str | Path | None) -> Data:
         return from_folder(data, task)
     if task is None:
         raise InputError(
-            "No pictures were named: --task for a degradation of the project's photographs, or --data DIR, "
-            "was expected."
+            "No pictures were named; give --task NAME for a degradation of the project's photographs, or --data DIR."
         )
     return project_pictures(task)

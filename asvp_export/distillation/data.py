@@ -129,8 +129,8 @@ def _check_apart(folder: Path, train: Sequence[Pair], test: Sequence[Pair]) -> N
     for pair in test:
         if (name := seen.get(pair.clean.tobytes())) is not None:
             raise InputError(
-                f"The pictures {name}, to train with, and {pair.name}, to test with, of {folder} are the same; "
-                "remove one, so that no student is tested on what it has seen."
+                f"The training picture {name} and the test picture {pair.name} of {folder} are the same; remove one, "
+                "so that no student is tested on what it has seen."
             )
 
 
@@ -146,12 +146,12 @@ def _read(folder: Path, task: str | None, twins: int = 1) -> list[Pair]:
         degraded = _spread(list_images(inputs))
         single = [path.name for path in degraded if path.stem not in known]
         if single:
-            raise InputError(f"The input {single[0]} needs a clean picture of its name in {truth}; add it.")
+            raise InputError(f"The input {single[0]} needs a clean picture of the same name in {truth}; add it.")
         return [_middle(Pair(path.stem, read_image(path), read_image(known[path.stem]))) for path in degraded]
     if task is None:
         raise InputError(
-            f"{folder} has no folders input/ and truth/, so its pictures are taken as clean; "
-            f"--task has to say how they are degraded: {', '.join(DEGRADATIONS)}."
+            f"{folder} has no folders input/ and truth/, so its pictures are taken as clean; give --task to say how "
+            f"they are degraded: {', '.join(DEGRADATIONS)}."
         )
     return list(_degraded(task, _spread(list_images(folder)), twins))
 
@@ -259,8 +259,8 @@ def _aligned(
         )
     if any(wanted > side or wanted * scale % 1 for wanted, side in zip(size, shape, strict=True)):
         raise InputError(
-            f"The picture {pair.name} is {shape[0]}x{shape[1]} (height x width) as {teacher.source} gets it, "
-            f"and an audit of it takes {size[0]}x{size[1]} at least. Use larger pictures."
+            f"The picture {pair.name} is {shape[0]}x{shape[1]} (height x width) as {teacher.source} gets it; an audit "
+            f"of that model needs at least {size[0]}x{size[1]}. Use larger pictures."
         )
     step = scale.denominator
     top, left = (

@@ -289,11 +289,14 @@ def check_requirements(requirements: Sequence[str], rows: Collection[Arm] | None
         what = _parsed(text)[0]
         if what not in known and "/" not in what:
             raise InputError(
-                f"The requirement {text!r} is about {what!r}; {', '.join(known)}, or the name of a row, is known."
+                f"The requirement {text!r} is about {what!r}; {', '.join(known)} or the name of a row was expected."
             )
         row = Arm.parse(_DROPS.get(what, what)) if what in _DROPS or "/" in what else None
         if row and not row.baseline:
-            raise InputError(f"The requirement {text!r} is about a row that others are compared with; it has no loss.")
+            raise InputError(
+                f"The requirement {text!r} is about a row that others are compared with, which has no loss. Name "
+                "another row."
+            )
         if row and rows is not None and row not in rows:
             raise InputError(f"The requirement {text!r} is about the row {row}, which is not run; add --rows {row}.")
 
@@ -305,7 +308,9 @@ def _parsed(text: str) -> tuple[str, Any, float]:
             return parts["what"], _COMPARISONS[parts["how"]], float(parts["limit"])
     except ValueError:
         pass
-    raise InputError(f"The requirement {text!r} cannot be read; such as 'feature_kd_drop>=1.0' was expected.")
+    raise InputError(
+        f"The requirement {text!r} cannot be read; a requirement such as 'feature_kd_drop>=1.0' was expected."
+    )
 
 
 def _sentences(result: AuditResult) -> list[str]:
@@ -327,7 +332,7 @@ def _about_the_best(result: AuditResult) -> str:
     loss = best["original"].psnr - best["shipped"].psnr
     spread = max(best["original"].spread or 0.0, best["shipped"].spread or 0.0)
     untested = best["shipped"].spread is None
-    still = f"loses {loss:.2f} dB" if loss > spread else "loses nothing that the seeds do not explain"
+    still = f"loses {loss:.2f} dB" if loss > spread else "loses nothing beyond the spread of the seeds"
     if untested and loss <= 0:
         still = "loses nothing"
     subject = "The best student of the shipped model"

@@ -138,7 +138,7 @@ def run(
     """
     seeds, budget = experiment.seeds, experiment.budget
     if not seeds:
-        raise InputError("No seed was given; one student a row is the least.")
+        raise InputError("No seed was given; at least 1 is needed.")
     progress = reporter(progress)
     rows = with_baselines(experiment.arms)
     cache.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ def _jobs(
             continue
         for arm, seed in due:
             if arm.loss != OUTPUTS and arm.tap not in targets.features:
-                unavailable[arm] = f"no layer that gives a feature map stands behind {', '.join(victim.nodes)}"
+                unavailable[arm] = f"no layer that gives a feature map comes after {', '.join(victim.nodes)}"
                 continue
             features = targets.features[arm.tap] if arm.loss != OUTPUTS else ()
             training_set = TrainingSet(images, targets.outputs, features)
@@ -287,7 +287,10 @@ def _start_ray(workers: Workers) -> int:
         try:
             ray.init(workers.address or None, num_cpus=cores, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"There is no Ray cluster at {workers.address or 'this machine'} ({error}).") from error
+            raise InputError(
+                f"There is no Ray cluster at {workers.address or 'this machine'} ({error}). Start it, or leave "
+                "--backend ray out."
+            ) from error
     register_ray()
     return workers.jobs or int(ray.cluster_resources()["CPU"])
 
@@ -348,12 +351,12 @@ def _check_shape(teacher: Teacher, name: str, original: np.ndarray, clean: np.nd
         return
     if original.shape[1] != clean.shape[1]:
         raise InputError(
-            f"{teacher.source} takes {clean.shape[1]} channels and makes {original.shape[1]}; "
-            "an audit needs a model that makes what it takes."
+            f"{teacher.source} takes {clean.shape[1]} channels and gives {original.shape[1]}; an audit needs a model "
+            "with as many channels out as in."
         )
     raise InputError(
-        f"{teacher.source} makes {original.shape[2:]} of {name}, and its clean picture is {clean.shape[2:]}: "
-        "it cuts a border off, so its outputs cannot be held against clean pictures."
+        f"{teacher.source} gives {original.shape[2:]} for {name}, whose clean picture is {clean.shape[2:]}: the model "
+        "cuts a border off, so its outputs cannot be compared with clean pictures."
     )
 
 

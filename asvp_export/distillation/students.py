@@ -88,7 +88,10 @@ class Student:
         if self.factory:
             return build(self.factory, json.loads(self.arguments)).float().train()
         if not self.scale:
-            raise InputError("No student of ours has a scale that is no whole number; name one with --student.")
+            raise InputError(
+                "The teacher's scale is not a whole number, which the built-in students need; name a student with "
+                "--student."
+            )
         return Compact(self.channels, self.scale).train()
 
     @property
@@ -188,7 +191,8 @@ def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: 
     wanted = (x.shape[0], x.shape[1], *(int(side * scale) for side in x.shape[2:]))
     if tuple(output.shape) != wanted:
         raise InputError(
-            f"{name} makes {tuple(output.shape)} of {tuple(x.shape)}, and the teacher {wanted}; name another student."
+            f"{name} gives {tuple(output.shape)} for an input of {tuple(x.shape)}, and the teacher gives {wanted}; "
+            "name another student."
         )
     if not any(maps.values()):
         raise InputError(f"{name} has no layer with a feature map N,C,H,W; name another student.")

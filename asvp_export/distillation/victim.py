@@ -106,8 +106,8 @@ class Victim:
         """What an auditor should know of the two."""
         if self._file and self._file.source_sha256 not in ("", self.teacher.sha256):
             return [
-                f"{self._file.path.name} was not exported from these bytes of {self.teacher.source}: unless it is the "
-                "same model in another file, the verdict is of a difference between two models"
+                f"{self._file.path.name} was not exported from {self.teacher.source} (the sha256 differs): unless it "
+                "is the same model in another file, the verdict includes the difference between two models"
             ]
         return []
 
@@ -367,8 +367,8 @@ def laid_out(features: torch.Tensor, axis: int) -> torch.Tensor:
         side = int(np.sqrt(x.shape[2]))
         if side * side != x.shape[2]:
             raise InputError(
-                f"{x.shape[2]} tokens of a square patch make no square; an audit cannot lay them out. "
-                "Protect another layer."
+                f"{x.shape[2]} tokens of a square patch cannot be laid out as a square, which an audit needs. Protect "
+                "another layer."
             )
         x = x.unflatten(2, (side, side))
     if x.ndim != 4:

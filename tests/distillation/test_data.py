@@ -33,7 +33,7 @@ def test_no_scene_is_in_two_parts_and_pairs_are_read_as_they_are(clean, tmp_path
     pairs = data.from_folder(tmp_path, None)
     assert np.array_equal(pairs.test[0].degraded, pairs.test[0].clean) and len(pairs.test) == 2
     (tmp_path / "test" / "truth" / f"{pairs.test[0].name}.png").unlink()
-    with pytest.raises(InputError, match="needs a clean picture of its name"):
+    with pytest.raises(InputError, match="needs a clean picture of the same name"):
         data.from_folder(tmp_path, None)
 
 
@@ -80,7 +80,7 @@ def test_of_many_and_large_pictures_some_and_their_middle_are_used(tmp_path, mon
 
 
 def test_pictures_that_do_not_fit_are_refused(protected, clean, tmp_path):
-    with pytest.raises(InputError, match="--task has to say"):
+    with pytest.raises(InputError, match="give --task to say"):
         data.from_folder(clean, None)
     with pytest.raises(InputError, match="are known"):
         data.from_folder(clean, "fog")
@@ -95,5 +95,5 @@ def test_pictures_that_do_not_fit_are_refused(protected, clean, tmp_path):
     shutil.copytree(clean, tmp_path / "both" / "train")
     (tmp_path / "both" / "test").mkdir()
     shutil.copy(list_images(clean)[2], tmp_path / "both" / "test" / "again.png")
-    with pytest.raises(InputError, match=f"{list_images(clean)[2].stem}, to train with, and again, to test with"):
+    with pytest.raises(InputError, match=f"picture {list_images(clean)[2].stem} and the test picture again of"):
         data.from_folder(tmp_path / "both", TASK)

@@ -22,7 +22,7 @@ class FineTune(Attack):
     def prepare(self, victim: Victim, images: torch.Tensor) -> None:
         module = victim.deleted()
         if module is None:
-            raise UnavailableError("the shipped graph is an ONNX file, in which nothing can be trained here")
+            raise UnavailableError("the shipped graph is an ONNX file, which cannot be trained here")
         teacher = victim.teacher
         wanted = torch.cat([victim.shipped(batch).outputs for batch in in_batches(images)])
         module.requires_grad_(True)
