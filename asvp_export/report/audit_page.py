@@ -25,9 +25,9 @@ _DEEPEST = 15.0  # dB under the best that learning curves are drawn
 _GROUPS = {
     BASELINES: "What the others are compared with; the best first.",
     SHIPPED: "Students of the model that ships, its features taken as they come; the largest loss first.",
-    CONTROLS: "Clean features, changed as much as the shipped ones by something simpler: a scalar, or noise. "
-    "What these lose is no merit of the node.",
-    ATTACKERS: "Students of attackers who know the defence and do something about it; the last loses least.",
+    CONTROLS: "Clean features, changed as much as the shipped ones by a scalar or noise. What these lose is not due to "
+    "the node.",
+    ATTACKERS: "Students of attackers who know the defence and act against it; the last loses least.",
 }
 _MODELS = {
     "clean": ("Clean", "the truth"),

@@ -163,7 +163,7 @@ def _parity(result: ParityResult) -> str:
         f"{' and '.join(paths[name] for name in result.execution_paths)}. The worst input decides; dB and SSIM are "
         "rounded down, 200 dB is identical.\n\n"
         + table(("gate", "the file against", "worst PSNR", "mean PSNR", "worst SSIM", "needed"), rows)
-        + "\n\nThe gates speak of how near the file is to the original, not of how well the original restores."
+        + "\n\nThe gates measure how near the file is to the original, not how well the original restores."
         + ("\n" + notes if notes else "")
     )
 
@@ -237,7 +237,7 @@ and change it.
 _NO_DEFENCE = """\
 ## No defence
 
-The file carries no ASVP node. Nothing in it hinders anyone from training another model on its
+The file carries no ASVP node. Nothing in it keeps anyone from training another model on its
 feature maps or its outputs."""
 
 

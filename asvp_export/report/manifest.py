@@ -185,10 +185,11 @@ def _read(place: Path, model: Path) -> _Manifest:
         manifest = checked(data, _Manifest, more=True)
         _check(manifest)
     except ValueError as error:
-        raise InputError(f"The manifest {place} cannot be used: {error}. Export the model anew.") from error
+        raise InputError(f"The manifest {place} cannot be used: {error}. Export the model again.") from error
     if (listed := manifest.name("model")) != model.name:
         raise InputError(
-            f"The manifest {place} is of {listed}, not of {model.name}; files of an export keep their names."
+            f"The manifest {place} belongs to {listed}, not to {model.name}; the files of an export must keep their "
+            "names."
         )
     return manifest
 
@@ -197,13 +198,13 @@ def _check(manifest: _Manifest) -> None:
     """Refuse values that no export writes; raises ValueError."""
     for entry in manifest.files:
         if entry.role not in ROLES:
-            raise ValueError(f"it knows a role {reprlib.repr(entry.role)}")
+            raise ValueError(f"it lists a file in the unknown role {reprlib.repr(entry.role)}")
         file_beside(entry.name)
         if entry.bytes < 0:
-            raise ValueError(f"it says that {entry.name} has {entry.bytes} bytes")
+            raise ValueError(f"it lists {entry.name} with {entry.bytes} bytes")
     for digest in (manifest.source.sha256, *(entry.sha256 for entry in manifest.files)):
         if re.fullmatch("[0-9a-f]{64}", digest) is None:
-            raise ValueError(f"{reprlib.repr(digest)} is no SHA-256")
+            raise ValueError(f"{reprlib.repr(digest)} is not a SHA-256")
     roles = [entry.role for entry in manifest.files]
     no_doubles((entry.name for entry in manifest.files), "file")
     no_doubles((role for role in roles if role != "data"), "role")

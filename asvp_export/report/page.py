@@ -88,7 +88,7 @@ def _verdict(result: ParityResult) -> str:
             against = _decibels(other.as_dict()["min_psnr"])
             return f"{_subject(result)} fails the gate {name}: {against} found, {other.threshold:g} dB needed."
     if not result.passed:
-        return f"{_subject(result)} reaches the gates and fails all the same: see the notes."
+        return f"{_subject(result)} reaches its gates but fails: see the notes."
     return f"{_subject(result)} passes every gate: {worst}."
 
 

@@ -75,6 +75,6 @@ def _ranking(plan: Plan) -> Table:
     return Table(
         columns,
         rows,
-        intro="What each candidate could carry alone. Cost: multiply-adds of node and inverse, of those of the model.",
+        intro="What each candidate could carry alone. Cost: multiply-adds of node and inverse, as part of the model's.",
         outro=f"{more} more are in the report's JSON." if more else "",
     )

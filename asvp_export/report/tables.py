@@ -163,7 +163,7 @@ def failure_lines(result: ParityResult) -> list[str]:
             " Or accept a lower --min-psnr, or leave --residual gain out: the outputs then stay the original's at "
             "any gain."
         )
-        lines.append(f"At these layers --gain {result.fitting_gain:g} would about fit.{'' if taken_back else other}")
+        lines.append(f"At these layers, about --gain {result.fitting_gain:g} would pass.{'' if taken_back else other}")
     return lines
 
 

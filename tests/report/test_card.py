@@ -105,7 +105,7 @@ def test_a_card_without_nodes_claims_no_defence_and_its_code_feeds_every_input(t
     name = "a b`c|d_e.onnx"
     result = plain_result(tmp_path / name, model="<b>\n---|`.pt")
     text = card(result, tmp_path / name)
-    assert "Nothing in it hinders anyone" in text and "\n- asvp\n" not in text
+    assert "Nothing in it keeps anyone" in text and "\n- asvp\n" not in text
     assert "Strength" not in text and "Whole images" not in text
     assert "| input, the image | `grey` | n x 1 x h x w | float32 |" in text and "| input | ``le`vel`` |" in text
     assert "| exported from | ``<b>\N{REPLACEMENT CHARACTER}---\\|`.pt``, SHA-256" in text
