@@ -247,7 +247,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
             found = {name: np.asarray(archive[name]) for name in archive.files}
     except Exception as error:  # NumPy's reader raises what its parts raise: of zip, tokenizer, literals
         raise InputError(
-            f"{path} is no .npz of numbers ({one_line(error)}); expected the model's inputs, by name or in order."
+            f"{path} cannot be read as an .npz of numbers ({one_line(error)}); expected the model's inputs, by name "
+            "or in order."
         ) from error
     ordered = [f"arr_{i}" for i in range(len(found))]  # what numpy.savez calls arrays without names
     return [found[name] for name in ordered] if sorted(found) == sorted(ordered) else found

@@ -123,7 +123,7 @@ def _check(name: str, value: object, about: Shown, numeric: bool) -> None:
         and isinstance(value, int | float)
         and not (math.isfinite(value) and value > about.least)
     ):
-        raise InputError(f"The {name} {value:g} was asked for; a number over {about.least:g} was expected.")
+        raise InputError(f"The {name} {value:g} was asked for; a number above {about.least:g} was expected.")
 
 
 def defaults(group: type[Options]) -> dict[str, Any]:

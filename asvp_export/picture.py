@@ -262,12 +262,12 @@ def _profile(picture: Image.Image, grey: bool, notes: list[str]) -> bytes:
     try:
         _to_srgb(Image.new(mode, (1, 1)), profile)
     except (OSError, ValueError, TypeError, ImageCms.PyCMSError):
-        notes.append("The picture's colour profile is damaged, or for another kind of colours, and was ignored.")
+        notes.append("The picture's colour profile is damaged, or made for another kind of colours, and was ignored.")
         return b""
     if mode != "CMYK" and not _is_srgb(profile):
         notes.append(
-            f"The picture has the colour profile {_name(profile)}: the model gets its values as they are stored, and "
-            "what is written has the profile too."
+            f"The picture has the colour profile {_name(profile)}: it is not applied to the values that the model "
+            "gets, and the picture that is written keeps it."
         )
     return profile
 

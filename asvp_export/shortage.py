@@ -58,8 +58,8 @@ def check_addresses() -> None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES:
         raise MachineError(
-            f"This process may take {limit // 2**20} MiB of addresses (ulimit -v), and PyTorch and onnxruntime need "
-            f"{LEAST_ADDRESSES // 2**20} MiB to start with; raise the limit."
+            f"This process may use {limit // 2**20} MiB of address space (ulimit -v), and PyTorch and onnxruntime "
+            f"need {LEAST_ADDRESSES // 2**20} MiB to start; raise the limit."
         )
 
 

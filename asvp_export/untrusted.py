@@ -157,5 +157,5 @@ def file_beside(name: str) -> str:
         ValueError: it leads elsewhere, or is none.
     """
     if min(name, default="") < " " or name in (".", "..") or Path(name).name != name:
-        raise ValueError(f"it names {reprlib.repr(name)}, which is no file of its folder")
+        raise ValueError(f"it names {reprlib.repr(name)}, which is not the name of a file in its folder")
     return name

@@ -54,7 +54,7 @@ def test_a_damaged_profile_is_told_and_ignored(tmp_path: Path) -> None:
     for profile in (b"no profile", WIDE[:200], LINEAR_GREY):
         Image.fromarray(COFFEE).save(tmp_path / "in.png", icc_profile=profile)
         told = run(model(tmp_path / "m.onnx"), tmp_path / "in.png", "-o", tmp_path / "out.png", "--force")
-        assert "profile is damaged, or for another kind of colours, and was ignored" in told
+        assert "profile is damaged, or made for another kind of colours, and was ignored" in told
         assert "icc_profile" not in Image.open(tmp_path / "out.png").info
 
 

@@ -55,7 +55,7 @@ def limited(which: int, most: int) -> Answer:
 def test_too_few_addresses_are_refused_before_native_libraries_end_the_process_without_a_word(mebibytes):
     answer = limited(resource.RLIMIT_AS, mebibytes * 2**20)
     assert answer.code == 3
-    assert answer.err.count("\n") == 1 and f"may take {mebibytes} MiB of addresses (ulimit -v)" in answer.err
+    assert answer.err.count("\n") == 1 and f"may use {mebibytes} MiB of address space (ulimit -v)" in answer.err
 
 
 @pytest.mark.parametrize("most", [6, 9])

@@ -43,15 +43,21 @@ def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output
     MODEL is the original teacher. What is shipped is PROTECTED, or MODEL protected here, as --plan or --layers say.
     """
     asked: AuditOptions = options.pop("audit")
-    if sum((protected is not None, plan is not None, bool(options["layers"]))) != 1:
+    given = sum((protected is not None, plan is not None, bool(options["layers"])))
+    if given != 1:
         raise click.UsageError(
-            "One of the PROTECTED file, --plan FILE and --layers NAMES was expected: what is shipped?"
+            f"{'More than one' if given else 'None'} of PROTECTED, --plan FILE and --layers NAMES was given; "
+            "give one, to say which protected model is audited."
         )
     if not options["layers"]:
         names = (*PROTECTING, "images", "verify_images", "min_psnr")
-        refuse_given(names, f"{protected or plan} says what is shipped; name layers, or leave the option out.")
+        refuse_given(
+            names,
+            f"{protected or plan} already says how the model is protected; leave the option out, or give --layers "
+            f"instead of {protected or plan}.",
+        )
     if asked.task is None and asked.data is None:
-        raise click.UsageError("No pictures were named: --task NAME, --data DIR, or both, was expected.")
+        raise click.UsageError("No pictures were named; give --task NAME, --data DIR, or both.")
 
     from asvp_export.report.audit_table import audit_table, missed_lines
     from asvp_export.workflows.audit import AuditJob, audit_model

@@ -63,9 +63,9 @@ PROTECTING = ("layers", *(one.name for one in fields(ProtectOptions)))
 def export(model: Path, plan: Path | None, output: Path | None, screen: Output, **options: object) -> int:
     """Protect MODEL, export it, verify the file, and only then give it its name."""
     if not options["layers"] and plan is None:
-        raise click.UsageError("No layers were named: --layers NAMES, --layers auto, or --plan FILE was expected.")
+        raise click.UsageError("No layers were named; give --layers NAMES, --layers auto, or --plan FILE.")
     if plan:
-        refuse_given(PROTECTING, f"{plan} says what is put in; give one of the two.")
+        refuse_given(PROTECTING, f"{plan} already says which nodes are inserted; give one of the two.")
 
     from asvp_export.workflows.export import ExportJob, default_output, export_model
 

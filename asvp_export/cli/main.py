@@ -106,14 +106,15 @@ def _run(arguments: list[str]) -> NoReturn:
         _trace(arguments)
         where = f" ({error.filename})" if error.filename else ""
         _fail(
-            shortage(error) or f"The machine says {error.strerror or error}{where}; see to that and run again.",
+            shortage(error)
+            or f"The operating system reports: {error.strerror or error}{where}. Fix that and run again.",
             2 if error.errno == errno.ENAMETOOLONG else 3,
         )
     except Exception as error:  # Python would end with 1, which says that a gate failed
         _trace(arguments)
         reason = next(iter(str(error).splitlines()), "").rstrip(".")
         unforeseen = (
-            f"Something went wrong that was not foreseen, {type(error).__name__}: {reason}. Run it with --debug."
+            f"An unexpected error occurred, {type(error).__name__}: {reason}. Run again with --debug to see where."
         )
         _fail(shortage(error) or unforeseen, 3)
 

@@ -36,7 +36,7 @@ from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOp
 def protect(model: Path, output: Path | None, screen: Output, **options: object) -> int:
     """Choose nodes, gains and weights for MODEL, and keep them as a plan, which export --plan takes."""
     if not options["layers"]:
-        raise click.UsageError("No layers were named: --layers NAMES or --layers auto was expected.")
+        raise click.UsageError("No layers were named; give --layers NAMES or --layers auto.")
 
     from asvp_export.report.tables import plan_table
     from asvp_export.workflows.protect import ProtectJob, protect_model

@@ -169,8 +169,7 @@ def keep_apart(read: Iterable[Named], written: Mapping[str, Path], force: bool =
             _check_not_data(path, what, written.get("output"))
         if not force and what in _MARKS and path.exists() and not _is_one(path, what):
             raise InputError(
-                f"The {what} {path} is there already, and no earlier run wrote it; name another file, or move "
-                "that one away."
+                f"The {what} {path} exists, and no earlier run wrote it; name another file, or move that one away."
             )
 
 
@@ -189,7 +188,7 @@ def _check_not_data(path: Path, what: str, output: Path | None) -> None:
     place, home = (Path(os.path.realpath(one)) for one in (path, output))
     if place.parent == home.parent and is_data_of(place.name, home):
         raise InputError(
-            f"The {what} {path} is called as external data of the output {output.name} is; name another output."
+            f"The {what} {path} has the name of external data of the output {output.name}; name another output."
         )
 
 
@@ -257,7 +256,7 @@ def write_artifacts(result: ParityResult, artifacts: Iterable[Artifact], stands:
             make_folder(one.path)
             atomic_write(one.path, one.content)
         except (AsvpError, OSError) as error:
-            unwritten[one.what] = f"{stands}, but the {one.what} is not there. {error}"
+            unwritten[one.what] = f"{stands}, but the {one.what} was not written. {error}"
     files = {what: path for what, path in result.files.items() if what not in unwritten}
     return replace(result, files=files, unwritten=tuple(unwritten.values()))
 

@@ -104,8 +104,12 @@ def audit_model(
     """`audit`, with the options as objects."""
     asked = job.audit
     given = isinstance(model, Protected)
-    if sum((protected is not None, job.plan is not None, bool(job.layers), given)) != 1:
-        raise InputError("One of a protected model, its file, a plan and layers was expected: what is shipped?")
+    count = sum((protected is not None, job.plan is not None, bool(job.layers), given))
+    if count != 1:
+        raise InputError(
+            f"{'More than one' if count else 'None'} of a protected model, a protected file, a plan and layers was "
+            "given; give one, to say which protected model is audited."
+        )
     check_requirements(asked.require)
     resolved(job.protect)
     files = audit_files(asked.report or Path(), protected.stem if protected else stem_of(model))

@@ -110,7 +110,7 @@ def export_model(
     if given:
         _refuse_choices(job)
     elif not job.layers and job.plan is None:
-        raise InputError("No layers were named; layers (auto chooses them) or a plan was expected.")
+        raise InputError("No layers were named; give layers (auto chooses them) or a plan.")
     resolved(job.protect)
     output = output or default_output(model)
     check_output(output, force=job.file.force)
@@ -131,7 +131,10 @@ def export_model(
 def _refuse_choices(job: ExportJob) -> None:
     found = "A protected model was given"
     if job.layers or job.plan or job.verify_images:
-        raise InputError(f"{found}, and layers, a plan or verify_images beside it; leave one of the two out.")
+        raise InputError(
+            f"{found}, and layers, a plan or verify_images as well, which then have no effect; leave one of the two "
+            "out."
+        )
     refuse_options(found, job.load, job.protect)
 
 

@@ -60,7 +60,7 @@ def refuse_options(found: str, *groups: Options) -> None:
         for one in fields(group):
             if getattr(group, one.name) != getattr(default, one.name):
                 raise InputError(
-                    f"{found}, and {one.name} beside it, which says nothing then; leave one of the two out."
+                    f"{found}, and {one.name} as well, which then has no effect; leave one of the two out."
                 )
 
 

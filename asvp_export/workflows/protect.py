@@ -109,7 +109,7 @@ def protect_model(
         MachineError: the disk or the memory is full.
     """
     if not job.layers:
-        raise InputError("No layers were named; layers (auto chooses them) were expected.")
+        raise InputError("No layers were named; give layers (auto chooses them).")
     resolved(job.protect)
     output = output or Path(f"{model.stem}.plan.json")
     check_output(output, force=job.file.force, what="plan")

@@ -293,7 +293,7 @@ def write_until_stable(
             return fidelity, preservation
         measured = stamps
     raise AsvpError(
-        "The exported file scores differently from run to run, by more than 0.1 dB, so it cannot be verified. Use "
+        "The scores of the exported file differ from run to run by more than 0.1 dB, so it cannot be verified. Use "
         "--provider cpu."
     )
 
@@ -354,9 +354,9 @@ def _one_at_a_time(teacher: Teacher) -> Teacher:
 
 def _size_note(teacher: Teacher) -> str:
     return (
-        f"The file takes heights and widths that are multiples of {teacher.size.multiple}, and was compared at such "
-        f"sizes alone: the forward of {teacher.source} computes a Python number from the image's size, which the trace "
-        "freezes. --static --size HxW gets a file for any one size."
+        f"The file takes heights and widths that are multiples of {teacher.size.multiple}, and was compared only at "
+        f"such sizes: the forward of {teacher.source} computes a Python number from the image's size, which the "
+        "trace freezes. --static --size HxW makes a file for any single size."
     )
 
 
@@ -364,7 +364,7 @@ def _half_notes(teacher: Teacher, dtype: str) -> list[str]:
     known = teacher.architecture
     if dtype != "fp16" or known is None or known.supports_half:
         return []
-    return [f"spandrel does not vouch for {known.name} in float16: pictures beyond those verified may overflow."]
+    return [f"spandrel does not list {known.name} as safe in float16: pictures other than those verified may overflow."]
 
 
 def _frozen_size(teacher: Teacher, sizes: Sequence[tuple[int, int]], static: bool) -> tuple[int, int] | None:

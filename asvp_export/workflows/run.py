@@ -49,7 +49,9 @@ def run(
     """
     run, tiles = grouped(options, RunOptions, TileOptions)
     if run.inputs and len(others):
-        raise InputError("Others were given, and inputs, a file of them, beside; leave one of the two out.")
+        raise InputError(
+            "The model's other inputs were given twice, by others and by the file inputs; leave one of the two out."
+        )
     picture = Path(image) if isinstance(image, str) else image
     job = RunJob(run, tiles, others)
     return restore_picture(Path(protected), picture, Path(output) if output else None, job, note)

@@ -99,7 +99,7 @@ def test_the_defaults_of_the_command_line_are_those_of_the_options(group: type[O
     [
         (GateOptions, {"provider": "tpu"}, "The provider 'tpu' was asked for; cpu or cuda was expected"),
         (ProtectOptions, {"gain": "much"}, "The gain 'much' was asked for; a number or auto was expected"),
-        (ProtectOptions, {"max_gain": 1.0}, "The max gain 1 was asked for; a number over 1 was expected"),
+        (ProtectOptions, {"max_gain": 1.0}, "The max gain 1 was asked for; a number above 1 was expected"),
         (FileOptions, {"dtype": "int8"}, "The dtype 'int8' was asked for; fp32 or fp16 was expected"),
         (LoadOptions, {"layout": "hwc"}, "The layout 'hwc' was asked for; nchw or nhwc was expected"),
     ],

@@ -75,7 +75,7 @@ def test_a_report_that_cannot_be_written_after_the_rename_leaves_the_verdict(opt
     answer = call(*arguments(model, pictures, option, "--arch=nets.py:vanishing", "--output=p.onnx", "--quiet"))
     assert answer.code == 0, answer
     what = "JUnit file" if "junit" in option else "report"
-    assert f"Warning: p.onnx was published whole, but the {what} is not there." in answer.err
+    assert f"Warning: p.onnx was published whole, but the {what} was not written." in answer.err
     assert "Error" not in answer.err and "Traceback" not in answer.err
     assert (work / "p.onnx").exists() and (work / "p.manifest.json").exists()
     assert not (work / "gone").exists()
@@ -85,7 +85,7 @@ def test_a_report_that_cannot_be_written_leaves_a_failed_gate_failed(model, pict
     (work / "gone/below").mkdir(parents=True)
     loud = ["--arch=nets.py:vanishing", "--gain=30", "--residual=gain", "--junit=gone/below/j.xml"]
     answer = call(*arguments(model, pictures, *loud, "--output=p.onnx"))
-    assert answer.code == 1 and "The verdict stands, but the JUnit file is not there." in answer.err
+    assert answer.code == 1 and "The verdict stands, but the JUnit file was not written." in answer.err
     assert not (work / "p.onnx").exists()
 
 
@@ -116,7 +116,7 @@ def test_python_is_told_what_could_not_be_written(pictures, work):
     )
     assert result.passed and result.output == work / "p.onnx"
     assert [line.partition(". ")[0] for line in result.unwritten] == [
-        f"{work / 'p.onnx'} was published whole, but the JUnit file is not there"
+        f"{work / 'p.onnx'} was published whole, but the JUnit file was not written"
     ]
     assert set(result.files) == {"report", "manifest"}
     assert asvp_export.verify_manifest(work / "p.onnx").passed
@@ -191,7 +191,7 @@ READ = {
     "JUnit over the output, but for case": ([*EXPORT, "--junit=P.ONNX"], "is the output"),
     "JUnit over the file that failed": ([*EXPORT, "--keep-failed", "--junit=p.failed.onnx"], "is the file that failed"),
     "JUnit over the report": ([*EXPORT, "--junit=p.report.json"], "is the report"),
-    "JUnit as a data file": ([*EXPORT, "--junit=p.0123456789abcdef.data"], "is called as external data"),
+    "JUnit as a data file": ([*EXPORT, "--junit=p.0123456789abcdef.data"], "has the name of external data"),
     "check: JUnit over external data": ([*CHECK, "--junit=beside/weights.bin"], "is the external data"),
     "check: JUnit over the original's": ([*CHECK, "--junit=weights.bin"], "is the external data of the original"),
     "check: JUnit over the plan's weights": ([*CHECK, "--junit=other.bin"], "is the weights of the plan"),
@@ -237,7 +237,7 @@ def test_nothing_is_written_over_what_is_read(case, full_desk, tmp_path, monkeyp
 def test_a_file_that_no_earlier_run_wrote_is_replaced_only_when_forced(full_desk, pictures, model, work):
     shutil.copy(full_desk / "notes.xml", work / "notes.xml")
     (work / "p.report.json").write_text("{}")
-    assert "p.report.json is there already, and no earlier run wrote it" in complaint(
+    assert "p.report.json exists, and no earlier run wrote it" in complaint(
         call(*arguments(model, pictures, "--output=p.onnx"))
     )
     (work / "p.report.json").unlink()
