@@ -7,7 +7,7 @@ ACCEPTED, or less: then the figure there is to be lowered.
 
     python -m benchmarks.cuda_resources [--architectures 75 80 86 89 90 100 120] [--dry]
 
-The table of docs/reliability.md is written where every architecture was compiled.
+The table of docs/results/reliability.md is written where every architecture was compiled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks._pages import fill
 from tests.helpers.native import NVCC, SOURCE
 
 FILES = ("float32.cu", "half.cu", "float64.cu")
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "reliability.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "reliability.md"
 PLAN = SOURCE / "src" / "cuda" / "plan.h"
 # By the CUDA C++ Programming Guide, technical specifications by compute capability.
 THREADS_OF_A_MULTIPROCESSOR = {75: 1024, 80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}

@@ -40,10 +40,10 @@ SAY = f"import {MODULES}; print(*(m.__version__ for m in ({MODULES})), sep=' | '
 
 
 def floor(package: str) -> str:
-    """The version that setup.py asks for at least."""
-    match = re.search(rf'"{package}>=([\d.]+)', (ROOT / "setup.py").read_text())
+    """The version that pyproject.toml asks for at least."""
+    match = re.search(rf'"{package}>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
     if match is None:
-        raise ValueError(f"setup.py has no floor for {package}")
+        raise ValueError(f"pyproject.toml has no floor for {package}")
     return match[1]
 
 
