@@ -119,7 +119,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "a tolerance that is a text": (at("min_psnr")("48"), "min_psnr is '48', a number was expected"),
     "a PSNR that is a list": (at("verified_psnr")([1]), r"verified_psnr is \[1\], a number was expected"),
     "weights without a PSNR": (at("verified_psnr")(None), "it has weights, but not the PSNR"),
-    "a compensation of no kind": (at("compensate")("magic"), "compensate is 'magic', none, solve or refine"),
+    "a compensation of no kind": (at("compensate")("magic"), "compensate is 'magic'; none, solve or refine"),
     "counts that are texts": (at("calibration", "crops")("2"), r"calibration\.crops is '2', a whole number"),
     "counts that are not there": (at("calibration")({"photographs": 1}), "calibration has no crops"),
     "a ranking of numbers": (at("ranking")([1]), r"ranking\.0 is 1, an object was expected"),
