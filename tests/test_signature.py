@@ -255,7 +255,7 @@ def test_a_multi_input_file_is_checked_again_with_the_same_inputs(tmp_path: Path
     )
     assert np.abs(read_image(tmp_path / "out.png") - expected.clip(0, 1)).max() < 0.51 / 255 + 1e-5  # rounded to 8 bits
     np.savez(tmp_path / "other.npz", sigma=1.0)
-    with pytest.raises(asvp_export.InputError, match="noise is not among the inputs"):
+    with pytest.raises(asvp_export.InputError, match="noise was not given"):
         cli.main(["run", *command, "--inputs", str(tmp_path / "other.npz"), "--force"], standalone_mode=False)
 
 
