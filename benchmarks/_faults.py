@@ -131,9 +131,6 @@ class Subject:
         self.judge(tally, what, None if done.returncode == 0 else done.stderr)
         if done.returncode not in ends | {0}:
             tally.lost.append(f"{what}: exit {done.returncode}")
-        left = {path.name for path in self.folder.iterdir()} - self.names
-        if left:
-            tally.lost.append(f"{what}: left {sorted(left)}")
 
 
 def _one_sentence(said: str) -> bool:
@@ -177,12 +174,14 @@ def full(subject: Subject, count: int) -> Tally:
     """The disk of the output is full: a tmpfs that holds the earlier files and this much, from nothing to enough."""
     tally = Tally(skipped=_no_mounts())
     taken = sum(-(-len(content) // _PAGE) + 1 for content in subject.before.values()) * _PAGE
-    room = sum((subject.folder / name).stat().st_size for name in subject.names) * 1.5 + 32 * _PAGE
+    room = sum((subject.folder / name).stat().st_size for name in subject.names) * 1.5 + 4 * _PAGE
     for index in range(0 if tally.skipped else count):
         free = int(room * index / max(1, count - 1))
         with tmpfs(subject.folder, taken + free):
             subject.reset()
             subject.hit(tally, f"{free} bytes free", {3})
+            if left := {path.name for path in subject.folder.iterdir()} - subject.names:
+                tally.lost.append(f"{free} bytes free: left {sorted(left)}")
     return tally
 
 
