@@ -1,4 +1,4 @@
-"""pyproject.toml takes no version lower than those that docs/results/compatibility.md says the suite's core was run with."""
+"""pyproject.toml takes no version lower than those with which the core was run: docs/results/compatibility.md."""
 
 from __future__ import annotations
 
