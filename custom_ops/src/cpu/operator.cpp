@@ -577,11 +577,11 @@ const char* asvp_check(const asvp_problem* problem) {
   if (!(p.gain > 0) || isinf(p.gain)) return "gain must be finite and above 0";
   if (!(p.energy > 0) || p.energy > 1) return "energy must be above 0 and at most 1";
   if (p.c > (1 << 20)) return "more than 1048576 channels";
-  if (p.c > 0 && p.l > (INT64_MAX >> 8) / p.c) return "a matrix with more elements than addresses";
+  if (p.c > 0 && p.l > (INT64_MAX >> 8) / p.c) return "a matrix with more elements than memory can address";
   if (p.n == 0 || p.c == 0 || p.l == 0) return nullptr;
   if ((p.n > 1 && p.sample_stride < 1) || (p.c > 1 && p.channel_stride < 1) || (p.l > 1 && p.position_stride < 1))
     return "strides must be positive";
-  if (!asvp::reachable(p)) return "strides that lead past all addresses";
+  if (!asvp::reachable(p)) return "strides that lead out of the address space";
   return nullptr;
 }
 

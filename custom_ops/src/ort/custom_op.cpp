@@ -106,7 +106,8 @@ OrtStatus* split_at(const Kernel& kernel, const char* where, const Shape& shape,
     const int64_t dim = shape.dims[i] < 0 ? 2 : shape.dims[i];  // unknown: several
     // Zeros apart, so that no part of the product leaves int64_t either.
     if (__builtin_mul_overflow(all, dim ? dim : 1, &all))
-      return error(kernel.api, ORT_INVALID_ARGUMENT, "%s: the feature map has more elements than addresses.", where);
+      return error(kernel.api, ORT_INVALID_ARGUMENT, "%s: the feature map has more elements than memory can address.",
+                   where);
     if (i > 0 && i != axis) (i < axis ? split->before : split->after) *= dim;
   }
   return nullptr;
@@ -274,7 +275,7 @@ class Scratch {
     } else {
       ASVP_TRY(api()->AllocatorAlloc(call_.kernel.allocator, bytes + alignment, &memory_));
     }
-    if (!memory_) return error(api(), ORT_FAIL, "%s: no %zu bytes of scratch memory.", kOpType, bytes);
+    if (!memory_) return error(api(), ORT_FAIL, "%s: %zu bytes of scratch memory cannot be allocated.", kOpType, bytes);
     *out = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory_) + alignment - 1) / alignment * alignment);
     return nullptr;
   }
@@ -458,7 +459,7 @@ OrtStatus* registration_of(const OrtApi* api, int providers, Registration** out)
     if (status) here.empty();
     return status;
   }
-  return error(api, ORT_FAIL, "libasvp: more than %zu onnxruntimes in one process.",
+  return error(api, ORT_FAIL, "libasvp: more than %zu copies of onnxruntime use it in this process.",
                sizeof(registrations) / sizeof(*registrations));
 }
 
