@@ -168,7 +168,7 @@ def check(original: str, protected: str) -> list[str]:
 BAD_OTHERS = {
     "check: no protected file": ([*CHECK_EVEN, "nothing.onnx"], "nothing.onnx does not exist"),
     "check: a folder": ([*CHECK_EVEN, "pictures"], "pictures is not a file"),
-    "check: text": ([*CHECK_EVEN, "text.onnx"], "does not load text.onnx"),
+    "check: text": ([*CHECK_EVEN, "text.onnx"], "cannot load text.onnx"),
     "check: an empty file": ([*CHECK_EVEN, "empty.onnx"], "empty.onnx is empty"),
     "check: other channels": ([*CHECK_EVEN, "grey.onnx"], "3 channels were expected, channels first"),
     "check: another rank": (
@@ -202,7 +202,7 @@ BAD_OTHERS = {
     "layers: no file": (["layers", "nothing.pt"], "nothing.pt does not exist"),
     "layers: no architecture": (["layers", "even.pt"], "--arch"),
     "run: no model": (["run", "nothing.onnx", "pixel/one.png", "-oout/a.png"], "nothing.onnx does not exist"),
-    "run: text as the model": (["run", "text.onnx", "pixel/one.png", "-oout/a.png"], "does not load text.onnx"),
+    "run: text as the model": (["run", "text.onnx", "pixel/one.png", "-oout/a.png"], "cannot load text.onnx"),
     "run: no picture": ([*RUN_EVEN, "nothing.png", "-oout/a.png"], "nothing.png does not exist"),
     "run: no picture but text": ([*RUN_EVEN, "damaged/broken.png", "-oout/a.png"], "broken.png is not a picture"),
     "run: a folder of pictures": ([*RUN_EVEN, "pictures", "-oout/a.png"], "pictures is not a file"),

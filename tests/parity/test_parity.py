@@ -49,8 +49,8 @@ def test_what_onnxruntime_cannot_load_is_refused_in_one_line(tmp_path: Path, cap
         ("missing", "does not exist"),
         ("folder", "is not a file"),
         ("empty", "is empty"),
-        ("half", "does not load"),
-        ("text", "does not load"),
+        ("half", "cannot load"),
+        ("text", "cannot load"),
         ("foreign", r"asvp:Defend\(-1\) is not a registered function/op"),
     ):
         with pytest.raises(InputError, match=reason) as caught:
