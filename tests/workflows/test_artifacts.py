@@ -242,7 +242,7 @@ def test_a_file_that_no_earlier_run_wrote_is_replaced_only_when_forced(full_desk
     )
     (work / "p.report.json").unlink()
     again = arguments(model, pictures, "--output=p.onnx", "--junit=notes.xml", "--report=reports")
-    assert "JUnit file notes.xml is there already" in complaint(call(*again))
+    assert "JUnit file notes.xml exists, and no earlier run wrote it" in complaint(call(*again))
     assert (work / "notes.xml").read_text() == "<notes/>" and not (work / "p.onnx").exists()
     assert call(*again, "--force").code == 0
     (work / "p.onnx").unlink()
