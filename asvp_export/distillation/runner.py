@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import io
@@ -10,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ def run(
         jobs = _jobs(victim, patches, missing, eval_set, student, budget, unavailable)
         start, total = time.monotonic(), len(missing)
         trained = _parallel(jobs, workers or Workers(), _device(victim.teacher))
-        with progress.track(missing, "training students") as tracked:
+        # Closed here, not whenever Python collects it: joblib then warns of the students that are given up.
+        with contextlib.closing(trained), progress.track(missing, "training students") as tracked:
             for done, (arm, seed, result) in enumerate(trained, 1):
                 _keep(cache, keys[arm, seed], *result)
                 next(tracked, None)
@@ -256,7 +258,7 @@ def _trained(
     return arm, seed, train(student, arm, training_set, eval_set, budget, seed, device)
 
 
-def _parallel(jobs: Iterator[Any], workers: Workers, device: str) -> Iterator[Any]:
+def _parallel(jobs: Iterator[Any], workers: Workers, device: str) -> Generator[Any, None, None]:
     """The results as they come."""
     pool: Any = Parallel  # its types do not know what it returns as a generator
     if workers.backend != "ray":

@@ -21,7 +21,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.report.audit_page import audit_page
 from asvp_export.signature import ValueRange
 from tests.helpers.audits import LAYER, STUDENT, TASK, audited
-from tests.helpers.commands import call
+from tests.helpers.commands import call, run_apart
 from tests.helpers.feature_maps import expected, grey, maps_in_file
 from tests.helpers.reading import pixels, read
 from tests.helpers.teachers import arch, example, weights
@@ -170,6 +170,18 @@ def test_a_cache_that_cannot_be_is_refused_before_the_work(cache, tmp_path, clea
         f"Error: The cache {tmp_path / cache} cannot be a folder, because {tmp_path / 'notes.txt'} is a file; name "
         "another with --cache.\n"
     )
+
+
+def test_a_student_that_cannot_be_kept_ends_an_audit_with_one_sentence(file, clean, tmp_path):
+    assert command(clean, tmp_path, file, "--quiet").code == 0
+    for path in (tmp_path / "cache").iterdir():  # nothing is done, and nothing can be written
+        path.unlink()
+        if path.suffix == ".png":
+            path.mkdir()
+    told = [f"--arch={arch(TASK)}", f"--task={TASK}", f"--data={clean}", f"--student={STUDENT}", "--jobs=2"]
+    told += ["--rows=shipped/mse-1, shipped/outputs", "--seeds=1", "--steps=2", "--cache=cache", "--quiet"]
+    done = run_apart("audit", weights(TASK), file, *told, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is a folder or a device" in done.stderr
 
 
 def test_an_audit_of_nothing_says_what_is_missing(clean):
