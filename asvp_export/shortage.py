@@ -14,8 +14,8 @@ except ImportError:  # Windows has no such limits
     resource = None
 
 LEAST_ADDRESSES = 1200 * 2**20
-"""Bytes. With fewer, OpenBLAS, libgomp and C++ end the process themselves: with exit code 1, SIGINT or SIGABRT, without
-a word, or they wait without end. Measured with two cores; each core more takes about 100 MiB more."""
+"""Bytes. With fewer, native libraries end the process themselves, with exit code 1, SIGINT or SIGABRT and without a
+word, or run on without end. Measured with two cores; each core more takes more."""
 
 _OUT_OF_MEMORY = re.compile(  # as C++, onnxruntime, PyTorch, oneDNN, CUDA and the system say it
     r"bad[_ ]?alloc|out of memory|failed to allocate|can(not|'t) allocate memory|not enough memory|CUDA failure 2\b"
