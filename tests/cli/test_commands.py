@@ -129,7 +129,7 @@ def test_check_of_an_onnx_original_fails_where_the_files_differ(workshop):
 def test_check_notices_another_teacher(workshop):
     answer = call("check", "even.safetensors", "even.onnx", "--arch=nets.py:Even", "--images=pictures")
     assert answer.code == 0, "the same weights in another file pass"
-    assert "even.safetensors (its sha256 differs)" in " ".join(answer.out.split())
+    assert "even.safetensors (the sha256 differs)" in " ".join(answer.out.split())
 
 
 def test_check_of_a_file_without_metadata_measures_preservation(workshop, tmp_path):

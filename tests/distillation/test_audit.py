@@ -143,15 +143,21 @@ def test_the_command_audits_a_file_and_fails_where_a_requirement_is_not_met(file
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "what is shipped?"),
-        (["--layers", LAYER, "--plan", "x.json"], "what is shipped?"),
-        (["--layers", LAYER, "--gain", "3", "--require", "speed>=1"], "is known"),
+        ([], "None of PROTECTED, --plan FILE and --layers NAMES was given"),
+        (
+            ["--layers", LAYER, "--plan", "x.json"],
+            "More than one of PROTECTED, --plan FILE and --layers NAMES was given",
+        ),
+        (["--layers", LAYER, "--gain", "3", "--require", "speed>=1"], "or the name of a row was expected"),
         (["--layers", LAYER, "--gain", "3", "--rows", "shipped/mse"], "needs a weight"),
         (["--layers", LAYER, "--gain", "3", "--student", "nowhere.py:net"], "does not exist"),
         (["--layers", LAYER, "--gain", "3", "--seeds", "0"], "at least 1 of each"),
         (["--layers", "none", "--gain", "3"], "nothing to audit"),
         (["missing.onnx"], "missing.onnx"),
-        (["missing.onnx", "--max-gain", "3"], "--max-gain was given, and missing.onnx says what is shipped"),
+        (
+            ["missing.onnx", "--max-gain", "3"],
+            "--max-gain was given, and missing.onnx already says how the model is protected",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, clean):

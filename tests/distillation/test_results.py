@@ -62,7 +62,7 @@ def test_requirements_are_held_against_the_numbers():
     assert [each.passed for each in held] == [True, False, False] and held[2].value is None
     for text, sentence in (
         ("feature_kd_drop", "cannot be read"),
-        ("speed>=1", "is known"),
+        ("speed>=1", "or the name of a row was expected"),
         ("shipped/zzz>=1", "cannot|names"),
     ):
         with pytest.raises(InputError, match=sentence):
