@@ -7,18 +7,23 @@ What is read is refused by one of our errors or understood. Anything else is a f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import os
 import random
 import resource
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import atheris
 import click
+import torch
 
 with atheris.instrument_imports(include=["asvp_export", "PIL"]):
     from asvp_export.cli.types import JsonObject
@@ -29,7 +34,7 @@ with atheris.instrument_imports(include=["asvp_export", "PIL"]):
     from asvp_export.options import LoadOptions
     from asvp_export.picture import read_picture
     from asvp_export.report.manifest import verify_manifest
-    from asvp_export.teacher.child import Child, Limits
+    from asvp_export.teacher.child import Child, Limits, StoppedError
     from asvp_export.teacher.example_inputs import read_inputs
     from asvp_export.teacher.load import _from_file
 
@@ -37,6 +42,28 @@ from tests.fuzz import seeds
 
 MEMORY_MIB, SECONDS_EACH = 1024, 10
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.remove")
+
+
+class Watch:
+    """What a reader may not do, while it reads: write, start processes, connect."""
+
+    def __init__(self) -> None:
+        self.on, self.seen = False, ""
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[object, ...]) -> None:
+        if not self.on:
+            return
+        if event.startswith(_STARTS) or (event == "open" and _writes(arguments)):
+            self.seen = f"{event} {arguments[:2]}"
+
+
+def _writes(arguments: tuple[object, ...]) -> bool:
+    path, mode = arguments[:2]
+    return isinstance(mode, str) and any(letter in mode for letter in "wax+") and not str(path).startswith("/dev/")
+
+
+watch = Watch()
 
 
 @dataclass(frozen=True)
@@ -66,11 +93,37 @@ def _member(name: str, archive: bytes, chosen: Callable[[str], bool]) -> Callabl
 
 
 class _Here(Child):
-    """Opens files in this process, in which fuzzing sees what happens."""
+    """Opens files in this process, in which fuzzing sees what happens; TorchScript in a fork of it first.
+
+    PyTorch ends the process at some damaged archives, which is why the tool opens them in another one.
+    """
 
     def start(self, kind: str) -> None:
         """See `Child`."""
-        self._here = True
+        self._kind, self._here = kind, True
+
+    def open(self, check: bytes | None = b"") -> bool:
+        """See `Child`."""
+        if self._kind == "onnx":
+            return False
+        on, watch.on = watch.on, False
+        process = os.fork()
+        if process == 0:
+            _load_and_end(self._path)
+        _, status = os.waitpid(process, 0)
+        watch.on = on
+        if os.WIFSIGNALED(status):
+            raise StoppedError(f"{self._path.name} cannot be opened: a signal ended the process.")
+        return False
+
+
+def _load_and_end(path: Path) -> NoReturn:
+    for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
+        signal.signal(number, signal.SIG_DFL)  # libFuzzer's would call it a finding
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with contextlib.suppress(Exception):
+        torch.jit.load(str(path), map_location="cpu")
+    os._exit(0)
 
 
 def _read(path: Path, options: LoadOptions) -> object:
@@ -206,25 +259,6 @@ def changed(content: bytes, size: int, seed: int) -> bytes:
     return json.dumps(data).encode("utf-8", "surrogatepass")[:size]
 
 
-class Watch:
-    """What a reader may not do, while it reads: write, start processes, connect."""
-
-    def __init__(self) -> None:
-        self.on, self.seen = False, ""
-        sys.addaudithook(self._hook)
-
-    def _hook(self, event: str, arguments: tuple[object, ...]) -> None:
-        if not self.on:
-            return
-        if event.startswith(_STARTS) or (event == "open" and _writes(arguments)):
-            self.seen = f"{event} {arguments[:2]}"
-
-
-def _writes(arguments: tuple[object, ...]) -> bool:
-    path, mode = arguments[:2]
-    return isinstance(mode, str) and any(letter in mode for letter in "wax+") and not str(path).startswith("/dev/")
-
-
 def main() -> None:
     """Fuzz; ends by itself, with another exit code than 0 at the first finding."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -234,7 +268,6 @@ def main() -> None:
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz"), help="where an input that fails is kept")
     asked = parser.parse_args()
     target = TARGETS[asked.target]()
-    watch = Watch()
     asked.findings.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder, corpus = Path(name, "read"), Path(name, "corpus")
