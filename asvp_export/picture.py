@@ -133,6 +133,7 @@ def _megapixels() -> int:
 def _read(picture: ImageFile.ImageFile) -> Picture:
     if picture.mode not in (*_EIGHT_BIT_MODES, *_SIXTEEN_BIT_GREY):
         raise ValueError(f"samples of the kind {picture.mode!r}; 8 or 16 bits, grey or colour, were expected")
+    _check_stored(picture)
     notes = []
     if (frames := getattr(picture, "n_frames", 1)) > 1:
         notes.append(f"The picture has {frames} frames; the first is read.")
@@ -153,6 +154,16 @@ def _read(picture: ImageFile.ImageFile) -> Picture:
         profile=b"" if picture.mode == "CMYK" else profile,
         notes=tuple(notes),
     )
+
+
+def _check_stored(picture: ImageFile.ImageFile) -> None:
+    """Refuse a TIFF that does not store all of its pixels: Pillow makes up the rest, gigabytes if need be."""
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return
+    boxes = [tile[1] or (0, 0, *picture.size) for tile in picture.tile]
+    stored = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+    if stored < (needed := picture.width * picture.height):
+        raise ValueError(f"it stores {stored} of its {needed} pixels")
 
 
 def _eight_bits(upright: Image.Image, profile: bytes, notes: list[str]) -> np.ndarray:

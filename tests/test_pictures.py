@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from pathlib import Path
 
@@ -250,3 +251,25 @@ def test_a_file_of_a_fixed_size_restores_larger_and_smaller_pictures(
         ]
     else:
         assert told == []
+
+
+@pytest.mark.parametrize(
+    ("compression", "said"), [(None, "it stores 108 of its 160432236"), ("tiff_deflate", "cannot be read")]
+)
+def test_a_tiff_that_does_not_store_all_of_its_pixels_is_refused_before_they_are_made_up(
+    tmp_path: Path, compression: str | None, said: str
+) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(RNG.integers(0, 256, (9, 12, 3), np.uint8)).save(path, compression=compression)
+    assert read_picture(path).pixels.shape == (9, 12, 3)
+    content = path.read_bytes()
+    with Image.open(path) as picture:
+        assert picture.tag_v2[257] == 9
+    # The entry of tag 257, the height: a number of 16 or 32 bits.
+    for kind, form in ((3, "<HHIHH"), (4, "<HHII")):
+        entry = struct.pack(form, 257, kind, 1, *((9, 0) if kind == 3 else (9,)))
+        larger = struct.pack("<HHII", 257, 4, 1, 13_369_353)
+        content = content.replace(entry, larger)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_picture(path)
