@@ -25,7 +25,7 @@ FETCHED = re.compile(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    if importlib.util.find_spec("mkdocs") is None:
+    if importlib.util.find_spec("mkdocs") is None:  # `make setup` spares those who do not build the site; CI builds it
         pytest.skip("mkdocs is not installed; `make docs` installs it")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
