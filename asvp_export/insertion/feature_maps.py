@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import avg_pool2d
 
+from asvp_export.insertion.strength import change
 from asvp_export.operator import Perturbation
 
 MOST_LAYERS = 24
@@ -103,10 +104,8 @@ def _of_first(x: torch.Tensor, axis: int, grid: tuple[int, int]) -> torch.Tensor
 
 
 def _measured(maps: list[torch.Tensor]) -> FeatureMaps:
-    clean, exposed = maps[0].double(), maps[1].double()
-    power, other, product = (float((a * b).sum()) for a, b in ((clean, clean), (exposed, exposed), (clean, exposed)))
-    factor = product / other if math.isfinite(other) and other > 0 else math.nan
-    changes = [_share((x.double() - clean).square().sum(), power) for x in maps[1:]]
+    clean = maps[0].double()
+    of_exposed, *of_residual = (change(clean, x) for x in maps[1:])
     channel = int(clean.flatten(1).var(dim=1, correction=0).nan_to_num().argmax())
     step = math.ceil(max(clean.shape[1:]) / MOST_SIDE)
     shown = [avg_pool2d(x[channel].double()[None], step, ceil_mode=True)[0].cpu().numpy() for x in maps]
@@ -118,12 +117,8 @@ def _measured(maps: list[torch.Tensor]) -> FeatureMaps:
         clean=shown[0],
         exposed=shown[1],
         readers=shown[2] if len(shown) > 2 else None,
-        factor=factor,
-        exposed_change=changes[0],
-        readers_change=changes[-1],
-        strength=_share((factor * exposed - clean).square().sum(), power),
+        factor=of_exposed.factor,
+        exposed_change=of_exposed.relative,
+        readers_change=(of_residual or [of_exposed])[0].relative,
+        strength=of_exposed.strength,
     )
-
-
-def _share(square: torch.Tensor, power: float) -> float:
-    return math.sqrt(float(square) / power) if math.isfinite(power) and power > 0 else math.nan

@@ -1,4 +1,4 @@
-"""How much each node changes its feature map, and how much of that a rescaling cannot undo."""
+"""How much each node changes its feature map, and how much of that a rescaling cannot undo: its strength."""
 
 from __future__ import annotations
 
@@ -25,6 +25,38 @@ class NodeEffect:
     """What the strength tends to as the gain grows: sqrt(1 - share of the amplified s_i^2); NaN for a gain of 1."""
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a node does to one sample's feature map; NaN where F is zero or not finite."""
+
+    norm: float
+    """||F||, with F the clean and F' the exposed feature map."""
+
+    relative: float
+    """||F' - F|| / ||F||."""
+
+    factor: float
+    """s = <F, F'> / ||F'||^2, the one factor on F' that brings it nearest to F; NaN where F' is zero."""
+
+    strength: float
+    """||s F' - F|| / ||F||."""
+
+
+def change(clean: torch.Tensor, exposed: torch.Tensor) -> Change:
+    """Compare two feature maps of one sample, of one shape, in float64."""
+    clean, exposed = clean.double(), exposed.double()
+    power, power_exposed, product = (
+        float((a * b).sum()) for a, b in ((clean, clean), (exposed, exposed), (clean, exposed))
+    )
+    norm = math.sqrt(power)
+    factor = product / power_exposed if 0 < power_exposed < math.inf else math.nan
+
+    def share(difference: torch.Tensor) -> float:
+        return math.sqrt(float(difference.square().sum()) / power) if 0 < power < math.inf else math.nan
+
+    return Change(norm, share(exposed - clean), factor, share(factor * exposed - clean))
+
+
 class EffectMeter:
     """An observer for `asvp_export.insertion.protected.observed` that gathers a NodeEffect a layer."""
 
@@ -34,14 +66,14 @@ class EffectMeter:
 
     def __call__(self, layer: str, clean: torch.Tensor, exposed: torch.Tensor, residual: torch.Tensor) -> None:
         """Take one call of a layer in: its clean, its exposed and its residual feature map, [N, ...]."""
-        for before, after in zip(clean.double().flatten(1), exposed.double().flatten(1), strict=True):
-            power = float(before @ before)
-            if not math.isfinite(power) or power == 0:
+        for before, after in zip(clean, exposed, strict=True):
+            of_sample = change(before, after)
+            if not 0 < of_sample.norm < math.inf:
                 continue
-            change = float((after - before).square().sum()) / power
-            aligned = float(before @ after) ** 2 / (power * float(after @ after))
-            share = change / (self._gains[layer] - 1) ** 2 if self._gains[layer] != 1 else math.nan
-            for i, value in enumerate((1.0, change**0.5, max(0.0, 1 - aligned) ** 0.5, (1 - min(share, 1.0)) ** 0.5)):
+            gain = self._gains[layer]
+            share = (of_sample.relative / (gain - 1)) ** 2 if gain != 1 else math.nan
+            cap = (1 - min(share, 1.0)) ** 0.5
+            for i, value in enumerate((1.0, of_sample.relative, of_sample.strength, cap)):
                 self._sums[layer][i] += value
 
     def effects(self) -> dict[str, NodeEffect]:
