@@ -1,7 +1,9 @@
 """What mkdocs does with a page before it becomes HTML: links out of docs/, text of other files, generated reference.
 
 A line `<!-- include FILE -->` stands for a file of the repository, `<!-- options COMMAND ... -->` for the options of
-commands, `<!-- names NAME ... -->` for the documentation of public names.
+commands, `<!-- names NAME ... -->` for the documentation of public names. A Mermaid diagram, which code hosts draw from
+its source, is drawn once (mermaid-cli, `htmlLabels: false`) and kept as assets/PAGE.svg: the site's script would fetch
+Mermaid from elsewhere.
 """
 
 from __future__ import annotations
@@ -24,39 +26,42 @@ PAGES = {"CONTRIBUTING.md": "docs/contributing.md", "CHANGELOG.md": "docs/change
 LINK = re.compile(r"(?<!!)\[([^\]\[]+)\]\(([^)\s]+)\)")
 CODE = re.compile(r"(^ {0,3}(`{3,})[^\n]*\n.*?^ {0,3}\2 *$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"^<!-- (include|options|names) (.*?) -->\n", re.MULTILINE)
+MERMAID = re.compile(r"^```mermaid\n.*?^```$", re.MULTILINE | re.DOTALL)
 warn = logging.getLogger("mkdocs.hooks").warning  # a warning ends a strict build
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """See mkdocs."""
-    place = PurePosixPath(DOCS, page.file.src_uri)
+    path = PurePosixPath(DOCS, page.file.src_uri)
+    drawing = posixpath.relpath(PurePosixPath(DOCS, "assets", f"{path.stem}.svg"), path.parent)
     generated = {
-        "include": lambda name: linked((ROOT / name).read_text(encoding="utf-8"), PurePosixPath(name), place),
+        "include": lambda name: linked((ROOT / name).read_text(encoding="utf-8"), PurePosixPath(name), path),
         "options": lambda names: "\n".join(map(options, names.split())),
         "names": lambda names: "\n".join(map(documented, names.split())),
     }
-    return MARK.sub(lambda found: generated[found[1]](found[2]), linked(markdown, place, place))
+    markdown = MERMAID.sub(f"![{page.title}, as a diagram]({drawing})", linked(markdown, path, path))
+    return MARK.sub(lambda mark: generated[mark[1]](mark[2]), markdown)
 
 
-def linked(markdown: str, source: PurePosixPath, place: PurePosixPath) -> str:
+def linked(markdown: str, source: PurePosixPath, page: PurePosixPath) -> str:
     """The text of one file as it reads on the page of another: links are moved, those out of docs/ become paths."""
-    kept: list[str] = []
+    code: list[str] = []
 
-    def hidden(found: re.Match[str]) -> str:
-        kept.append(found[0])
-        return f"\0{len(kept) - 1}\0"
+    def hidden(match: re.Match[str]) -> str:
+        code.append(match[0])
+        return f"\0{len(code) - 1}\0"
 
     def shown(text: str) -> str:
-        return re.sub("\0(\\d+)\0", lambda found: kept[int(found[1])], text)
+        return re.sub("\0(\\d+)\0", lambda match: code[int(match[1])], text)
 
-    def moved(found: re.Match[str]) -> str:
-        text, (target, _, anchor) = found[1], found[2].partition("#")
+    def moved(link: re.Match[str]) -> str:
+        text, (target, _, anchor) = link[1], link[2].partition("#")
         if not target or ":" in target:
-            return found[0]
+            return link[0]
         inside = PurePosixPath(posixpath.normpath(source.parent / target))
         inside = PurePosixPath(PAGES.get(str(inside), inside))
         if inside.parts[:1] == (DOCS,):
-            return f"[{text}]({posixpath.relpath(inside, place.parent)}{'#' * bool(anchor)}{anchor})"
+            return f"[{text}]({posixpath.relpath(inside, page.parent)}{'#' * bool(anchor)}{anchor})"
         if not (ROOT / inside).exists():
             warn("%s links to %s, which is not in the repository", source, inside)
         path = f"`{inside}`"

@@ -69,7 +69,15 @@ def test_other_files_of_the_repository_are_on_their_pages(site):
         assert "<!-- options" not in text and "<!-- names" not in text and "\0" not in text, page
 
 
-def test_the_diagram_of_the_architecture_names_packages_that_are_there():
-    drawn = re.findall(r">([a-z_]+/[a-z_]*)/?:?<", (ROOT / "docs" / "assets" / "architecture.svg").read_text())
-    assert len(drawn) > 8
-    assert [name for name in drawn if not list((ROOT / "asvp_export").glob(f"{name.rstrip('/')}*"))] == []
+def test_the_diagram_of_the_architecture_is_drawn_from_its_source_and_names_packages_that_are_there():
+    source = (ROOT / "docs" / "concepts" / "architecture.md").read_text(encoding="utf-8")
+    (diagram,) = re.findall(r"^```mermaid\n(.*?)^```$", source, re.MULTILINE | re.DOTALL)
+    drawing = (ROOT / "docs" / "assets" / "architecture.svg").read_text(encoding="utf-8")
+    labels = [label.strip("|[]") for label in re.findall(r"\[[^\]]+\]|\|\w+\|", diagram)]
+    drawn = re.sub(r"<style>.*?</style>|<[^>]+>", "", drawing)
+    assert sorted("".join(labels).replace(" ", "")) == sorted(drawn.replace(" ", ""))
+    edges = re.findall(r"^ *(\w+)(?:\[[^\]]+\])? -->(?:\|\w+\|)? (\w+)", diagram, re.MULTILINE)
+    assert len(edges) == diagram.count("-->") > 10
+    assert set(edges) == set(re.findall(r'data-id="L_([a-z0-9]+)_([a-z0-9]+)_0"', drawing))
+    packages = [label.partition(":")[0] for label in labels if "/" in label.partition(":")[0]]
+    assert [name for name in packages if not list((ROOT / "asvp_export").glob(f"{name.rstrip('/')}*"))] == []
