@@ -237,11 +237,13 @@ def test_empty_maps(best, shape):
 
 
 @pytest.mark.skipif("ASVP_SANITIZED" in os.environ, reason="this is the run with sanitizers")
-@pytest.mark.parametrize("sanitizer, what", [("address", "sweep"), ("thread", "threads")])
-def test_sanitizers_find_nothing(sanitizer, what):
+@pytest.mark.parametrize(
+    "sanitizer, case", [pytest.param("address", "sweep", marks=pytest.mark.slow), ("thread", "threads")]
+)
+def test_sanitizers_find_nothing(sanitizer, case):
     """In a host of our own: buffers of exactly the promised size, many calls at once."""
     folder = build(f"tests-{sanitizer}", f"-DASVP_SANITIZE={sanitizer}")
-    done = subprocess.run([folder / "asvp_sanitize", what], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([folder / "asvp_sanitize", case], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
