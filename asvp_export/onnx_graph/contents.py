@@ -59,11 +59,11 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def stored_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """The tensors stored in the main graph, by the names under which nodes read them: initializers and Constants."""
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and not node.domain and node.attribute and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
-    return found
+            weights[node.output[0]] = node.attribute[0].t
+    return weights
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
@@ -93,7 +93,7 @@ def data_bytes(model: onnx.ModelProto) -> int:
     return sum(map(stored_bytes, tensors(model)))
 
 
-def in_order(graph: onnx.GraphProto) -> bool:
+def sort_nodes(graph: onnx.GraphProto) -> bool:
     """Sort the nodes so that each comes after those that it reads from, otherwise in the order in which they stand.
 
     The standard asks for it; onnxruntime does not mind, and its float16 converter leaves them unsorted.
@@ -104,18 +104,18 @@ def in_order(graph: onnx.GraphProto) -> bool:
     Raises:
         InputError: nodes need each other's results, so that there is no such order.
     """
-    maker = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     behind = [[maker[name] for name in sorted(reads(node)) if name in maker] for node in graph.node]
-    if all(before < place for place, makers in enumerate(behind) for before in makers):
+    if all(before < index for index, makers in enumerate(behind) for before in makers):
         return True
     nodes, order = list(graph.node), dict[int, None]()
-    for first in range(len(nodes)):
-        waiting = {} if first in order else {first: None}  # each for the next
+    for start in range(len(nodes)):
+        waiting = {} if start in order else {start: None}  # each for the next
         while waiting:
-            place = next(reversed(waiting))
-            missing = next((before for before in behind[place] if before not in order), None)
+            index = next(reversed(waiting))
+            missing = next((before for before in behind[index] if before not in order), None)
             if missing is None:
-                order[place] = waiting.pop(place)
+                order[index] = waiting.pop(index)
             elif missing in waiting:
                 name = nodes[missing].name or nodes[missing].op_type
                 raise InputError(
@@ -125,7 +125,7 @@ def in_order(graph: onnx.GraphProto) -> bool:
             else:
                 waiting[missing] = None
     del graph.node[:]
-    graph.node.extend(nodes[place] for place in order)
+    graph.node.extend(nodes[index] for index in order)
     return False
 
 
@@ -139,15 +139,15 @@ def is_half(model: onnx.ModelProto) -> bool:
 
 def reads(node: onnx.NodeProto) -> set[str]:
     """The tensors of its own graph that a node needs: its inputs, and what its bodies capture."""
-    found = set(node.input)
+    needed = set(node.input)
     for body in bodies(node):
-        made = {value.name for value in (*body.input, *body.initializer)}
-        made |= {sparse.values.name for sparse in body.sparse_initializer}
+        local = {value.name for value in (*body.input, *body.initializer)}
+        local |= {sparse.values.name for sparse in body.sparse_initializer}
         for inner in body.node:
-            found |= reads(inner) - made
-            made |= set(inner.output)
-        found |= {value.name for value in body.output} - made
-    return found - {""}
+            needed |= reads(inner) - local
+            local |= set(inner.output)
+        needed |= {value.name for value in body.output} - local
+    return needed - {""}
 
 
 def rename_reads(nodes: _Nodes, names: Mapping[str, str]) -> None:
@@ -160,9 +160,9 @@ def rename_reads(nodes: _Nodes, names: Mapping[str, str]) -> None:
     for node in nodes:
         node.input[:] = [names.get(name, name) for name in node.input]
         for body in bodies(node):
-            own = {value.name for value in (*body.input, *body.initializer)}
-            own |= {name for inner in body.node for name in inner.output}
-            captured = {old: new for old, new in names.items() if old not in own}
+            local = {value.name for value in (*body.input, *body.initializer)}
+            local |= {name for inner in body.node for name in inner.output}
+            captured = {old: new for old, new in names.items() if old not in local}
             rename_reads(body.node, captured)
             for value in body.output:
                 value.name = captured.get(value.name, value.name)
@@ -190,47 +190,49 @@ def named_tensors(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, str
         node's, the tensor's) to the layer's name.
     """
     nodes = model.graph.node
-    made = {name for node in nodes for name in node.output if name}
+    produced = {name for node in nodes for name in node.output if name}
     count = Counter(node.name for node in nodes)
     layers: dict[str, str] = {}
     aliases: dict[str, str] = {}
     for node in nodes:
         outputs = [name for name in node.output if name]
         for tensor in outputs:
-            plain = node.name and count[node.name] == len(outputs) == 1 and node.name not in made - {tensor}
+            plain = node.name and count[node.name] == len(outputs) == 1 and node.name not in produced - {tensor}
             name = node.name if plain else tensor
             layers[name] = tensor
             aliases[tensor] = aliases[name] = name
     return layers, aliases
 
 
-def pruned(model: onnx.ModelProto, given: Sequence[onnx.ValueInfoProto], outputs: Collection[str]) -> onnx.ModelProto:
+def pruned(
+    model: onnx.ModelProto, extra_inputs: Sequence[onnx.ValueInfoProto], outputs: Collection[str]
+) -> onnx.ModelProto:
     """The part of a model that computes some tensors, with others handed in instead of computed.
 
     Args:
         model: it is left as it is.
-        given: tensors of the main graph that become inputs beside the model's own.
+        extra_inputs: tensors of the main graph that become inputs beside the model's own.
         outputs: tensors of the main graph that become the outputs, in this order; onnxruntime finds out their types.
 
     Returns:
         A model with the nodes, the initializers and the inputs that are needed, and all of the functions.
     """
-    replaced = {value.name for value in given}
+    replaced = {value.name for value in extra_inputs}
     needed = set(outputs)
-    kept: list[onnx.NodeProto] = []
+    nodes: list[onnx.NodeProto] = []
     for node in reversed(model.graph.node):
         if needed & (set(node.output) - replaced - {""}):
-            kept.append(node)
+            nodes.append(node)
             needed |= reads(node)
     graph = model.graph
     part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     part.graph.name = graph.name
-    part.graph.node.extend(reversed(kept))
+    part.graph.node.extend(reversed(nodes))
     for node in part.graph.node:  # one of several outputs of a node may be handed in, and the others be computed
         node.output[:] = [f"{name}/computed" if name in replaced else name for name in node.output]
     part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
     part.graph.sparse_initializer.extend(s for s in graph.sparse_initializer if s.values.name in needed)
-    part.graph.input.extend(value for value in (*graph.input, *given) if value.name in needed)
-    own = {value.name: value for value in graph.output}
-    part.graph.output.extend(own.get(name, onnx.ValueInfoProto(name=name)) for name in outputs)
+    part.graph.input.extend(value for value in (*graph.input, *extra_inputs) if value.name in needed)
+    declared = {value.name: value for value in graph.output}
+    part.graph.output.extend(declared.get(name, onnx.ValueInfoProto(name=name)) for name in outputs)
     return part

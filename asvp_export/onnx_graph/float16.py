@@ -10,7 +10,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, set_externa
 from onnxruntime.transformers.float16 import convert_float_to_float16, convert_tensor_float_to_float16
 
 from asvp_export.errors import AsvpError, InputError
-from asvp_export.onnx_graph.contents import in_order, is_external, is_half, opset_of, tensors
+from asvp_export.onnx_graph.contents import is_external, is_half, opset_of, sort_nodes, tensors
 from asvp_export.onnx_graph.passes import perturbation_nodes
 from asvp_export.onnx_graph.surgery import CAST_LIKE
 
@@ -58,9 +58,9 @@ def to_half(model: onnx.ModelProto, data_folder: Path | None = None, new_folder:
     del half.functions[:]
     half.functions.extend(functions)
     del half.graph.value_info[:]  # the converter leaves some with the old type
-    in_order(half.graph)  # and appends its casts at the end
+    sort_nodes(half.graph)  # and appends its casts at the end
     if outside and new_folder:
-        _back(half.graph, outside, data_folder, new_folder / "half.data")
+        _restore_initializers(half.graph, outside, data_folder, new_folder / "half.data")
     return half
 
 
@@ -68,21 +68,23 @@ def _external_as_inputs(model: onnx.ModelProto, folder: Path | None) -> list[onn
     """Make inputs of the main graph's external initializers: the converter reads values, and takes at most 2 GiB."""
     outside = [tensor for tensor in model.graph.initializer if is_external(tensor)]
     names = {tensor.name for tensor in outside}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in names]
+    inside = [tensor for tensor in model.graph.initializer if tensor.name not in names]
     del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    model.graph.initializer.extend(inside)
     for tensor in filter(is_external, tensors(model)):  # in subgraphs and attributes
         load_external_data_for_tensor(tensor, str(folder))
-    had = {value.name for value in model.graph.input}
+    input_names = {value.name for value in model.graph.input}
     model.graph.input.extend(
         helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         for tensor in outside
-        if tensor.name not in had
+        if tensor.name not in input_names
     )
     return outside
 
 
-def _back(graph: onnx.GraphProto, outside: list[onnx.TensorProto], folder: Path | None, path: Path) -> None:
+def _restore_initializers(
+    graph: onnx.GraphProto, outside: list[onnx.TensorProto], folder: Path | None, path: Path
+) -> None:
     """Make initializers of these inputs again, in the types that the converter gave them, one at a time in memory."""
     types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
     with path.open("wb") as stream:
@@ -96,9 +98,9 @@ def _back(graph: onnx.GraphProto, outside: list[onnx.TensorProto], folder: Path 
             set_external_data(tensor, path.name, offset=offset, length=length)
             tensor.ClearField("raw_data")
     graph.initializer.extend(outside)
-    kept = [value for value in graph.input if value.name not in {tensor.name for tensor in outside}]
+    inputs = [value for value in graph.input if value.name not in {tensor.name for tensor in outside}]
     del graph.input[:]
-    graph.input.extend(kept)
+    graph.input.extend(inputs)
 
 
 def _constants_as_initializers(graph: onnx.GraphProto) -> None:

@@ -27,12 +27,12 @@ def inline(model: onnx.ModelProto) -> None:
     bodies = {body.overload: body for body in model.functions if (body.domain, body.name) == (DOMAIN, OP_TYPE)}
     written = {node.name: _written_out(node, bodies[node.overload]) for node in perturbation_nodes(model)}
     _replace(model.graph, written)
-    others = [function for function in model.functions if function.domain != DOMAIN]
-    imports = [one for one in model.opset_import if one.domain != DOMAIN]
+    functions = [function for function in model.functions if function.domain != DOMAIN]
+    imports = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.functions[:], model.opset_import[:]
-    model.functions.extend(others)
+    model.functions.extend(functions)
     model.opset_import.extend(imports)
-    if others:
+    if functions:
         model.CopyFrom(onnx.inliner.inline_local_functions(model))
 
 
@@ -56,9 +56,9 @@ def _written_out(call: onnx.NodeProto, body: onnx.FunctionProto) -> list[onnx.No
     return nodes
 
 
-def _replace(graph: onnx.GraphProto, instead: dict[str, list[onnx.NodeProto]]) -> None:
+def _replace(graph: onnx.GraphProto, replacements: dict[str, list[onnx.NodeProto]]) -> None:
     """Put nodes in the place of the one of that name."""
-    nodes = [new for node in graph.node for new in instead.get(node.name, [node])]
+    nodes = [new for node in graph.node for new in replacements.get(node.name, [node])]
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -92,11 +92,11 @@ def inlined_bodies(model: onnx.ModelProto) -> dict[str, Body]:
         if name and user != maker.get(name, ""):
             entering[user].add(name)
             leaving[maker.get(name, "")].add(name)
-    found = {}
+    whole = {}
     for call, nodes in parts.items():
         if len(entering[call]) == len(leaving[call]) == 1:
-            found[call] = Body(entering[call].pop(), leaving[call].pop(), tuple(nodes))
-    return found
+            whole[call] = Body(entering[call].pop(), leaving[call].pop(), tuple(nodes))
+    return whole
 
 
 def _call_of(node: onnx.NodeProto) -> str:
@@ -107,9 +107,9 @@ def _call_of(node: onnx.NodeProto) -> str:
 
 def named_node(layers: Mapping[str, Perturbation], name: str) -> Perturbation | None:
     """The attributes that the metadata's layers give to the node of a name; None where it is none of theirs."""
-    found = read_name(name, layers)
-    node = layers.get(found.layer) if found else None
-    return node and (node.inverse if found and found.inverse else node)
+    node_name = read_name(name, layers)
+    node = layers.get(node_name.layer) if node_name else None
+    return node and (node.inverse if node_name and node_name.inverse else node)
 
 
 def fold(model: onnx.ModelProto) -> None:
@@ -120,13 +120,13 @@ def fold(model: onnx.ModelProto) -> None:
     provenance = read_provenance({p.key: p.value for p in model.metadata_props})
     if provenance is None or provenance.portable != INLINE:
         return
-    whole = inlined_bodies(model)
-    instead: dict[str, list[onnx.NodeProto]] = {}
-    for call, body in whole.items():
+    bodies = inlined_bodies(model)
+    replacements: dict[str, list[onnx.NodeProto]] = {}
+    for call, body in bodies.items():
         node = named_node(provenance.layers, call)
         if node is None:
             continue
         proto = helper.make_node(OP_TYPE, [body.input], [body.output], call, domain=DOMAIN, overload=node.overload)
         proto.attribute.extend(helper.make_attribute(key, value) for key, value in node.attributes().items())
-        instead |= {part.name: [] for part in body.nodes[:-1]} | {body.nodes[-1].name: [proto]}
-    _replace(model.graph, instead)
+        replacements |= {part.name: [] for part in body.nodes[:-1]} | {body.nodes[-1].name: [proto]}
+    _replace(model.graph, replacements)

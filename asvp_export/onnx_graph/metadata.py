@@ -80,6 +80,7 @@ _JSON = {"layers", "data_range", "scale", "size", "gates", "assumptions"}  # the
 
 def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
     """Replace the model's `asvp.` entries; others stay. Keys come in one order, so that bytes repeat."""
+    assumptions = [assumption.as_dict() for assumption in provenance.assumptions]
     entries = {
         "version": provenance.version,
         "layers": _json([{"name": name, **node.described()} for name, node in provenance.layers.items()]),
@@ -94,11 +95,11 @@ def write_provenance(model: onnx.ModelProto, provenance: Provenance) -> None:
         **({"portable": provenance.portable} if provenance.portable else {}),
         **({"tiling": provenance.tiling} if provenance.tiling else {}),
         **({"compensated": provenance.compensated} if provenance.compensated else {}),
-        **({"assumptions": _json([one.as_dict() for one in provenance.assumptions])} if provenance.assumptions else {}),
+        **({"assumptions": _json(assumptions)} if assumptions else {}),
         **({"layout": provenance.layout} if provenance.layout != NCHW else {}),
     }
-    others = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
-    onnx.helper.set_model_props(model, others | {PREFIX + key: value for key, value in entries.items()})
+    foreign = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
+    onnx.helper.set_model_props(model, foreign | {PREFIX + key: value for key, value in entries.items()})
 
 
 def read_provenance(properties: dict[str, str]) -> Provenance | None:
@@ -117,24 +118,24 @@ def read_provenance(properties: dict[str, str]) -> Provenance | None:
     try:
         data = {key: parsed(text) if key in _JSON else text for key, text in ours.items() if key in _FIELDS}
         data["layers"], data["data_range"] = _by_name(data.get("layers")), _range(data.get("data_range"))
-        found = checked(data, Provenance)
-        _check_ranges(found)
+        provenance = checked(data, Provenance)
+        _check_ranges(provenance)
     except (ValueError, InputError) as error:
         raise InputError(
             f"The file's asvp metadata cannot be read ({str(error).rstrip('.')}); it was changed after the export, or "
             "written by another version. Export it again."
         ) from error
-    return found
+    return provenance
 
 
 def _by_name(layers: object) -> dict[str, object]:
     """The layers as they stand in the metadata, a list of objects, by their names."""
     if not isinstance(layers, list) or not all(
-        isinstance(one, dict) and isinstance(one.get("name"), str) for one in layers
+        isinstance(layer, dict) and isinstance(layer.get("name"), str) for layer in layers
     ):
         raise ValueError("layers is not a list of objects with names")
-    no_doubles((one["name"] for one in layers), "layer")
-    return {one.pop("name"): one for one in layers}
+    no_doubles((layer["name"] for layer in layers), "layer")
+    return {layer.pop("name"): layer for layer in layers}
 
 
 def _range(bounds: object) -> dict[str, object]:
@@ -153,18 +154,18 @@ def tiling_notes(provenance: Provenance | None) -> list[str]:
     return [advice[provenance.tiling]] if provenance and provenance.tiling in advice else []
 
 
-def _check_ranges(found: Provenance) -> None:
+def _check_ranges(provenance: Provenance) -> None:
     """Anyone can edit metadata: refuse values that padding, scaling or printing would stumble over."""
-    whole = {"multiple": found.size.multiple, "minimum": found.size.minimum}
-    wrong = [f"{name} {value}" for name, value in whole.items() if not 1 <= value <= 2**16]
-    if not 2**-16 <= found.scale <= 2**16:
-        wrong.append(f"scale {found.scale}")
-    if found.layout not in (NCHW, NHWC):
-        wrong.append(f"layout {found.layout}")
+    sizes = {"multiple": provenance.size.multiple, "minimum": provenance.size.minimum}
+    wrong = [f"{name} {value}" for name, value in sizes.items() if not 1 <= value <= 2**16]
+    if not 2**-16 <= provenance.scale <= 2**16:
+        wrong.append(f"scale {provenance.scale}")
+    if provenance.layout not in (NCHW, NHWC):
+        wrong.append(f"layout {provenance.layout}")
     if wrong:
         raise ValueError(", ".join(wrong))
-    ValueRange.read((found.data_range.low, found.data_range.high))
-    for name, gate in found.gates.items():
+    ValueRange.read((provenance.data_range.low, provenance.data_range.high))
+    for name, gate in provenance.gates.items():
         if gate.keys() != {"threshold", "min_psnr"} or gate["threshold"] is None:
             raise ValueError(f"the gate {reprlib.repr(name)} has no threshold and min_psnr")
 

@@ -80,16 +80,16 @@ def _check_texts(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_size(model: onnx.ModelProto, path: Path) -> None:
-    own: Counter[_Key] = Counter()  # nodes
+    node_counts: Counter[_Key] = Counter()
     calls: dict[_Key, Counter[_Key]] = {}
     for function in model.functions:
         key = (_domain(function.domain), function.name, function.overload)
         inside = _by_kind(function.node)
-        own[key] += inside.total()
+        node_counts[key] += inside.total()
         calls[key] = calls.get(key, Counter()) + inside
     sizes: dict[_Key, int] = {}
     for key in _called_first(calls, path):
-        total = own[key] + sum(count * sizes.get(called, 0) for called, count in calls[key].items())
+        total = node_counts[key] + sum(count * sizes.get(called, 0) for called, count in calls[key].items())
         sizes[key] = min(total, NODES + 1)
     graph = _by_kind(model.graph.node)
     total = graph.total() + sum(count * sizes.get(called, 0) for called, count in graph.items())
@@ -107,8 +107,8 @@ def _called_first(calls: Mapping[_Key, Collection[_Key]], path: Path) -> Iterabl
         InputError: one calls itself, or calls go deeper than `DEPTH`.
     """
     depth: dict[_Key, int] = {}
-    for first in calls:
-        chain = [first]
+    for start in calls:
+        chain = [start]
         while chain:
             key = chain[-1]
             missing = next((called for called in calls[key] if called in calls and called not in depth), None)
@@ -133,10 +133,10 @@ def _called_first(calls: Mapping[_Key, Collection[_Key]], path: Path) -> Iterabl
 def _by_kind(nodes: Iterable[onnx.NodeProto]) -> Counter[_Key]:
     """How many nodes of each kind there are, in the graphs inside nodes too."""
     nodes = list(nodes)
-    found = Counter((_domain(node.domain), node.op_type, node.overload) for node in nodes)
+    counts = Counter((_domain(node.domain), node.op_type, node.overload) for node in nodes)
     for graph in graphs_in(nodes):
-        found.update((_domain(node.domain), node.op_type, node.overload) for node in graph.node)
-    return found
+        counts.update((_domain(node.domain), node.op_type, node.overload) for node in graph.node)
+    return counts
 
 
 def _domain(name: str) -> str:
@@ -146,62 +146,63 @@ def _domain(name: str) -> str:
 def _check_data(tensor: onnx.TensorProto, path: Path, sizes: dict[str, int]) -> None:
     """Refuse a tensor's external data; `sizes` keeps those of files that were looked at, in bytes."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    what, place = f"data of the tensor {tensor.name!r} of {path}", entries.get("location", "")
-    if place not in sizes:
-        sizes[place] = _size(place, path, what)
-    first, length = (_whole(entries, key, what) for key in ("offset", "length"))
+    data, location = f"data of the tensor {tensor.name!r} of {path}", entries.get("location", "")
+    if location not in sizes:
+        sizes[location] = _size(location, path, data)
+    offset, length = (_byte_count(entries, key, data) for key in ("offset", "length"))
     needed = _bytes(tensor)
     if length and needed is not None and length != needed:
         raise InputError(
-            f"The {what} is listed with {length} bytes; its shape and type need {needed}. Save the model again."
+            f"The {data} is listed with {length} bytes; its shape and type need {needed}. Save the model again."
         )
-    end = first + (length or needed or 0)
-    if end > sizes[place]:
+    end = offset + (length or needed or 0)
+    if end > sizes[location]:
         raise InputError(
-            f"The {what} is listed as bytes {first} to {end} of {place}, which has {sizes[place]}. That file is cut "
-            "off, or belongs to another model; get it again."
+            f"The {data} is listed as bytes {offset} to {end} of {location}, which has {sizes[location]}. That file is "
+            "cut off, or belongs to another model; get it again."
         )
 
 
-def _size(place: str, path: Path, what: str) -> int:
+def _size(location: str, path: Path, data: str) -> int:
     """The size of a data file in bytes."""
-    if not place or not place.isprintable():
+    if not location or not location.isprintable():
         raise InputError(
-            f"The {what} is listed in a file with the name {place[:40]!r}, which cannot be used. Save the model again."
+            f"The {data} is listed in a file with the name {location[:40]!r}, which cannot be used. Save the "
+            "model again."
         )
     try:
-        return _size_of_file(place, path, f"The {what} lies in {place}")
+        return _size_of_file(location, path, f"The {data} lies in {location}")
     except OSError as error:
-        raise InputError(f"The {what} lies in {place[:40]}, which cannot be read ({error.strerror}).") from error
+        raise InputError(f"The {data} lies in {location[:40]}, which cannot be read ({error.strerror}).") from error
 
 
-def _size_of_file(place: str, path: Path, lies: str) -> int:
-    file = path.parent / place
-    if Path(place).is_absolute() or ".." in Path(os.path.normpath(place)).parts:
+def _size_of_file(location: str, path: Path, clause: str) -> int:
+    file = path.parent / location
+    if Path(location).is_absolute() or ".." in Path(os.path.normpath(location)).parts:
         raise InputError(
-            f"{lies}, outside of the model's folder; it has to lie beside the model. Put it there, and save the model "
-            "again with the file's bare name as the location."
+            f"{clause}, outside of the model's folder; it has to lie beside the model. Put it there, and save the "
+            "model again with the file's bare name as the location."
         )
     real = Path(os.path.realpath(file))
     if not any(real.is_relative_to(folder) for folder in (path.parent.resolve(), path.resolve().parent)):
         raise InputError(
-            f"{lies}, a link to {real} outside of the model's folder; it has to lie beside the "
+            f"{clause}, a link to {real} outside of the model's folder; it has to lie beside the "
             "model. Put the file itself there."
         )
     if not file.exists():
-        raise InputError(f"The tensors of {path} are kept in {place}, which is not beside it; put it there.")
+        raise InputError(f"The tensors of {path} are kept in {location}, which is not beside it; put it there.")
     if not file.is_file():
-        raise InputError(f"{lies}, which is a folder, a pipe or a device; a file was expected. Put the data there.")
+        raise InputError(f"{clause}, which is a folder, a pipe or a device; a file was expected. Put the data there.")
     if file.samefile(path):
-        raise InputError(f"{lies}, which is the model itself; a separate file was expected. Save the model again.")
+        raise InputError(f"{clause}, which is the model itself; a separate file was expected. Save the model again.")
     return file.stat().st_size
 
 
-def _whole(entries: dict[str, str], key: str, what: str) -> int:
+def _byte_count(entries: dict[str, str], key: str, data: str) -> int:
     text = entries.get(key, "0")
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise InputError(
-            f"The {what} is listed with the {key} {text[:40]!r}; a whole number of bytes, 0 or more, was expected. "
+            f"The {data} is listed with the {key} {text[:40]!r}; a whole number of bytes, 0 or more, was expected. "
             "Save the model again."
         )
     return int(text)

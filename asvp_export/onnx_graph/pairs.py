@@ -48,9 +48,9 @@ class Pair:
         Raises:
             InputError: the attributes are out of range, or the two gains do not go together.
         """
-        left = self.left
-        left = 1.0 if math.isclose(left, 1, rel_tol=1e-6) else left
-        return replace(attributes_of(self.node), residual=left if self.inverse else None)
+        residual = self.left
+        residual = 1.0 if math.isclose(residual, 1, rel_tol=1e-6) else residual
+        return replace(attributes_of(self.node), residual=residual if self.inverse else None)
 
 
 def pairs(model: onnx.ModelProto, layers: Collection[str] = ()) -> list[Pair]:
@@ -60,34 +60,34 @@ def pairs(model: onnx.ModelProto, layers: Collection[str] = ()) -> list[Pair]:
         model: whose nodes are read; inlined bodies are no nodes (`asvp_export.onnx_graph.inline.fold`).
         layers: those that are known to be protected.
     """
-    found: dict[NodeName, Pair] = {}
+    by_name: dict[NodeName, Pair] = {}
     for node in perturbation_nodes(model):
         name = read_name(node.name, layers) or NodeName(node.name)
-        before = found.get(name.exposing) if name.inverse else None
+        before = by_name.get(name.exposing) if name.inverse else None
         if before and before.inverse is None and node.input[0] == before.node.output[0]:
-            found[before.name] = replace(before, inverse=node)
+            by_name[before.name] = replace(before, inverse=node)
         else:
-            found[name] = Pair(name, node)
-    return list(found.values())
+            by_name[name] = Pair(name, node)
+    return list(by_name.values())
 
 
 def differing(model: onnx.ModelProto, named: Mapping[str, Perturbation]) -> list[str]:
     """Layers whose nodes are not what was named: missing, changed, without inverse or readers, or not named."""
     wrong = set(named)
     read = {value.name for value in model.graph.output}.union(*map(reads, model.graph.node))
-    seen: set[str] = set()
+    checked: set[str] = set()
     for pair in pairs(model, named):
         layer, node = pair.name.layer, named.get(pair.name.layer)
-        good = node is not None and not pair.name.inverse and pair.readers in read and same(_as_made(pair), node)
-        if good and layer not in seen:
+        good = node is not None and not pair.name.inverse and pair.readers in read and same_node(_as_made(pair), node)
+        if good and layer not in checked:
             wrong.discard(layer)
         elif not good:
             wrong.add(layer)
-        seen.add(layer)
+        checked.add(layer)
     return sorted(wrong)
 
 
-def same(a: Perturbation | None, b: Perturbation | None) -> bool:
+def same_node(a: Perturbation | None, b: Perturbation | None) -> bool:
     """Equal up to the float32 in which the attributes stand on nodes."""
     if a is None or b is None or (a.rank, a.axis) != (b.rank, b.axis):
         return False

@@ -28,12 +28,12 @@ def perturbation_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 def attributes_of(node: onnx.NodeProto) -> Perturbation:
     """The attributes that stand on an ASVP node, defaults filled in."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
         # Attributes are float32: 1.02 comes back as 1.0199999809..., its shortest form as 1.02.
-        found[attribute.name] = float(str(np.float32(value))) if isinstance(value, float) else value
-    return Perturbation(**{k: v for k, v in found.items() if k in Perturbation.__dataclass_fields__})
+        values[attribute.name] = float(str(np.float32(value))) if isinstance(value, float) else value
+    return Perturbation(**{k: v for k, v in values.items() if k in Perturbation.__dataclass_fields__})
 
 
 def name_nodes(model: onnx.ModelProto, nodes: Mapping[str, Perturbation], calls: Sequence[str]) -> None:
@@ -54,11 +54,11 @@ def name_nodes(model: onnx.ModelProto, nodes: Mapping[str, Perturbation], calls:
     names = _in_order(nodes, calls)
     if len(protos) != len(names):  # equal calls were merged, or unused ones dropped: read each node's module path
         names = _by_scope(protos, nodes)
-    found = {(name.layer, name.inverse) for name in names}
-    wanted = [
+    present = {(name.layer, name.inverse) for name in names}
+    required = [
         (layer, inverse) for layer, node in nodes.items() for inverse in (False, True)[: 2 if node.inverse else 1]
     ]
-    lost = [layer for layer, inverse in wanted if (layer, inverse) not in found]
+    lost = [layer for layer, inverse in required if (layer, inverse) not in present]
     if lost:
         raise AsvpError(
             f"The exported graph has no node for {', '.join(dict.fromkeys(lost))}: the exporter drops what the output "
@@ -92,28 +92,28 @@ def _in_order(nodes: Mapping[str, Perturbation], calls: Sequence[str]) -> list[N
 def _by_scope(protos: Sequence[onnx.NodeProto], nodes: Mapping[str, Perturbation]) -> list[NodeName]:
     """What each node is, by the module in whose scope it was made: an inverse reads what its layer's node made."""
     count: Counter[str] = Counter()
-    made: dict[str, NodeName] = {}
+    by_output: dict[str, NodeName] = {}
     for proto in protos:
         layer = _layer_of(proto, nodes)
-        before = made.get(proto.input[0])
+        before = by_output.get(proto.input[0])
         if before and before.layer == layer and not before.inverse:
-            made[proto.output[0]] = replace(before, inverse=True)
+            by_output[proto.output[0]] = replace(before, inverse=True)
         else:
             count[layer] += 1
-            made[proto.output[0]] = NodeName(layer, count[layer])
-    return list(made.values())
+            by_output[proto.output[0]] = NodeName(layer, count[layer])
+    return list(by_output.values())
 
 
 def _name_tensors(model: onnx.ModelProto, named: Iterable[tuple[onnx.NodeProto, NodeName]]) -> None:
-    taken = {name for node in all_nodes(model) for name in (*node.input, *node.output)}
-    taken |= {
+    in_use = {name for node in all_nodes(model) for name in (*node.input, *node.output)}
+    in_use |= {
         value.name for graph in graphs(model.graph) for value in (*graph.input, *graph.output, *graph.initializer)
     }
     names = {}
     for proto, name in named:
-        wanted = str(name.exposing).removeprefix(PREFIX) + ("/residual" if name.inverse else "")
-        if wanted not in taken and proto.output[0] not in {value.name for value in model.graph.output}:
-            names[proto.output[0]] = wanted
+        tensor = str(name.exposing).removeprefix(PREFIX) + ("/residual" if name.inverse else "")
+        if tensor not in in_use and proto.output[0] not in {value.name for value in model.graph.output}:
+            names[proto.output[0]] = tensor
     for node in model.graph.node:
         node.output[:] = [names.get(name, name) for name in node.output]
     for value in model.graph.value_info:
@@ -168,20 +168,20 @@ def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the ASVP nodes taken out: the graph of the unprotected teacher."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
-    before = {node.output[0]: node.input[0] for node in perturbation_nodes(bare)}
+    sources = {node.output[0]: node.input[0] for node in perturbation_nodes(bare)}
 
     def clean(name: str) -> str:
-        while name in before:
-            name = before[name]
+        while name in sources:
+            name = sources[name]
         return name
 
-    kept = [node for node in bare.graph.node if not (node.domain == DOMAIN and node.op_type == OP_TYPE)]
-    rename_reads(kept, {name: clean(name) for name in before})
-    outputs = [value.name for value in bare.graph.output if value.name in before]
-    kept += [helper.make_node("Identity", [clean(name)], [name]) for name in outputs]
+    nodes = [node for node in bare.graph.node if not (node.domain == DOMAIN and node.op_type == OP_TYPE)]
+    rename_reads(nodes, {name: clean(name) for name in sources})
+    outputs = [value.name for value in bare.graph.output if value.name in sources]
+    nodes += [helper.make_node("Identity", [clean(name)], [name]) for name in outputs]
     del bare.graph.node[:]
-    bare.graph.node.extend(kept)
-    theirs = [function for function in bare.functions if function.domain != DOMAIN]
+    bare.graph.node.extend(nodes)
+    functions = [function for function in bare.functions if function.domain != DOMAIN]
     del bare.functions[:]
-    bare.functions.extend(theirs)
+    bare.functions.extend(functions)
     return bare

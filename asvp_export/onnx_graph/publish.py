@@ -154,11 +154,11 @@ class Staging:
 
     def _with_data_inside(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A copy with the tensors' data in the model itself."""
-        whole = onnx.ModelProto()
-        whole.CopyFrom(model)
-        for tensor in filter(is_external, tensors(whole)):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        for tensor in filter(is_external, tensors(copy)):
             tensor.CopyFrom(self._loaded(tensor))
-        return whole
+        return copy
 
     def _loaded(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """A tensor with its data, let go of with it: memory never holds more than the largest one of a file."""
@@ -221,11 +221,11 @@ def _own_data(path: Path, output: Path) -> set[str]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed publications left in a folder: staging folders, and data that no model there reads."""
-    for left in abandoned(folder, _STAGING):
+    for staging in abandoned(folder, _STAGING):
         names = list[str]()
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            names = (left / _TOUCHED).read_text(encoding="utf-8").split("\n")
-        shutil.rmtree(left, ignore_errors=True)
+            names = (staging / _TOUCHED).read_text(encoding="utf-8").split("\n")
+        shutil.rmtree(staging, ignore_errors=True)
         _remove_needless(folder, filter(_DATA.fullmatch, names))
 
 
@@ -243,7 +243,7 @@ def _remove_needless(folder: Path, names: Iterable[str], *models: Path) -> None:
         for path in [folder / name for name in names]:
             # Staged models first: one that is published meanwhile is then found under its name.
             if path.is_file() and not any(
-                _names(model, path.name) for model in (*_staged(folder), *_models(folder), *models)
+                _mentions(model, path.name) for model in (*_staged(folder), *_models(folder), *models)
             ):
                 path.unlink()
 
@@ -258,7 +258,7 @@ def _models(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.suffix.lower() == ".onnx"]
 
 
-def _names(model: Path, data: str) -> bool:
+def _mentions(model: Path, data: str) -> bool:
     """Whether a model holds the name of a data file. Its bytes are searched: it need not be one that can be read."""
     try:
         with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:

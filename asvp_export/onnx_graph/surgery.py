@@ -60,14 +60,14 @@ def insert_nodes(model: onnx.ModelProto, insertions: list[Insertion]) -> onnx.Mo
         AsvpError: a post-condition does not hold, which is a fault of this tool.
     """
     _check_before(model, insertions)
-    done = onnx.ModelProto()
-    done.CopyFrom(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
     if insertions:
-        _rewire(done.graph, insertions)
-        done.ir_version = max(done.ir_version, _OVERLOADS)
-        attach_functions(done)
-    _check_after(model, done, insertions)
-    return done
+        _rewire(result.graph, insertions)
+        result.ir_version = max(result.ir_version, _OVERLOADS)
+        attach_functions(result)
+    _check_after(model, result, insertions)
+    return result
 
 
 def with_weights(model: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) -> onnx.ModelProto:
@@ -83,9 +83,9 @@ def with_weights(model: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) ->
     """
     if not weights:
         return model
-    done = onnx.ModelProto()
-    done.CopyFrom(model)
-    stored = stored_weights(done)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    stored = stored_weights(result)
     for name, value in weights.items():
         if name not in stored or list(stored[name].dims) != list(value.shape):
             raise InputError(
@@ -98,7 +98,7 @@ def with_weights(model: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) ->
         new.doc_string = old.doc_string
         new.metadata_props.extend(old.metadata_props)
         old.CopyFrom(new)
-    return done
+    return result
 
 
 def check_carrier(model: onnx.ModelProto) -> None:
@@ -107,9 +107,9 @@ def check_carrier(model: onnx.ModelProto) -> None:
     Raises:
         InputError: it has ASVP nodes already, or there is no function body for its opset.
     """
-    found = [node for node in all_nodes(model) if node.domain == DOMAIN and node.op_type == OP_TYPE]
-    if found:
-        raise InputError(f"The file carries {len(found)} ASVP node(s) already; give the unprotected original.")
+    nodes = [node for node in all_nodes(model) if node.domain == DOMAIN and node.op_type == OP_TYPE]
+    if nodes:
+        raise InputError(f"The file carries {len(nodes)} ASVP node(s) already; give the unprotected original.")
     if opset_of(model) not in OPSETS:
         raise InputError(
             f"The file has opset {opset_of(model)}; opsets {OPSETS[0]} to {OPSETS[-1]} can carry the node. Convert it "
@@ -127,23 +127,23 @@ def check_types(model: onnx.ModelProto, types: Mapping[str, str]) -> None:
     Raises:
         InputError: one is not float32, and the opset is older than 15.
     """
-    other = [name for name, kind in types.items() if kind != "tensor(float)"]
-    if opset_of(model) < CAST_LIKE and other:
+    unsuitable = [name for name, kind in types.items() if kind != "tensor(float)"]
+    if opset_of(model) < CAST_LIKE and unsuitable:
         raise InputError(
-            f"The file has opset {opset_of(model)}, and the tensor {other[0]} is not float32; from opset {CAST_LIKE} "
-            "on it can carry the node. Convert it with onnx's version_converter, or export it again."
+            f"The file has opset {opset_of(model)}, and the tensor {unsuitable[0]} is not float32; from opset "
+            f"{CAST_LIKE} on it can carry the node. Convert it with onnx's version_converter, or export it again."
         )
 
 
 def _check_before(model: onnx.ModelProto, insertions: list[Insertion]) -> None:
     if insertions:
         check_carrier(model)
-    made = {name for node in model.graph.node for name in node.output}
-    asked = [one.tensor for one in insertions]
-    missing = [name for name in asked if not name or name not in made]
+    produced = {name for node in model.graph.node for name in node.output}
+    tensors = [insertion.tensor for insertion in insertions]
+    missing = [name for name in tensors if not name or name not in produced]
     if missing:
         raise InputError(f"No node of the main graph makes the tensor {missing[0]!r}, so no ASVP node can follow it.")
-    if len(set(asked)) < len(asked):
+    if len(set(tensors)) < len(tensors):
         raise AsvpError("Two nodes were to be put behind one tensor.")
 
 
@@ -160,24 +160,25 @@ class _Tensors:
     residual: str
     """What the readers get: the exposed one where there is no inverse."""
 
-    def made_by(self, inverse: bool) -> tuple[str, str]:
+    def ends(self, inverse: bool) -> tuple[str, str]:
         """Input and output of the node, or of its inverse."""
         return (self.exposed, self.residual) if inverse else (self.clean, self.exposed)
 
 
 def _tensors_of(graph: onnx.GraphProto, insertions: list[Insertion]) -> dict[str, _Tensors]:
     """By layer; the names are not in use yet."""
-    taken, outputs = _names(graph), {value.name for value in graph.output}
-    found = {}
-    for one in insertions:
-        clean = _unused(f"{one.tensor}/clean", taken)
-        if one.node.inverse is None:
-            found[one.layer] = _Tensors(clean, one.tensor, one.tensor)
-        elif one.tensor in outputs:
-            found[one.layer] = _Tensors(clean, _unused(f"{one.tensor}/exposed", taken), one.tensor)
+    in_use, outputs = _names(graph), {value.name for value in graph.output}
+    by_layer = {}
+    for insertion in insertions:
+        layer, tensor = insertion.layer, insertion.tensor
+        clean = _unused(f"{tensor}/clean", in_use)
+        if insertion.node.inverse is None:
+            by_layer[layer] = _Tensors(clean, tensor, tensor)
+        elif tensor in outputs:
+            by_layer[layer] = _Tensors(clean, _unused(f"{tensor}/exposed", in_use), tensor)
         else:
-            found[one.layer] = _Tensors(clean, one.tensor, _unused(f"{one.tensor}/residual", taken))
-    return found
+            by_layer[layer] = _Tensors(clean, tensor, _unused(f"{tensor}/residual", in_use))
+    return by_layer
 
 
 def _rewire(graph: onnx.GraphProto, insertions: list[Insertion]) -> None:
@@ -190,24 +191,24 @@ def _rewire(graph: onnx.GraphProto, insertions: list[Insertion]) -> None:
     order = list(wiring.nodes)
     named = _tensors_of(graph, insertions)
     added: dict[str, onnx.NodeProto] = {}
-    for one in insertions:
-        names, tensor = named[one.layer], tensors[one.tensor]
+    for insertion in insertions:
+        names, tensor = named[insertion.layer], tensors[insertion.tensor]
         (producer,) = tensor.inputs
         clean = gs.Variable(names.clean)
         producer.outputs[[id(output) for output in producer.outputs].index(id(tensor))] = clean
-        place = next(i for i, node in enumerate(order) if node is producer)
-        for inverse, node in ((False, one.node), (True, one.node.inverse)):
+        index = next(i for i, node in enumerate(order) if node is producer)
+        for inverse, node in ((False, insertion.node), (True, insertion.node.inverse)):
             if node is not None:
-                read, made = names.made_by(inverse)
-                proto = helper.make_node(OP_TYPE, [read], [made], domain=DOMAIN)
-                write_node(proto, NodeName(one.layer, inverse=inverse), node)
+                input_name, output_name = names.ends(inverse)
+                proto = helper.make_node(OP_TYPE, [input_name], [output_name], domain=DOMAIN)
+                write_node(proto, NodeName(insertion.layer, inverse=inverse), node)
                 added[proto.name] = proto
-                order.insert(place + 1 + inverse, gs.Node(OP_TYPE, proto.name, domain=DOMAIN))
+                order.insert(index + 1 + inverse, gs.Node(OP_TYPE, proto.name, domain=DOMAIN))
     nodes = []
     for wired in order:
-        place = wired.attrs.get("place")
-        if isinstance(place, int):
-            node = graph.node[place]
+        index = wired.attrs.get("index")
+        if isinstance(index, int):
+            node = graph.node[index]
             node.output[:] = [tensor.name for tensor in wired.outputs]
             rename_reads([node], {names.exposed: names.residual for names in named.values()})
         else:
@@ -227,11 +228,11 @@ def _wiring(graph: onnx.GraphProto) -> tuple[gs.Graph, dict[str, gs.Variable]]:
     nodes = [
         gs.Node(
             node.op_type,
-            attrs={"place": place},
+            attrs={"index": index},
             inputs=[variable(name) for name in sorted(reads(node))],
             outputs=[variable(name) for name in node.output],
         )
-        for place, node in enumerate(graph.node)
+        for index, node in enumerate(graph.node)
     ]
     return gs.Graph(
         nodes, [variable(value.name) for value in graph.input], [variable(value.name) for value in graph.output]
@@ -240,20 +241,20 @@ def _wiring(graph: onnx.GraphProto) -> tuple[gs.Graph, dict[str, gs.Variable]]:
 
 def _names(graph: onnx.GraphProto) -> set[str]:
     """Every name of a tensor, in subgraphs too."""
-    found: set[str] = set()
+    names: set[str] = set()
     for inner in graphs(graph):
-        found |= {value.name for value in (*inner.input, *inner.output, *inner.initializer, *inner.value_info)}
+        names |= {value.name for value in (*inner.input, *inner.output, *inner.initializer, *inner.value_info)}
         for node in inner.node:
-            found |= {*node.input, *node.output}
-    return found
+            names |= {*node.input, *node.output}
+    return names
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    number, found = 2, name
-    while found in taken:
-        found, number = f"{name}{number}", number + 1
-    taken.add(found)
-    return found
+def _unused(name: str, in_use: set[str]) -> str:
+    number, candidate = 2, name
+    while candidate in in_use:
+        candidate, number = f"{name}{number}", number + 1
+    in_use.add(candidate)
+    return candidate
 
 
 def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: list[Insertion]) -> None:
@@ -262,31 +263,31 @@ def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: li
     That the file is valid is checked on its very bytes, by onnx's full checker, when it is written.
     """
     named = _tensors_of(before.graph, insertions)
-    ours = {
-        str(NodeName(one.layer, inverse=inverse)): (node, named[one.layer].made_by(inverse))
-        for one in insertions
-        for inverse, node in ((False, one.node), (True, one.node.inverse))
+    inserted = {
+        str(NodeName(insertion.layer, inverse=inverse)): (node, named[insertion.layer].ends(inverse))
+        for insertion in insertions
+        for inverse, node in ((False, insertion.node), (True, insertion.node.inverse))
         if node is not None
     }
-    known = {value.name for value in (*after.graph.input, *after.graph.initializer)} | {""}
-    known |= {sparse.values.name for sparse in after.graph.sparse_initializer}
+    defined = {value.name for value in (*after.graph.input, *after.graph.initializer)} | {""}
+    defined |= {sparse.values.name for sparse in after.graph.sparse_initializer}
     wrong: list[str] = []
-    left: list[onnx.NodeProto] = []
+    remaining: list[onnx.NodeProto] = []
     for node in after.graph.node:
-        wrong += reads(node) - known  # made by no node before this one
-        known |= set(node.output)
+        wrong += reads(node) - defined  # made by no node before this one
+        defined |= set(node.output)
         if node.domain == DOMAIN and node.op_type == OP_TYPE:
-            asked, wires = ours.pop(node.name, (None, None))
-            wrong += [] if asked and (*node.input, *node.output) == wires else [node.name]
+            perturbation, wires = inserted.pop(node.name, (None, None))
+            wrong += [] if perturbation and (*node.input, *node.output) == wires else [node.name]
         else:
-            left.append(onnx.NodeProto())
-            left[-1].CopyFrom(node)
-    clean = {named[one.layer].clean: one.tensor for one in insertions}
-    rename_reads(left, {named[one.layer].residual: one.tensor for one in insertions})
-    for node in left:
+            remaining.append(onnx.NodeProto())
+            remaining[-1].CopyFrom(node)
+    clean = {named[insertion.layer].clean: insertion.tensor for insertion in insertions}
+    rename_reads(remaining, {named[insertion.layer].residual: insertion.tensor for insertion in insertions})
+    for node in remaining:
         node.output[:] = [clean.get(name, name) for name in node.output]
-    wrong += [*ours, *(node.name for node, old in zip(left, before.graph.node, strict=False) if node != old)]
-    if wrong or len(left) != len(before.graph.node) or not _same_beside_nodes(before, after):
+    wrong += [*inserted, *(node.name for node, old in zip(remaining, before.graph.node, strict=False) if node != old)]
+    if wrong or len(remaining) != len(before.graph.node) or not _same_beside_nodes(before, after):
         raise AsvpError(
             "Inserting the nodes changed other parts of the graph too "
             f"({', '.join(sorted(wrong)[:3]) or 'beside its nodes'}). This is a bug of asvp-export; please report it "
@@ -317,10 +318,10 @@ def remove_author(model: onnx.ModelProto) -> None:
     Everything else that is metadata or doc strings stays.
     """
     for item in _described(model):
-        kept = [(p.key, p.value) for p in item.metadata_props if not p.key.startswith(_TRACE_KEYS)]
-        if len(kept) < len(item.metadata_props):
+        properties = [(p.key, p.value) for p in item.metadata_props if not p.key.startswith(_TRACE_KEYS)]
+        if len(properties) < len(item.metadata_props):
             del item.metadata_props[:]
-            helper.set_model_props(item, dict(kept))
+            helper.set_model_props(item, dict(properties))
         if _TRACE_LINE.search(item.doc_string):
             item.ClearField("doc_string")
 

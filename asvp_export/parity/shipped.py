@@ -16,7 +16,7 @@ from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected, insert
 from asvp_export.onnx_graph.contents import is_half
 from asvp_export.onnx_graph.metadata import INLINE, Provenance, read_provenance, tiling_notes
-from asvp_export.onnx_graph.pairs import differing, same
+from asvp_export.onnx_graph.pairs import differing, same_node
 from asvp_export.onnx_graph.passes import perturbation_nodes
 from asvp_export.options import GateOptions
 from asvp_export.parity.cases import Case, fits
@@ -185,7 +185,7 @@ def _node_notes(path: Path, provenance: Provenance | None) -> list[str]:
 def _check_plan(plan: Plan, provenance: Provenance) -> None:
     """Refuse a plan that says something else than the file: fidelity against it would mean nothing."""
     theirs = provenance.layers
-    wrong = [name for name in {**plan.nodes, **theirs} if not same(plan.nodes.get(name), theirs.get(name))]
+    wrong = [name for name in {**plan.nodes, **theirs} if not same_node(plan.nodes.get(name), theirs.get(name))]
     if wrong:
         shown = [
             f"gain {node.gain:g}, residual {node.left:g}" if node else "no node"

@@ -20,7 +20,7 @@ from asvp_export.files import sha256
 from asvp_export.onnx_graph.contents import external_files
 from asvp_export.onnx_graph.inline import fold
 from asvp_export.onnx_graph.metadata import Provenance, read_provenance
-from asvp_export.onnx_graph.pairs import differing, same
+from asvp_export.onnx_graph.pairs import differing, same_node
 from asvp_export.operator import Perturbation
 from asvp_export.report.card import generated_part
 from asvp_export.report.report import json_bytes
@@ -311,7 +311,7 @@ def report_disagreements(path: Path, digest: str, provenance: Provenance) -> Seq
         "the model's SHA-256": report.output_sha256 == digest,
         "the source's SHA-256": report.source_sha256 == provenance.source_sha256,
         "the layers": layers.keys() == provenance.layers.keys()
-        and all(same(layer, provenance.layers[name]) for name, layer in layers.items()),
+        and all(same_node(layer, provenance.layers[name]) for name, layer in layers.items()),
         **{f"the gate {name}": _agrees(gates.get(name), gate) for name, gate in provenance.gates.items()},
     }
     return [what for what, agrees in checks.items() if not agrees]

@@ -16,7 +16,7 @@ from onnx import helper
 from torch import nn
 
 from asvp_export.errors import InputError
-from asvp_export.onnx_graph.contents import data_bytes, external_files, in_order, inputs_of, pruned, reads
+from asvp_export.onnx_graph.contents import data_bytes, external_files, inputs_of, pruned, reads, sort_nodes
 from asvp_export.onnx_graph.opening import read_model
 from asvp_export.runtime.session import SessionSettings, create_session
 from asvp_export.shortage import is_out_of_memory
@@ -51,7 +51,7 @@ def read_onnx(path: Path, child: Child | None = None) -> OnnxModule:
         raise
     except Exception as error:  # protobuf's errors have no base in common with onnx's
         raise InputError(f"{path} is damaged, or not an ONNX model: {one_line(error)}.") from error
-    ordered = in_order(model.graph)
+    ordered = sort_nodes(model.graph)
     checked = b"" if ordered else None if external_files(model) else model.SerializeToString()
     if child is None or not child.open(checked):
         _check(path, model, checked)

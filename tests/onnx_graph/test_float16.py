@@ -14,7 +14,7 @@ from torch import nn
 
 import asvp_export
 from asvp_export.onnx_graph import publish
-from asvp_export.onnx_graph.contents import in_order, is_external
+from asvp_export.onnx_graph.contents import is_external, sort_nodes
 from asvp_export.onnx_graph.float16 import to_half
 from tests.helpers.teachers import example, save_pictures
 
@@ -115,7 +115,7 @@ def test_nodes_are_sorted_with_what_their_subgraphs_read():
         helper.make_node("Relu", ["x"], ["late"]),
     ]
     graph = helper.make_graph(nodes, "g", [value("x", 1, [2]), value("flag", 9, [])], [value("y", 1, [2])])
-    in_order(graph)
+    sort_nodes(graph)
     assert [node.op_type for node in graph.node] == ["Relu", "If"]
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
