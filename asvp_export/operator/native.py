@@ -22,7 +22,7 @@ _FILE = Path(__file__).with_name("libasvp.dylib" if sys.platform == "darwin" els
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 _KEPT_SCRATCH = 64 << 20  # bytes that a thread keeps from call to call: fresh pages cost about as much as the operator
 
-_here = threading.local()
+_thread_state = threading.local()
 
 
 class Problem(ctypes.Structure):
@@ -79,17 +79,17 @@ def kernels() -> str | None:
 @contextlib.contextmanager
 def reference_only() -> Iterator[None]:
     """Inside, this thread computes the operator by the PyTorch reference: an oracle must not be what it tests."""
-    before = getattr(_here, "reference_only", False)
-    _here.reference_only = True
+    before = getattr(_thread_state, "reference_only", False)
+    _thread_state.reference_only = True
     try:
         yield
     finally:
-        _here.reference_only = before
+        _thread_state.reference_only = before
 
 
 def takes(x: torch.Tensor) -> bool:
     """Whether the native kernels compute the operator on this tensor."""
-    if x.dtype not in _DTYPES or x.ndim < 2 or x.numel() == 0 or getattr(_here, "reference_only", False):
+    if x.dtype not in _DTYPES or x.ndim < 2 or x.numel() == 0 or getattr(_thread_state, "reference_only", False):
         return False
     return (x.device.type == "cpu" and not unavailable()) or (x.device.type == "cuda" and not cuda_unavailable())
 
@@ -157,11 +157,11 @@ def _run(problem: Problem, x: torch.Tensor, out: torch.Tensor) -> None:
 
 def _scratch(size: int) -> torch.Tensor:
     """At least `size` bytes that this thread may use until its next call."""
-    memory = getattr(_here, "scratch", None)
+    memory = getattr(_thread_state, "scratch", None)
     if memory is None or memory.numel() < size:
-        _here.scratch = None  # the old one goes before the new one comes
+        _thread_state.scratch = None  # the old one goes before the new one comes
         memory = torch.empty(size, dtype=torch.uint8)
-        _here.scratch = memory if size <= _KEPT_SCRATCH else None
+        _thread_state.scratch = memory if size <= _KEPT_SCRATCH else None
     return memory
 
 
@@ -201,13 +201,13 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, "This installation has no native library; pip builds it where there is a C++ compiler."
     try:
         library = ctypes.CDLL(str(_FILE))
-        found = library.asvp_abi_version()
-        if found == _ABI:
+        version = library.asvp_abi_version()
+        if version == _ABI:
             _declare(library)
             return library, None
     except (OSError, AttributeError) as error:
         return None, f"The native library {_FILE.name} cannot be loaded ({error}); reinstall asvp-export."
-    return None, f"The native library {_FILE.name} has ABI {found}, {_ABI} was expected; reinstall asvp-export."
+    return None, f"The native library {_FILE.name} has ABI {version}, {_ABI} was expected; reinstall asvp-export."
 
 
 def _declare(library: ctypes.CDLL) -> None:

@@ -104,10 +104,10 @@ class _Body:
     def shape(self, x: str, start: int, end: int | None = None) -> str:
         """Some of a tensor's sizes."""
         if self.opset >= 15:
-            found = self.op("Shape", x, start=start)
+            sizes = self.op("Shape", x, start=start)
             if end is not None:
                 self.nodes[-1].attribute.append(helper.make_attribute("end", end))
-            return found
+            return sizes
         stop = np.iinfo(np.int64).max if end is None else end
         return self.op("Slice", self.op("Shape", x), self.constant([start]), self.constant([stop]))
 
@@ -119,9 +119,9 @@ def _emit(b: _Body, node: Perturbation) -> None:
     unit = _scaled(b, matrix) if kind == TensorProto.FLOAT else b.op("Cast", matrix, to=kind)
     gram = b.op("MatMul", unit, b.op("Transpose", unit, perm=[0, 2, 1]))
     basis = b.op("Cast", _leading_basis(b, gram, node.rank, kind), to=TensorProto.FLOAT)  # [N, C, k]
-    more = b.op("Sub", b.attribute("gain"), b.constant(1, np.float32))
+    excess = b.op("Sub", b.attribute("gain"), b.constant(1, np.float32))
     rows = b.op("MatMul", b.op("Transpose", basis, perm=[0, 2, 1]), matrix)
-    leading = b.op("MatMul", b.op("Mul", basis, more), rows)
+    leading = b.op("MatMul", b.op("Mul", basis, excess), rows)
     result = restore(b.op("Add", matrix, leading))
     b.op("CastLike", result, "X", output="Y") if b.opset >= 15 else b.op("Identity", result, output="Y")
 
@@ -131,8 +131,8 @@ def _to_matrices(b: _Body, x: str, axis: int) -> tuple[str, Any]:
     if axis == 1:
         return b.op("Reshape", x, b.constant([0, 0, -1])), lambda y: b.op("Reshape", y, b.op("Shape", x))
     if axis == -1:
-        rest, channels = b.constant([0, -1]), b.shape(x, -1)
-        rows = b.op("Reshape", x, b.op("Concat", rest, channels, axis=0))  # [N, L, C]
+        batch_and_positions, channels = b.constant([0, -1]), b.shape(x, -1)
+        rows = b.op("Reshape", x, b.op("Concat", batch_and_positions, channels, axis=0))  # [N, L, C]
         flat = b.op("Transpose", rows, perm=[0, 2, 1])
         return flat, lambda y: b.op("Reshape", b.op("Transpose", y, perm=[0, 2, 1]), b.op("Shape", x))
     before = b.op("ReduceProd", b.shape(x, 1, axis), keepdims=1)
@@ -184,8 +184,8 @@ def _leading_basis(b: _Body, gram: str, rank: int, kind: TensorProto.DataType) -
         value = b.op("MatMul", turned, image)  # s_i^2, [N, 1, 1]
         if basis:  # the first is always taken
             short = b.op("Or", b.op("Less", covered, needed), always)
-            taken = b.op("Cast", b.op("And", short, b.op("Greater", value, noise)), to=kind)
-            basis = b.op("Concat", basis, b.op("Mul", vector, taken), axis=2)
+            amplified = b.op("Cast", b.op("And", short, b.op("Greater", value, noise)), to=kind)
+            basis = b.op("Concat", basis, b.op("Mul", vector, amplified), axis=2)
         else:
             basis = vector
         if i + 1 < rank:

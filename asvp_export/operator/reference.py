@@ -65,8 +65,8 @@ def reference(
     if x.numel() == 0:
         return out
     matrix = as_matrices(x, axis)  # [N, C, L]
-    basis, kept = leading_subspace(matrix, node)
-    basis = (basis * kept.unsqueeze(1))[..., : min(rank, *matrix.shape[1:])].to(_wide(matrix))  # [N, C, k]
+    basis, amplified = leading_subspace(matrix, node)
+    basis = (basis * amplified.unsqueeze(1))[..., : min(rank, *matrix.shape[1:])].to(_wide(matrix))  # [N, C, k]
     blocks = [
         torch.add(wide, basis @ (basis.mT @ wide), alpha=gain - 1).to(x.dtype)
         for wide in (block.to(basis.dtype) for block in matrix.split(_BLOCK, 2))
@@ -99,17 +99,17 @@ def reference_backward(
     matrix = as_matrices(x, axis)
     upstream = as_matrices(grad, axis)
     wide = _wide(matrix)
-    basis, kept = leading_subspace(matrix, node)
+    basis, amplified = leading_subspace(matrix, node)
     scale = _scale(matrix)
     values = _squared_values(basis, matrix, scale)  # [N, C]
     cross = _streamed_product(upstream, matrix, scale)  # G M^T, [N, C, C]
     mixed = basis.mT @ (cross + cross.mT) @ basis
     gaps = values.unsqueeze(2) - values.unsqueeze(1)
-    pairs = kept.unsqueeze(2) * (1 - kept).unsqueeze(1)
+    pairs = amplified.unsqueeze(2) * (1 - amplified).unsqueeze(1)
     tiny = torch.finfo(torch.float64).eps * matrix.shape[1] * values.amax(1)[:, None, None]
     weights = torch.where((pairs > 0) & (gaps > tiny), mixed / gaps, torch.zeros_like(mixed))
     through = basis @ (weights + weights.mT) @ basis.mT
-    projector = (basis * kept.unsqueeze(1)) @ basis.mT
+    projector = (basis * amplified.unsqueeze(1)) @ basis.mT
     unit = torch.where(scale > 0, matrix.to(wide) / scale.to(wide), 0)
     direct = torch.add(upstream.to(wide), projector.to(wide) @ upstream.to(wide), alpha=gain - 1)
     return _finish(out, torch.add(direct, through.to(wide) @ unit, alpha=gain - 1), matrix, axis)

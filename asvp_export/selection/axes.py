@@ -78,9 +78,9 @@ def _observed_axis(
 
 def _folded(shape: tuple[int, ...], batch: int) -> str:
     """Why an output is refused whose first axis is not the batch: as a rule there are windows or patches in it."""
-    pieces, rest = divmod(shape[0], batch)
+    pieces, remainder = divmod(shape[0], batch)
     shown = described_shape(shape)
-    if rest or pieces < 2:
+    if remainder or pieces < 2:
         return f"returns {shown}, whose first axis is not the batch"
     return (
         f"returns {shown}, {pieces} windows or patches of each image on the batch axis: a node there would work on "
@@ -95,11 +95,11 @@ def inferred_axis(shape: tuple[int, ...], batch: int, image: tuple[int, int]) ->
     if shape[0] != batch:
         return _folded(shape, batch)
     if len(shape) == 4:
-        first = shape[2] * width == shape[3] * height and shape[2] * shape[3] > 1
-        last = shape[1] * width == shape[2] * height and shape[1] * shape[2] > 1
+        channels_first = shape[2] * width == shape[3] * height and shape[2] * shape[3] > 1
+        channels_last = shape[1] * width == shape[2] * height and shape[1] * shape[2] > 1
         if shape[2:] == (1, 1):
             return f"returns {shown}: there is no spatial axis"
-        return -1 if last and not first else 1
+        return -1 if channels_last and not channels_first else 1
     if len(shape) == 3:
         counts = {height * width * up * up for up in (1, 2, 3, 4)}
         counts |= {height * width // down**2 for down in (2, 4, 8, 16, 32) if height % down == width % down == 0}

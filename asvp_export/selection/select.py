@@ -44,13 +44,13 @@ def select(teacher: Teacher, patterns: Sequence[str]) -> dict[str, Site]:
         InputError: an unknown name (with the nearest), a module that cannot carry the node (with the reason), a glob
             that matches nothing or no carrier, or two plain names for one tensor.
     """
-    given = [patterns] if isinstance(patterns, str) else patterns
-    if not any(pattern.replace(",", " ").strip() for pattern in given):
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if not any(pattern.replace(",", " ").strip() for pattern in patterns):
         raise InputError(
             "No layer is named; give names or globs such as body.*, and list them with asvp-export layers."
         )
     survey = survey_of(teacher)
-    words = [word for pattern in given for word in _words(pattern, survey.names.aliases)]
+    words = [word for pattern in patterns for word in _words(pattern, survey.names.aliases)]
     plain: set[str] = set()
     matched: set[str] = set()
     for word in words:
@@ -85,7 +85,7 @@ def _named(word: str, survey: Survey) -> str:
         raise InputError(f"The name {word} cannot carry the node: it {survey.names.elsewhere[word]}.")
     if word not in survey.names.aliases:
         near = difflib.get_close_matches(word, survey.names.aliases, n=3, cutoff=0.5)
-        hint = f"the nearest are {', '.join(near)}" if near else _there_is(survey)
+        hint = f"the nearest are {', '.join(near)}" if near else _carriers_listed(survey)
         raise InputError(f"There is no layer {word!r}; {hint}.")
     name = survey.names.aliases[word]
     if name not in survey.axes:
@@ -105,22 +105,22 @@ def _match(glob: str, survey: Survey) -> set[str]:
         nearest = f"the nearest names are {', '.join(near)}; " if near else ""
         raise InputError(
             f"No layer matches {glob!r} (* stays inside one part of a name, ** crosses parts); "
-            f"{nearest}{_there_is(survey)}."
+            f"{nearest}{_carriers_listed(survey)}."
         )
     carriers = {name for name in matched if name in survey.axes}
     if not carriers:
-        why = "; ".join(f"{name} {survey.reasons[name]}" for name in matched[:3])
+        reasons = "; ".join(f"{name} {survey.reasons[name]}" for name in matched[:3])
         more = f"; and {len(matched) - 3} more" if len(matched) > 3 else ""
-        raise InputError(f"None of the layers that match {glob!r} can carry the node: {why}{more}.")
+        raise InputError(f"None of the layers that match {glob!r} can carry the node: {reasons}{more}.")
     return carriers
 
 
-def _there_is(survey: Survey) -> str:
+def _carriers_listed(survey: Survey) -> str:
     """How many layers of which kinds could be named, the commonest kinds first."""
     kinds = Counter(survey.names.kinds[name] for name in survey.axes).most_common()
     shown = [f"{count} {kind}" for kind, count in kinds[:4]]
-    others = sum(count for _, count in kinds[4:])
-    listed = ", ".join([*shown, f"{others} others"] if others else shown)
+    uncommon = sum(count for _, count in kinds[4:])
+    listed = ", ".join([*shown, f"{uncommon} others"] if uncommon else shown)
     return f"{len(survey.axes)} layers can carry the node ({listed}), and asvp-export layers MODEL lists them"
 
 
@@ -143,14 +143,14 @@ def _translate(glob: str, separator: str) -> re.Pattern[str]:
 
 def _without_doubles(names: list[str], plain: set[str], survey: Survey) -> list[str]:
     """Leave one module for each tensor."""
-    kept: list[str] = []
+    chosen: list[str] = []
     for name in sorted(names, key=lambda name: name not in plain):  # plain names first; stable otherwise
         tensors = survey.outputs[name].tensors
-        twin = next((other for other in kept if survey.outputs[other].tensors & tensors), None)
+        twin = next((earlier for earlier in chosen if survey.outputs[earlier].tensors & tensors), None)
         if twin is None:
-            kept.append(name)
+            chosen.append(name)
         elif name in plain:
             raise InputError(
                 f"{twin} and {name} return one and the same tensor, which would get two nodes: select one of them."
             )
-    return [name for name in names if name in kept]
+    return [name for name in names if name in chosen]
