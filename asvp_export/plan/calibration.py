@@ -79,14 +79,17 @@ def draw(teacher: Teacher, images: Sequence[Path], *, solved: bool = True, side:
     if len(images) < 2:
         raise InputError(f"{len(images)} image was given to calibrate on; at least 2 are needed. Add images.")
     pictures = [read_image(path) for path in images]
-    held = set(range(3, len(images), 4)) or {len(images) - 1} if solved else set(range(len(images)))
-    seen = [picture for i, picture in enumerate(pictures) if i not in held]
+    held_out_indices = set(range(3, len(images), 4)) or {len(images) - 1} if solved else set(range(len(images)))
+    crop_sources = [picture for i, picture in enumerate(pictures) if i not in held_out_indices]
     rng = np.random.default_rng(_SEED)
-    area = sum(picture.shape[0] * picture.shape[1] for picture in seen)
+    area = sum(picture.shape[0] * picture.shape[1] for picture in crop_sources)
     count = min(max(_LEAST, area // _AREA), 3 * _LEAST) if solved else 0
-    crops = tuple(_inputs(teacher, _varied(_cut(teacher, seen[i % len(seen)], rng, _SIDES), rng)) for i in range(count))
-    whole = [_cut(teacher, pictures[i], rng, (side, side)) for i in sorted(held)]
-    small = [_cut(teacher, pictures[i], rng, _SIDES) for i in sorted(held)]
+    crops = tuple(
+        _inputs(teacher, _varied(_cut(teacher, crop_sources[i % len(crop_sources)], rng, _SIDES), rng))
+        for i in range(count)
+    )
+    whole = [_cut(teacher, pictures[i], rng, (side, side)) for i in sorted(held_out_indices)]
+    small = [_cut(teacher, pictures[i], rng, _SIDES) for i in sorted(held_out_indices)]
     held_out = tuple(_inputs(teacher, picture) for picture in (*whole, *small))
     return Calibration(crops, held_out, tuple(path.name for path in images))
 
@@ -96,8 +99,8 @@ def _cut(teacher: Teacher, picture: np.ndarray, rng: np.random.Generator, sides:
     low = max(teacher.size.minimum, min(sides[0], *picture.shape[:2]))
     size = []
     for limit, fixed in zip(picture.shape[:2], teacher.static_shape[2:], strict=True):
-        asked = int(rng.integers(min(low, limit), min(sides[1], limit) + 1))
-        size.append(fixed or min(teacher.size.fit(asked), max(teacher.size.fit(limit), teacher.size.minimum)))
+        drawn = int(rng.integers(min(low, limit), min(sides[1], limit) + 1))
+        size.append(fixed or min(teacher.size.fit(drawn), max(teacher.size.fit(limit), teacher.size.minimum)))
     if teacher.size.square:
         size = [min(size)] * 2
     if teacher.static_shape[2] and (picture.shape[0] < size[0] or picture.shape[1] < size[1]):

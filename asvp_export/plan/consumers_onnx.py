@@ -139,7 +139,7 @@ class _Walk:
             elif consumer is None and self._passes(node):
                 passed = carried
             else:
-                self._refuse(carried, consumer or self._why(node))
+                self._refuse(carried, consumer or self._reason(node))
         for name in node.output:
             self.levels[name] = level
             self.carried[name] = passed
@@ -151,29 +151,29 @@ class _Walk:
         """What reads the layers, once all nodes are taken in."""
         for name in self.outputs:
             self._refuse(self.carried.get(name, frozenset()), "it reaches the output without a layer to re-solve")
-        for name, (consumer, whose) in self.linear.items():
+        for name, (consumer, carried) in self.linear.items():
             if self.users[name] != self.calls[name] or len(self.used[name]) > 1:
-                self._refuse(whose, f"{name} also reads maps that are not protected")
+                self._refuse(carried, f"{name} also reads maps that are not protected")
             bias = consumer.bias
             if bias is not None and (self.owners[bias] != {name} or self.users[bias] != self.calls[bias]):
                 # It stays as it is: whatever is added behind the product cancels out of the problem.
-                self.linear[name] = (replace(consumer, bias=None), whose)
+                self.linear[name] = (replace(consumer, bias=None), carried)
         consumers = {
-            layer: [consumer for consumer, whose in self.linear.values() if layer in whose]
+            layer: [consumer for consumer, carried in self.linear.values() if layer in carried]
             for layer in self.layers.values()
             if layer not in self.reasons
         }
-        for layer in [layer for layer, those in consumers.items() if not those]:
+        for layer in [layer for layer, readers in consumers.items() if not readers]:
             self.reasons[layer] = "nothing reads it"
         return OnnxConsumers(
-            {layer: those for layer, those in consumers.items() if those}, self.reasons, data=self.data
+            {layer: readers for layer, readers in consumers.items() if readers}, self.reasons, data=self.data
         )
 
     def _refuse(self, layers: frozenset[str], reason: str) -> None:
         for layer in layers:
             self.reasons.setdefault(layer, reason)
 
-    def _why(self, node: onnx.NodeProto) -> str:
+    def _reason(self, node: onnx.NodeProto) -> str:
         captured = reads(node) - set(node.input)
         if any(self.carried.get(name) for name in captured):
             return f"a body of {node.op_type} reads it"
@@ -202,21 +202,21 @@ class _Walk:
         if node.domain not in ("", "ai.onnx") or any(self.carried.get(n) for n in reads(node) - set(node.input)):
             return False
         kind, settings = node.op_type, _attributes(node)
-        others = [name for name in node.input[1:] if name]
+        other_inputs = [name for name in node.input[1:] if name]
         if kind in _SUMS:
             return True
         if kind == "Mul":
             return any(name in self.constants for name in node.input)
         if kind == "Div":
-            return others[0] in self.constants
-        if kind not in _PASSES or any(self.carried.get(name) for name in others):
+            return other_inputs[0] in self.constants
+        if kind not in _PASSES or any(self.carried.get(name) for name in other_inputs):
             return False
         if kind == "Cast":
             return settings["to"] in _FLOATS
         if kind == "BatchNormalization":
             return not settings.get("training_mode") and len(node.output) == 1
         if kind == "Dropout":  # a third input, where there is one, says whether it acts
-            return len(others) < 2
+            return len(other_inputs) < 2
         return True
 
     def _consumer(self, node: onnx.NodeProto, level: int) -> Consumer | str | None:
@@ -257,11 +257,11 @@ class _Walk:
         if dims not in (1, 2):
             return f"{node.op_type} reads it, in {dims} dimensions"
 
-        def each(key: str, standard: int) -> tuple[int, ...]:
+        def setting(key: str, standard: int) -> tuple[int, ...]:
             values = settings.get(key)
             return tuple(map(int, values)) if isinstance(values, Sequence) and values else (standard,) * dims
 
-        stride, dilation, output = each("strides", 1), each("dilations", 1), each("output_padding", 0)
+        stride, dilation, output = setting("strides", 1), setting("dilations", 1), setting("output_padding", 0)
         reach = [d * (k - 1) for d, k in zip(dilation, shape[2:], strict=True)]
         kind, automatic = "conv" if node.op_type == "Conv" else "transposed", settings.get("auto_pad", b"NOTSET")
         if automatic == b"VALID":

@@ -149,10 +149,10 @@ class _Tracer(TorchFunctionMode):
         super().__init__()
         self.names = {id(parameter): name for name, parameter in module.named_parameters()}
         self.constants = {*self.names, *(id(buffer) for buffer in module.buffers())}
-        self.kept: list[torch.Tensor] = []
+        self.alive: list[torch.Tensor] = []
         self.carried: dict[int, frozenset[str]] = {}  # linear in the outputs of these layers
         self.levels: dict[int, int] = {}
-        self.later: set[int] = set()  # depends on a protected tensor, in whatever way
+        self.dependent: set[int] = set()  # depends on a protected tensor, in whatever way
         self.behind: dict[str, None] = {}
         self.linear: dict[str, tuple[Consumer, frozenset[str]]] = {}
         self.reasons: dict[str, str] = {}
@@ -162,22 +162,22 @@ class _Tracer(TorchFunctionMode):
         """The hook that starts to follow a layer's output."""
 
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            for other in self.carried.get(id(output), ()):
-                if other != layer:
-                    self.reasons.setdefault(other, f"it reaches the node behind {layer} without a layer to re-solve")
-            self.kept.append(output)
+            for earlier in self.carried.get(id(output), ()):
+                if earlier != layer:
+                    self.reasons.setdefault(earlier, f"it reaches the node behind {layer} without a layer to re-solve")
+            self.alive.append(output)
             self.carried[id(output)] = frozenset({layer})
-            self.later.add(id(output))
+            self.dependent.add(id(output))
 
         return hook
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        tensors_in = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         result = func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        if made:
-            self._follow(plain_name(func), given, made, args, kwargs)
+        tensors_out = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if tensors_out:
+            self._follow(plain_name(func), tensors_in, tensors_out, args, kwargs)
         return result
 
     def consumers(self, layers: Sequence[str], result: object) -> Consumers:
@@ -185,28 +185,28 @@ class _Tracer(TorchFunctionMode):
         for leaf in tree_leaves(result):
             for layer in self.carried.get(id(leaf), ()):
                 self.reasons.setdefault(layer, "it reaches the output without a layer to re-solve")
-        for name, (_, whose) in self.linear.items():
+        for name, (_, carried) in self.linear.items():
             if len(self.used[name]) > 1:
-                for layer in whose:
+                for layer in carried:
                     self.reasons.setdefault(layer, f"{name} also reads maps that are not protected")
         consumers = {
-            layer: [consumer for consumer, whose in self.linear.values() if layer in whose]
+            layer: [consumer for consumer, carried in self.linear.values() if layer in carried]
             for layer in layers
             if layer not in self.reasons
         }
-        for layer in [layer for layer, those in consumers.items() if not those]:
+        for layer in [layer for layer, readers in consumers.items() if not readers]:
             self.reasons[layer] = "nothing reads it"
         # A consumer is solved with all its nodes in place, so one that cannot be compensated keeps the others from it.
         return Consumers(
-            {layer: those for layer, those in consumers.items() if those}, self.reasons, tuple(self.behind)
+            {layer: readers for layer, readers in consumers.items() if readers}, self.reasons, tuple(self.behind)
         )
 
-    def _follow(self, name: str, given: list, made: list, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        carried = frozenset().union(*(self.carried.get(id(tensor), frozenset()) for tensor in given))
-        level = max((self.levels.get(id(tensor), 0) for tensor in given), default=0)
-        if any(id(tensor) in self.later for tensor in given):
-            self.behind |= dict.fromkeys(filter(None, map(self._parameter, given)))
-            self.later |= {id(tensor) for tensor in made}
+    def _follow(self, name: str, tensors_in: list, tensors_out: list, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        carried = frozenset().union(*(self.carried.get(id(tensor), frozenset()) for tensor in tensors_in))
+        level = max((self.levels.get(id(tensor), 0) for tensor in tensors_in), default=0)
+        if any(id(tensor) in self.dependent for tensor in tensors_in):
+            self.behind |= dict.fromkeys(filter(None, map(self._parameter, tensors_in)))
+            self.dependent |= {id(tensor) for tensor in tensors_out}
         consumer = self._consumer(name, args, kwargs, level)
         if consumer is not None:
             self.used.setdefault(consumer.weight, set()).add(carried)
@@ -218,13 +218,13 @@ class _Tracer(TorchFunctionMode):
                 carried |= before[1]
             self.linear[consumer.weight] = (consumer, carried)
             level = consumer.level + 1
-        elif carried and self._passes(name, given, args, kwargs):
+        elif carried and self._passes(name, tensors_in, args, kwargs):
             passed = carried
         elif carried:
             for layer in carried:
                 self.reasons.setdefault(layer, f"{name} reads it, which is not linear")
-        for tensor in made:
-            self.kept.append(tensor)
+        for tensor in tensors_out:
+            self.alive.append(tensor)
             self.levels[id(tensor)] = level
             if passed:
                 self.carried[id(tensor)] = passed
@@ -241,12 +241,12 @@ class _Tracer(TorchFunctionMode):
             return True
         return id(value) in self.constants or (value._base is not None and id(value._base) in self.constants)
 
-    def _passes(self, name: str, given: list, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    def _passes(self, name: str, tensors_in: list, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         if name in _PASSES:
             return True
-        others = [tensor for tensor in given if id(tensor) not in self.carried]
+        uncarried = [tensor for tensor in tensors_in if id(tensor) not in self.carried]
         if name in _SCALES:  # by numbers and weights
-            return len(given) - len(others) == 1 and all(map(self._constant, others))
+            return len(tensors_in) - len(uncarried) == 1 and all(map(self._constant, uncarried))
         return name == "batch_norm" and not (kwargs.get("training") or (len(args) > 5 and args[5]))
 
     def _consumer(self, name: str, args: tuple, kwargs: Mapping[str, Any], level: int) -> Consumer | None:
@@ -271,7 +271,7 @@ class _Tracer(TorchFunctionMode):
         if call["input"].ndim != weight.ndim:
             return None
         stride, dilation, output = (
-            _each(call.get(key, standard), dims)
+            _per_axis(call.get(key, standard), dims)
             for key, standard in (("stride", 1), ("dilation", 1), ("output_padding", 0))
         )
         padding = _zeros_around(call.get("padding", 0), weight, dilation, dims)
@@ -307,7 +307,7 @@ def operands(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
     return call[names[0]], call.get(names[1], call.get("mat2"))
 
 
-def _each(value: Any, dims: int) -> tuple[int, ...]:
+def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
     return (int(value),) * dims if isinstance(value, int) else tuple(map(int, value)) * (dims if len(value) == 1 else 1)
 
 
@@ -316,6 +316,6 @@ def _zeros_around(padding: Any, weight: torch.Tensor, dilation: tuple[int, ...],
     if padding == "valid":
         return (0,) * dims
     if padding != "same":
-        return _each(padding, dims)
+        return _per_axis(padding, dims)
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     return None if any(r % 2 for r in reach) else tuple(r // 2 for r in reach)

@@ -96,30 +96,30 @@ class _Trials:
         self.half = dtype == "fp16" or open_backend(protected.teacher).half
         self._convert = dtype == "fp16"
         self._original = original_outputs(protected.teacher, cases, progress)
-        self._wanted = self._original
+        self._targets = self._original
         if not _all_taken_back(protected):  # then the pair has to do what one node of the residual gain does
             direct = {name: replace(node, gain=node.left, residual=None) for name, node in protected.nodes.items()}
-            made = insert(protected.teacher, direct, protected.weights)
-            self._wanted = list(torch_outputs(made.module, cases, protected.teacher.device))
-        self._known: dict[float, tuple[Protected, Expected]] = {}
+            single = insert(protected.teacher, direct, protected.weights)
+            self._targets = list(torch_outputs(single.module, cases, protected.teacher.device))
+        self._cache: dict[float, tuple[Protected, Expected]] = {}
 
     def _run(self, gain: float) -> tuple[Protected, Expected]:
-        if gain not in self._known:
+        if gain not in self._cache:
             nodes = with_gain(self._start.nodes, gain)
-            made = insert(self._start.teacher, nodes, self._start.weights, self._start.plan)
-            expected = expected_of_teacher(made, self._cases, self._progress, self._original)
-            self._known = {gain: (made, expected)}
-        return self._known[gain]
+            protected = insert(self._start.teacher, nodes, self._start.weights, self._start.plan)
+            expected = expected_of_teacher(protected, self._cases, self._progress, self._original)
+            self._cache = {gain: (protected, expected)}
+        return self._cache[gain]
 
     def at(self, gain: float) -> Protected:
         """The protected model with this gain, and its outputs."""
-        made, expected = self._run(gain)
-        return replace(made, verify_images=self._start.verify_images, verified=(tuple(self._cases), expected))
+        protected, expected = self._run(gain)
+        return replace(protected, verify_images=self._start.verify_images, verified=(tuple(self._cases), expected))
 
     def largest(self, limit: float, target: float) -> float | None:
         """The largest gain up to the limit that leaves these dB; None: not even the least that is worth a node."""
         gain = limit
-        for left in reversed(range(_STEPS)):
+        for steps_left in reversed(range(_STEPS)):
             self._progress(f"exposed gain {gain:g}: running the inputs")
             worst = self.worst(gain)
             if worst >= target:
@@ -127,7 +127,7 @@ class _Trials:
             if gain <= LEAST:
                 return None
             change = 10 ** ((worst - target - _NEAR_DB) / 20) if math.isfinite(worst) else 1 / _FAR
-            gain = max(_rounded(gain * change), LEAST) if left > 1 else LEAST
+            gain = max(_rounded(gain * change), LEAST) if steps_left > 1 else LEAST
         return None
 
     def worst(self, gain: float, layers: Sequence[str] | None = None) -> float:
@@ -135,17 +135,17 @@ class _Trials:
         if layers is None and not self._convert:
             return self._least(self._run(gain)[1].protected)
         nodes = {name: node for name, node in self._start.nodes.items() if layers is None or name in layers}
-        made = insert(self._start.teacher, with_gain(nodes, gain), self._start.weights)
-        device = made.teacher.device
+        protected = insert(self._start.teacher, with_gain(nodes, gain), self._start.weights)
+        device = protected.teacher.device
         if not self._convert:
-            return self._least(list(torch_outputs(made.module, self._cases, device)))
+            return self._least(list(torch_outputs(protected.module, self._cases, device)))
         try:
-            with half_module(made) as module:
+            with half_module(protected) as module:
                 return self._least(list(torch_outputs(module, map(_half_case, self._cases), device)))
         except InputError as error:
             raise InputError(
-                f"No gain can be found for float16, because {made.teacher.source} cannot run in it on this machine "
-                f"({str(error).rstrip('.')}). Give --gain."
+                f"No gain can be found for float16, because {protected.teacher.source} cannot run in it on this "
+                f"machine ({str(error).rstrip('.')}). Give --gain."
             ) from error
 
     def refusal(self, target: float) -> str:
@@ -161,7 +161,7 @@ class _Trials:
         )
 
     def _least(self, outputs: Sequence[Sequence[np.ndarray]]) -> float:
-        return least_psnr(self._cases, self._wanted, outputs, self._start.teacher.data_range.peak)
+        return least_psnr(self._cases, self._targets, outputs, self._start.teacher.data_range.peak)
 
 
 def with_gain(nodes: Mapping[str, Perturbation], gain: float) -> dict[str, Perturbation]:

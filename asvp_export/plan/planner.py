@@ -96,7 +96,7 @@ def plan(
     verified = search.worst(unseen, trial.nodes, trial.weights)
     if not (math.isfinite(verified) and math.isfinite(trial.psnr)):
         raise InputError("The outputs are not finite with these nodes; lower the gain, or choose other layers.")
-    made = Plan(
+    fitted = Plan(
         source_sha256=teacher.sha256,
         layers=tuple(_planned(search, layer, trial, options, reduced) for layer in nodes),
         min_psnr=options.min_psnr,
@@ -114,7 +114,7 @@ def plan(
         weights=trial.weights,
     )
     search.runner.release()
-    return insert(teacher, made.nodes, made.weights, made)
+    return insert(teacher, fitted.nodes, fitted.weights, fitted)
 
 
 def _search(
@@ -125,8 +125,8 @@ def _search(
     cases: Sequence[Case],
 ) -> tuple[Search, range]:
     """The search, and which inputs of its runner are the cases: it fits nothing to these."""
-    more = [tuple(torch.from_numpy(x).to(teacher.device) for x in case.inputs) for case in cases]
-    runner = open_runner(teacher, list(nodes), [*images.crops, *images.held_out, *more])
+    verification = [tuple(torch.from_numpy(x).to(teacher.device) for x in case.inputs) for case in cases]
+    runner = open_runner(teacher, list(nodes), [*images.crops, *images.held_out, *verification])
     count, fitted = len(images.crops), len(images.crops) + len(images.held_out)
     goal = Goal(
         peak=teacher.data_range.peak,
@@ -198,8 +198,8 @@ def _planned(search: Search, layer: str, trial: TrialResult, options: PlanOption
     elif node.gain >= options.max_gain:
         stopped = f"the largest gain, {options.max_gain:g}"
     else:
-        where = "verification" if reduced else "calibration"
-        stopped = f"the tolerance, on the {where} images"
+        kind = "verification" if reduced else "calibration"
+        stopped = f"the tolerance, on the {kind} images"
     consumers = search.runner.consumers
     solved = consumers.by_layer.get(layer, []) if search.compensable(layer) else []
     return PlannedLayer(

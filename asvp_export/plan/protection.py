@@ -32,8 +32,8 @@ def protect_teacher(
     progress: Printer,
 ) -> Protected:
     """`asvp_export.protect`, with the options as objects."""
-    wanted = resolved(options)
-    if options.residual is None and wanted.residual == AUTO:
+    settings = resolved(options)
+    if options.residual is None and settings.residual == AUTO:
         progress(
             "compensation without --residual: the largest residual gain that the readers can be re-solved for "
             "(--residual auto)"
@@ -44,49 +44,49 @@ def protect_teacher(
             f"A residual gain of {options.residual} was asked for, and no layer is protected. Name layers, or leave "
             "--residual out."
         )
-    asked = InputsAsked(verify_images if verify_images is not None else gate.images, gate.sizes, gate.thorough)
-    nodes = nodes_for(teacher, ["**"] if count else layers, _first(options, wanted), options.axis)
+    requested = InputsAsked(verify_images if verify_images is not None else gate.images, gate.sizes, gate.thorough)
+    nodes = nodes_for(teacher, ["**"] if count else layers, _initial_node(options, settings), options.axis)
     if not nodes:
         return insert(teacher, {})
     ranking: tuple[RankedLayer, ...] = ()
     if count:
         nodes, ranking = _ranked(teacher, nodes, count, options, gate, progress)
-    if wanted.calibrated:
-        fitting = _Fitting(wanted, gate, asked, verify_images)
+    if settings.calibrated:
+        fitting = _Fitting(settings, gate, requested, verify_images)
         protected = _calibrated(teacher, nodes, fitting, progress)
-        if wanted.residual == GAIN:
+        if settings.residual == GAIN:
             assert protected.plan is not None
             return replace(protected, plan=replace(protected.plan, ranking=ranking))
         nodes = {name: replace(node, residual=node.gain) for name, node in protected.nodes.items()}
         protected = replace(protected, nodes=nodes)
-        asked = replace(asked, images=protected.verify_images or None)
+        requested = replace(requested, images=protected.verify_images or None)
     else:
         protected = insert(teacher, nodes)
-    if options.gain == AUTO and wanted.residual != GAIN:
+    if options.gain == AUTO and settings.residual != GAIN:
         from asvp_export.plan.exposure import exposed
 
-        cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.static_shape)
+        cases, _ = verification_inputs(teacher, requested, teacher.size, teacher.static_shape)
         protected = exposed(protected, options.max_gain, cases, dtype=dtype, min_psnr=gate.min_psnr, progress=progress)
-    elif wanted.calibrated:
+    elif settings.calibrated:
         from asvp_export.plan.exposure import with_gain
 
-        made = with_gain(protected.nodes, float(options.gain))
+        new_nodes = with_gain(protected.nodes, float(options.gain))
         protected = replace(
-            insert(teacher, made, protected.weights, protected.plan), verify_images=protected.verify_images
+            insert(teacher, new_nodes, protected.weights, protected.plan), verify_images=protected.verify_images
         )
-    if options.gain == AUTO or ranking or wanted.calibrated:
+    if options.gain == AUTO or ranking or settings.calibrated:
         return replace(protected, plan=plan_of(protected, gate, options, ranking))
     return protected
 
 
-def _first(options: ProtectOptions, wanted: ResolvedOptions) -> Perturbation:
+def _initial_node(options: ProtectOptions, settings: ResolvedOptions) -> Perturbation:
     """The node that each layer gets before any number is chosen."""
     return Perturbation(
         1 if options.rank == AUTO else int(options.rank),
-        wanted.start,
+        settings.start,
         options.energy,
         1 if options.axis is None else options.axis,
-        None if wanted.calibrated or wanted.residual == GAIN else float(wanted.residual),
+        None if settings.calibrated or settings.residual == GAIN else float(settings.residual),
     )
 
 
@@ -110,26 +110,26 @@ def _ranked(
 def _layers(layers: Sequence[str] | str) -> tuple[Sequence[str], int]:
     """The names and globs, and how many layers are to be chosen; 0: none is."""
     names = [layers] if isinstance(layers, str) else list(layers)
-    asked = [word for word in names if word == AUTO or word.startswith(f"{AUTO}:")]
-    if asked and len(names) > 1:
+    auto_words = [word for word in names if word == AUTO or word.startswith(f"{AUTO}:")]
+    if auto_words and len(names) > 1:
         raise InputError(
             f"The layers {', '.join(names)} were asked for; auto cannot be combined with others. Give auto alone, or "
             "names alone."
         )
-    return names, _count(asked[0]) if asked else 0
+    return names, _count(auto_words[0]) if auto_words else 0
 
 
 @dataclass(frozen=True)
 class _Fitting:
     """What gains, and weights behind them, are fitted to."""
 
-    wanted: ResolvedOptions
+    settings: ResolvedOptions
     """The numbers and words."""
 
     gate: GateOptions
     """The images and the tolerance."""
 
-    asked: InputsAsked
+    requested: InputsAsked
     """The inputs to verify on."""
 
     verify_images: Path | None
@@ -141,23 +141,23 @@ def _calibrated(teacher: Teacher, nodes: dict[str, Perturbation], fitting: _Fitt
     from asvp_export.plan.calibration import split
     from asvp_export.plan.planner import PlanOptions, plan
 
-    wanted, asked, images = fitting.wanted, fitting.asked, fitting.gate.images
-    asked_of_plan = PlanOptions(
-        ranks=() if wanted.rank_free and wanted.fitted is None else (next(iter(nodes.values())).rank,),
-        gain=wanted.fitted,
+    settings, requested, images = fitting.settings, fitting.requested, fitting.gate.images
+    plan_options = PlanOptions(
+        ranks=() if settings.rank_free and settings.fitted is None else (next(iter(nodes.values())).rank,),
+        gain=settings.fitted,
         min_psnr=fitting.gate.min_psnr,
-        max_gain=wanted.limit,
-        compensate=wanted.compensate,
+        max_gain=settings.limit,
+        compensate=settings.compensate,
     )
     calibrate = _calibration_images(images)
     for line in left_out(calibrate):
         progress(f"note: {line}")
     if images is not None and fitting.verify_images is None:
         calibrate, verify = split(calibrate)
-        asked = replace(asked, images=verify)
-    cases, _ = verification_inputs(teacher, asked, teacher.size, teacher.static_shape)
-    made = plan(teacher, nodes, asked_of_plan, calibrate, cases, progress)
-    return replace(made, verify_images=tuple(asked.paths) if asked.images is not None else ())
+        requested = replace(requested, images=verify)
+    cases, _ = verification_inputs(teacher, requested, teacher.size, teacher.static_shape)
+    protected = plan(teacher, nodes, plan_options, calibrate, cases, progress)
+    return replace(protected, verify_images=tuple(requested.paths) if requested.images is not None else ())
 
 
 def plan_of(
@@ -174,8 +174,8 @@ def plan_of(
 def _planned_layer(protected: Protected, name: str, max_gain: float, ranking: tuple[RankedLayer, ...]) -> PlannedLayer:
     node = protected.nodes[name]
     effect = protected.verified[1].effects.get(name) if protected.verified else None
-    before = next((one for one in protected.plan.layers if one.name == name), None) if protected.plan else None
-    ranked = next((one for one in ranking if one.name == name), None)
+    before = next((layer for layer in protected.plan.layers if layer.name == name), None) if protected.plan else None
+    ranked = next((layer for layer in ranking if layer.name == name), None)
     if node.gain >= max_gain:
         stopped = f"the largest gain, {max_gain:g}"
     else:
@@ -252,11 +252,11 @@ def resolved(options: ProtectOptions) -> ResolvedOptions:
             f"Compensation was asked for with a residual gain of {residual:g}; the residual gain is found while the "
             "readers are re-solved. Use --residual auto or --residual gain."
         )
-    first = max_gain if gain == AUTO else float(gain)
+    start = max_gain if gain == AUTO else float(gain)
     if gain == AUTO and residual == GAIN:
-        first = DEFAULT_GAIN
+        start = DEFAULT_GAIN
     Perturbation(
-        1 if rank == AUTO else int(rank), first, energy, 1, None if isinstance(residual, str) else float(residual)
+        1 if rank == AUTO else int(rank), start, energy, 1, None if isinstance(residual, str) else float(residual)
     )
     if energy < 1 and residual != GAIN:
         raise InputError(
@@ -268,7 +268,7 @@ def resolved(options: ProtectOptions) -> ResolvedOptions:
         residual=residual,
         calibrated=calibrated,
         fitted=float(gain) if residual == GAIN and gain != AUTO else None,
-        start=first,
+        start=start,
         limit=max_gain if gain == AUTO else max(float(gain), 1.001),
         rank_free=rank == AUTO and residual == GAIN,
         compensate=compensate,

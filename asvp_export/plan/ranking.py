@@ -146,18 +146,18 @@ class _Meter:
         multiplied = channels * positions * (channels + 2 * node.rank)
         self._costs[layer] = self._costs.get(layer, 0.0) + len(clean) * multiplied * (2 if node.inverse else 1)
 
-    def candidates(self, whole: float) -> dict[str, _Candidate]:
+    def candidates(self, teacher_cost: float) -> dict[str, _Candidate]:
         """By layer, in the order of the nodes.
 
         Args:
-            whole: multiply-adds of the teacher for the inputs that were looked at.
+            teacher_cost: multiply-adds of the teacher for the inputs that were looked at.
         """
         return {
             layer: _Candidate(
                 strength=sum(strengths) / len(strengths),
                 loudness=sum(self._loudness[layer]) / len(strengths),
                 depth=(index + 1) / len(self._nodes),
-                cost=min(self._costs[layer] / max(whole, 1.0), 1.0),
+                cost=min(self._costs[layer] / max(teacher_cost, 1.0), 1.0),
             )
             for index, layer in enumerate(self._nodes)
             if (strengths := self._strengths.get(layer)) and (layer in self._maps or not self._maps)
@@ -174,10 +174,10 @@ def _spread(order: Sequence[str], candidates: Mapping[str, _Candidate], count: i
         stretches.setdefault(min(int(candidates[layer].depth * count), count - 1), []).append(layer)
     chosen = {
         max(
-            (layer for layer in those if candidates[layer].value >= _NEARLY * candidates[those[0]].value),
+            (layer for layer in stretch if candidates[layer].value >= _NEARLY * candidates[stretch[0]].value),
             key=lambda layer: candidates[layer].depth,
         )
-        for those in stretches.values()
+        for stretch in stretches.values()
     }
-    rest = [layer for layer in order if layer not in chosen]
-    return {*chosen, *rest[: count - len(chosen)]}
+    runners_up = [layer for layer in order if layer not in chosen]
+    return {*chosen, *runners_up[: count - len(chosen)]}

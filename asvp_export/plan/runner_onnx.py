@@ -47,13 +47,13 @@ class OnnxRunner:
         self.consumers: Consumers = consumers
         self._data = consumers.data
         self._stored = stored_weights(graph.model)
-        each = [consumer for those in consumers.by_layer.values() for consumer in those]
-        self._solved = {name for consumer in each for name in (consumer.weight, consumer.bias) if name}
+        readers = [consumer for of_layer in consumers.by_layer.values() for consumer in of_layer]
+        self._solved = {name for consumer in readers for name in (consumer.weight, consumer.bias) if name}
         self._originals: dict[str, torch.Tensor] = {}
         self._stages = _Stages(graph.model, self._cuts)
-        data = [name for consumer in each for name in self._data[consumer.weight]]
+        data = [name for consumer in readers for name in self._data[consumer.weight]]
         self._all = tuple(dict.fromkeys((*graph.output_names, *self._cuts, *data)))
-        self._made: dict[_Targets, list[list[str]]] = {}
+        self._stage_outputs: dict[_Targets, list[list[str]]] = {}
         self._opened: dict[tuple[int, _Targets, bool], ort.InferenceSession] = {}
         self._starts: dict[int, dict[str, torch.Tensor]] = {}
         self._room = CACHE
@@ -97,24 +97,24 @@ class OnnxRunner:
         values = self._graph.cast(self._inputs[i])
         values |= self._perturbed(self._start(i, values), nodes)
         changed = {name: weights.get(name, self.value(name)).to(self.value(name).dtype) for name in self._solved}
-        if targets not in self._made:
-            self._made[targets] = self._stages.made(targets)
-        for stage, names in enumerate(self._made[targets]):
+        if targets not in self._stage_outputs:
+            self._stage_outputs[targets] = self._stages.outputs(targets)
+        for stage, names in enumerate(self._stage_outputs[targets]):
             if stage and names:
-                made = self._stage(stage, names, targets, values, changed if weights else {})
-                values |= self._perturbed(made, nodes)
+                computed = self._stage(stage, names, targets, values, changed if weights else {})
+                values |= self._perturbed(computed, nodes)
         return values
 
     def _start(self, i: int, values: Values) -> dict[str, torch.Tensor]:
         """What is made before any node."""
         if i in self._starts:
             return self._starts[i]
-        made = self._stage(0, self._stages.made(self._all)[0], self._all, values, {})
-        size = sum(tensor.numel() * tensor.element_size() for tensor in made.values())
+        computed = self._stage(0, self._stages.outputs(self._all)[0], self._all, values, {})
+        size = sum(tensor.numel() * tensor.element_size() for tensor in computed.values())
         if size <= self._room:
             self._room -= size
-            self._starts[i] = made
-        return made
+            self._starts[i] = computed
+        return computed
 
     def _stage(
         self, stage: int, names: Sequence[str], targets: _Targets, values: Values, weights: Values
@@ -125,12 +125,12 @@ class OnnxRunner:
         key = (stage, targets, bool(weights))
         feeds = {**values, **weights}
         if key not in self._opened:
-            own = self._graph.input_names
-            given = [described(name, value) for name, value in feeds.items() if name not in own]
-            self._opened[key] = self._graph.session(names, given)
+            input_names = self._graph.input_names
+            extra_inputs = [described(name, value) for name, value in feeds.items() if name not in input_names]
+            self._opened[key] = self._graph.session(names, extra_inputs)
         opened = self._opened[key]
-        wanted = (*opened.get_inputs(), *opened.get_overridable_initializers())
-        fed = {value.name: array(feeds[value.name]) for value in wanted if value.name in feeds}
+        session_inputs = (*opened.get_inputs(), *opened.get_overridable_initializers())
+        fed = {value.name: array(feeds[value.name]) for value in session_inputs if value.name in feeds}
         return dict(zip(names, map(tensor_of, names, guarded(opened.run, list(names), fed)), strict=True))
 
     def _perturbed(self, values: Values, nodes: Mapping[str, Perturbation]) -> dict[str, torch.Tensor]:
@@ -161,28 +161,28 @@ class _Stages:
             if node.op_type in ("SplitToSequence", "SequenceConstruct", "SequenceInsert", "SequenceEmpty", "Optional"):
                 self._anew |= set(node.output)
 
-    def made(self, targets: Sequence[str]) -> list[list[str]]:
+    def outputs(self, targets: Sequence[str]) -> list[list[str]]:
         """For each stage what it has to make, so that the targets come out."""
-        made: list[set[str]] = [set() for _ in range(max(self._stage, default=0) + 1)]
-        waiting, seen = [], set()
+        outputs: list[set[str]] = [set() for _ in range(max(self._stage, default=0) + 1)]
+        waiting, visited = [], set()
 
         def need(name: str, stage: int) -> None:
             if name in self._maker:
                 index = self._maker[name]
                 waiting.append(index)
                 if stage > self._stage[index]:
-                    made[self._stage[index]].add(name)
+                    outputs[self._stage[index]].add(name)
 
         for name in targets:
-            need(name, len(made))
+            need(name, len(outputs))
         while waiting:
             index = waiting.pop()
-            if index in seen:
+            if index in visited:
                 continue
-            seen.add(index)
+            visited.add(index)
             for name in self._handed(index):
                 need(name, self._stage[index])
-        return [sorted(names, key=lambda name: (self._maker[name], name)) for names in made]
+        return [sorted(names, key=lambda name: (self._maker[name], name)) for names in outputs]
 
     def _handed(self, index: int) -> Iterator[str]:
         """What a node reads that can be handed to its stage, itself or by way of what is computed anew."""

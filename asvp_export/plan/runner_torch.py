@@ -35,7 +35,7 @@ class TorchRunner:
         self._inputs = inputs
         self._sites = {layer: self._module.get_submodule(layer) for layer in layers}
         self._nodes: Nodes = {}
-        self._seen: dict[str, list[torch.Tensor]] | None = None
+        self._maps: dict[str, list[torch.Tensor]] | None = None
         self._starts: dict[int, _Start] = {}
         self._room = CACHE
         self.consumers = torch_consumers(self._module, list(layers), teacher.inputs(teacher.example()))
@@ -53,12 +53,12 @@ class TorchRunner:
 
     def maps(self, i: int) -> dict[str, list[torch.Tensor]]:
         """See `CalibrationRunner`."""
-        self._seen = {layer: [] for layer in self._sites}
+        self._maps = {layer: [] for layer in self._sites}
         try:
             self._run(i, {}, {})
-            return self._seen
+            return self._maps
         finally:
-            self._seen = None
+            self._maps = None
 
     def inputs_of(
         self, i: int, consumers: Sequence[Consumer], nodes: Nodes | None = None, weights: Values | None = None
@@ -82,8 +82,8 @@ class TorchRunner:
 
     def _node(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor | None:
-            if self._seen is not None:
-                self._seen[layer].append(output)
+            if self._maps is not None:
+                self._maps[layer].append(output)
             node = self._nodes.get(layer)
             return None if node is None else torch.ops.asvp.perturb(output, **node.attributes())
 
@@ -133,19 +133,19 @@ class _Start:
     def recording(self, module: nn.Module):
         """Within the block a forward of the module is recorded."""
         starts: list[int] = []
-        done = False
+        site_reached = False
 
         def before(part: nn.Module, inputs: object) -> None:
-            if not done:
+            if not site_reached:
                 starts.append(len(self._calls))
 
         def after(part: nn.Module, inputs: object, output: Any) -> None:
-            nonlocal done
-            if done:
+            nonlocal site_reached
+            if site_reached:
                 return
             del self._calls[starts.pop() :]
             self._calls.append((part, output, _versions(output)))
-            done = part in self._sites
+            site_reached = part in self._sites
 
         hooks = [part.register_forward_pre_hook(before) for part in module.modules()]
         hooks += [part.register_forward_hook(after) for part in module.modules()]
@@ -202,7 +202,7 @@ class _Catch(TorchFunctionMode):
 
     def __init__(self, names: Mapping[int, str], read: dict[str, list[torch.Tensor]], calls: int) -> None:
         super().__init__()
-        self._names, self._read, self._left = names, read, calls
+        self._names, self._read, self._calls_left = names, read, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -210,9 +210,9 @@ class _Catch(TorchFunctionMode):
         if name in CONSUMING:
             data, weight = operands(name, args, kwargs)
             base = weight if weight._base is None else weight._base
-            if (known := self._names.get(id(weight), self._names.get(id(base)))) is not None:
-                self._read[known].append(data.clone())
-                self._left -= 1
-                if not self._left:
+            if (weight_name := self._names.get(id(weight), self._names.get(id(base)))) is not None:
+                self._read[weight_name].append(data.clone())
+                self._calls_left -= 1
+                if not self._calls_left:
                     raise _EnoughError
         return func(*args, **kwargs)

@@ -62,7 +62,7 @@ class LayerEstimate:
     strength: float
     """Of the map that this node exposes."""
 
-    tried: float
+    tried_gain: float
     """The gain that was tried last; 0: none was."""
 
     psnr: float
@@ -119,8 +119,8 @@ class Search:
         """L of the smallest map."""
         for i in held_out:
             for layer, maps in runner.maps(i).items():
-                for each in maps:
-                    self._take(layer, each)
+                for clean in maps:
+                    self._take(layer, clean)
 
     def _take(self, layer: str, clean: torch.Tensor) -> None:
         axis = self.nodes[layer].axis
@@ -164,8 +164,8 @@ class Search:
         decibels, case = [], self._cases.get(i)
         for original, output in zip(self._originals[i], outputs, strict=True):
             both = original, output.cpu().float().numpy()
-            wanted, got = compared(case, *case.pictures(both)) if case else map(as_images, both)
-            decibels.append(psnr(wanted, got, peak_of(original, self.peak)))
+            expected, tested = compared(case, *case.pictures(both)) if case else map(as_images, both)
+            decibels.append(psnr(expected, tested, peak_of(original, self.peak)))
         return -math.inf if any(map(math.isnan, decibels)) else min(decibels)
 
     def estimate(self, layer: str, target: float, share: int = 4) -> LayerEstimate:
@@ -182,18 +182,20 @@ class Search:
         for rank in sorted(ranks, key=lambda rank: -self.strength(layer, at_most[rank])[0]):
             if best and best.strength >= self.strength(layer, at_most[rank])[0]:
                 break  # the others could not do better at the largest gain
-            tried = self._tried(LayerEstimate(layer, at_most[rank], strength=0.0, tried=0.0, psnr=0.0), target, share)
-            if best is None or tried.strength > best.strength:
-                best = tried
+            estimate = self._after_trial(
+                LayerEstimate(layer, at_most[rank], strength=0.0, tried_gain=0.0, psnr=0.0), target, share
+            )
+            if best is None or estimate.strength > best.strength:
+                best = estimate
         assert best is not None
-        return best if len(self.nodes) > 1 else self._tried(best, target, share)  # once more, from close by
+        return best if len(self.nodes) > 1 else self._after_trial(best, target, share)  # once more, from close by
 
-    def _tried(self, estimate: LayerEstimate, target: float, share: int) -> LayerEstimate:
+    def _after_trial(self, estimate: LayerEstimate, target: float, share: int) -> LayerEstimate:
         """A trial of a layer alone, and the gain that follows from it."""
-        start = _START[self.compensable(estimate.layer)] if estimate.tried == 0 else estimate.node.gain
+        start = _START[self.compensable(estimate.layer)] if estimate.tried_gain == 0 else estimate.node.gain
         node = replace(estimate.node, gain=min(start, self.max_gain))
         psnr = self.trial({estimate.layer: node}, share).psnr
-        return self.at(replace(estimate, node=node, tried=node.gain, psnr=psnr), target)
+        return self.at(replace(estimate, node=node, tried_gain=node.gain, psnr=psnr), target)
 
     def at(self, estimate: LayerEstimate, target: float) -> LayerEstimate:
         """The same layer at another target, reckoned from what was tried.
@@ -203,7 +205,7 @@ class Search:
         then do without all of it.
         """
         room = 10 ** ((estimate.psnr - target) / 20) if math.isfinite(estimate.psnr) else 0.01
-        gain = _rounded(min(1 + (estimate.tried - 1) * room, self.max_gain))
+        gain = _rounded(min(1 + (estimate.tried_gain - 1) * room, self.max_gain))
         node = replace(estimate.node, gain=gain)
         return replace(estimate, node=node, strength=self.strength(estimate.layer, node)[0])
 

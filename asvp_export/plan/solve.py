@@ -97,15 +97,15 @@ class _Pairs:
         self, i: int, group: Sequence[Consumer], weights: Weights
     ) -> Iterator[tuple[Consumer, torch.Tensor, torch.Tensor]]:
         """(consumer, what it gives in the original, its input with nodes and weights in place), call by call."""
-        known = self._targets.setdefault(i, {})
-        if missing := [consumer for consumer in self._consumers if consumer.weight not in known]:
+        by_weight = self._targets.setdefault(i, {})
+        if missing := [consumer for consumer in self._consumers if consumer.weight not in by_weight]:
             clean = self._runner.inputs_of(i, missing)
             for consumer in missing:
                 name = consumer.weight
-                known[name] = [consumer.rows(x, _DRAWN) @ self.originals[name] for x in clean[name]]
+                by_weight[name] = [consumer.rows(x, _DRAWN) @ self.originals[name] for x in clean[name]]
         exposed = self._runner.inputs_of(i, group, self._nodes, weights)
         for consumer in group:
-            for target, x in zip(known[consumer.weight], exposed[consumer.weight], strict=True):
+            for target, x in zip(by_weight[consumer.weight], exposed[consumer.weight], strict=True):
                 yield consumer, target, x
 
 
