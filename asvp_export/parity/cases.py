@@ -70,8 +70,8 @@ class Case:
     @property
     def inputs(self) -> tuple[np.ndarray, ...]:
         """All inputs, in the model's order and layout."""
-        place, image = self.signature.place, np.ascontiguousarray(self.signature.to_model(self.input))
-        return (*self.others[:place], image, *self.others[place:])
+        index, image = self.signature.place, np.ascontiguousarray(self.signature.to_model(self.input))
+        return (*self.others[:index], image, *self.others[index:])
 
     def pictures(self, outputs: Iterable[np.ndarray]) -> list[np.ndarray]:
         """What the model gave, in N,C,H,W."""
@@ -132,17 +132,17 @@ def build_cases(
     _check_sizes(sizes, size, frozen)
     pictures = [_read(path, sizes, size.minimum, frozen) for path in images]
 
-    def cases(first: int, count: int, only_first_size: bool = False) -> list[Case]:
-        members = [_member(pictures, first + offset) for offset in range(count)]
+    def cases(start: int, count: int, only_first_size: bool = False) -> list[Case]:
+        members = [_member(pictures, start + offset) for offset in range(count)]
         extent = (min(p.pixels.shape[0] for p in members), min(p.pixels.shape[1] for p in members))
         chosen = _sizes(extent, sizes, size.minimum, frozen)
-        return [_case(members, one, size, data_range, signature) for one in chosen[: 1 if only_first_size else None]]
+        return [_case(members, crop, size, data_range, signature) for crop in chosen[: 1 if only_first_size else None]]
 
     step = batch or 1
-    made = [case for first in range(0, len(images), step) for case in cases(first, step)]
+    built = [case for start in range(0, len(images), step) for case in cases(start, step)]
     if batch is None:
-        made += cases(0, 2, only_first_size=True)
-    return made
+        built += cases(0, 2, only_first_size=True)
+    return built
 
 
 def _check_sizes(sizes: Sequence[Size], rule: SizeRule, frozen: Sequence[int | None]) -> None:
@@ -156,7 +156,7 @@ def _check_sizes(sizes: Sequence[Size], rule: SizeRule, frozen: Sequence[int | N
         if min(height, width) < max(rule.minimum, _SMALLEST):
             least = max(rule.minimum, _SMALLEST)
             raise InputError(f"The size {height}x{width} was asked for; at least {least}x{least} is needed.")
-        if any(dim is not None and dim != asked for dim, asked in zip(frozen, (height, width), strict=True)):
+        if any(dim is not None and dim != side for dim, side in zip(frozen, (height, width), strict=True)):
             takes = "x".join("any" if dim is None else str(dim) for dim in frozen)
             raise InputError(
                 f"The size {height}x{width} was asked for; this model takes {takes} only (height x width)."
@@ -209,8 +209,8 @@ def _read(path: Path, sizes: Sequence[Size], minimum: int, frozen: Sequence[int 
 
 def _member(pictures: Sequence[_Picture], index: int) -> _Picture:
     """Picture number `index`, counting on through mirror images when the pictures run out."""
-    turn, place = divmod(index, len(pictures))
-    return pictures[place].mirrored() if turn % 2 else pictures[place]
+    turn, position = divmod(index, len(pictures))
+    return pictures[position].mirrored() if turn % 2 else pictures[position]
 
 
 def _sizes(extent: Size, sizes: Sequence[Size], minimum: int, frozen: Sequence[int | None]) -> list[Size]:
@@ -249,7 +249,7 @@ def _case(
     members: Sequence[_Picture], size: Size, rule: SizeRule, data_range: ValueRange, signature: Signature
 ) -> Case:
     names = [picture.name for picture in members]
-    frames = [[_middle(one.pixels, size, frame) for frame in range(signature.frames or 1)] for one in members]
+    frames = [[_middle(picture.pixels, size, frame) for frame in range(signature.frames or 1)] for picture in members]
     x = as_channels(np.asarray(frames), signature.channels)  # [N, T, C, H, W]
     x = data_range.of(pad_to(x, rule))
     x = np.ascontiguousarray(x if signature.frames else x[:, 0])
@@ -277,19 +277,22 @@ def fits(opened: ort.InferenceSession, case: Case) -> None:
         InputError: it has another number of inputs, or one of another rank, channel count, fixed size or type.
     """
     inputs = inputs_of(opened)
-    found = "; ".join(str(one) for one in inputs) or "nothing"
+    input_text = "; ".join(str(declared) for declared in inputs) or "nothing"
     if len(inputs) != len(case.inputs):
         raise InputError(
-            f"The ONNX model takes {found}; {len(case.inputs)} inputs were given. Give an example of each (--inputs)."
+            f"The ONNX model takes {input_text}; {len(case.inputs)} inputs were given. Give an example of each "
+            "(--inputs)."
         )
-    for one, given in zip(inputs, case.inputs, strict=True):
-        if given.dtype.kind == "f" and one.type not in FLOAT_DTYPES:
-            raise InputError(f"The ONNX model takes {found}; float16, float32 or float64 was expected for {one.name}.")
-        if len(one.shape) != given.ndim or any(
-            isinstance(dim, int) and dim != size for dim, size in zip(one.shape, given.shape, strict=True)
-        ):
-            expected = "x".join(str(dim) for dim in given.shape)
+    for declared, array in zip(inputs, case.inputs, strict=True):
+        if array.dtype.kind == "f" and declared.type not in FLOAT_DTYPES:
             raise InputError(
-                f"The ONNX model takes {one}; the input of {case.name} is {expected}. Check that it is the same "
+                f"The ONNX model takes {input_text}; float16, float32 or float64 was expected for {declared.name}."
+            )
+        if len(declared.shape) != array.ndim or any(
+            isinstance(dim, int) and dim != size for dim, size in zip(declared.shape, array.shape, strict=True)
+        ):
+            expected = "x".join(str(dim) for dim in array.shape)
+            raise InputError(
+                f"The ONNX model takes {declared}; the input of {case.name} is {expected}. Check that it is the same "
                 "model, exported for this size."
             )

@@ -37,7 +37,7 @@ class Comparison:
     multiply_adds: int
     """Of one run of the original through all inputs: convolutions and matrix products."""
 
-    first: int
+    first_multiply_adds: int
     """Of them, those of the first input."""
 
     reason: str
@@ -45,7 +45,10 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For a report."""
-        return {**{key: value for key, value in asdict(self).items() if key != "first"}, "sizes": list(self.sizes)}
+        return {
+            **{key: value for key, value in asdict(self).items() if key != "first_multiply_adds"},
+            "sizes": list(self.sizes),
+        }
 
     def __str__(self) -> str:
         shown = ", ".join(self.sizes) if len(self.sizes) <= 4 else f"{len(self.sizes)} sizes"
@@ -87,7 +90,7 @@ class InputsAsked:
 
 
 def verification_inputs(
-    teacher: Teacher, asked: InputsAsked, size: SizeRule, fixed: Sequence[int | None]
+    teacher: Teacher, requested: InputsAsked, size: SizeRule, fixed: Sequence[int | None]
 ) -> tuple[list[Case], Comparison]:
     """The inputs that two models are compared on.
 
@@ -97,7 +100,7 @@ def verification_inputs(
 
     Args:
         teacher: the original.
-        asked: what the user names.
+        requested: what the user names.
         size: the sizes that both models take.
         fixed: the dimensions N, C, H, W that are frozen in one of them; None where free.
 
@@ -110,32 +113,32 @@ def verification_inputs(
             paths, size=size, data_range=teacher.data_range, signature=teacher.signature, sizes=sizes, fixed=fixed
         )
 
-    each = multiply_adds(teacher)
+    cost_a_pixel = multiply_adds(teacher)
 
-    def cost(made: Sequence[Case]) -> float:
-        return each * sum(case.batch * case.input.shape[-1] * case.input.shape[-2] for case in made)
+    def cost(built: Sequence[Case]) -> float:
+        return cost_a_pixel * sum(case.batch * case.input.shape[-1] * case.input.shape[-2] for case in built)
 
-    def comparison(made: Sequence[Case], images: int, reason: str) -> tuple[list[Case], Comparison]:
-        sizes = tuple(dict.fromkeys(case.size for case in made))
-        first = each * made[0].batch * made[0].input.shape[-1] * made[0].input.shape[-2]
-        return list(made), Comparison(images, sizes, len(made), round(cost(made)), round(first), reason)
+    def comparison(built: Sequence[Case], images: int, reason: str) -> tuple[list[Case], Comparison]:
+        sizes = tuple(dict.fromkeys(case.size for case in built))
+        first_cost = cost_a_pixel * built[0].batch * built[0].input.shape[-1] * built[0].input.shape[-2]
+        return list(built), Comparison(images, sizes, len(built), round(cost(built)), round(first_cost), reason)
 
-    paths = asked.paths
-    if asked.images is not None or asked.thorough:
-        reason = "all that were named" if asked.images is not None else "all of the default photographs"
-        return comparison(cases(paths, asked.sizes), len(paths), reason)
+    paths = requested.paths
+    if requested.images is not None or requested.thorough:
+        reason = "all that were named" if requested.images is not None else "all of the default photographs"
+        return comparison(cases(paths, requested.sizes), len(paths), reason)
     scenes = [path for path in paths if path.stem.endswith("_1")]
     for one_a_scene, side in _LADDER:
-        whole = (one_a_scene, side) == _LADDER[0]
-        some, crop = scenes if one_a_scene else paths, max(side, size.minimum)
-        own = [] if side == _LADDER[0][1] or None not in fixed[2:] else [(fixed[2] or crop, fixed[3] or crop)]
-        made = cases(some, asked.sizes or own)
-        if cost(made) <= BUDGET or (one_a_scene, side) == _LADDER[-1]:
-            more = f"--thorough takes all {len(paths)}, whole"
-            limit = f"what a budget of {BUDGET / 1e9:g}e9 multiply-adds allows; {more}"
-            if cost(made) > BUDGET:
-                limit = f"the least set, over a budget of {BUDGET / 1e9:g}e9 multiply-adds; {more}"
-            return comparison(made, len(some), "all of the default photographs" if whole else limit)
+        everything = (one_a_scene, side) == _LADDER[0]
+        pictures, crop = scenes if one_a_scene else paths, max(side, size.minimum)
+        crops = [] if side == _LADDER[0][1] or None not in fixed[2:] else [(fixed[2] or crop, fixed[3] or crop)]
+        built = cases(pictures, requested.sizes or crops)
+        if cost(built) <= BUDGET or (one_a_scene, side) == _LADDER[-1]:
+            hint = f"--thorough takes all {len(paths)}, whole"
+            limit = f"what a budget of {BUDGET / 1e9:g}e9 multiply-adds allows; {hint}"
+            if cost(built) > BUDGET:
+                limit = f"the least set, over a budget of {BUDGET / 1e9:g}e9 multiply-adds; {hint}"
+            return comparison(built, len(pictures), "all of the default photographs" if everything else limit)
     raise AssertionError("the ladder has a last step")
 
 

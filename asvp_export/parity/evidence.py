@@ -41,13 +41,13 @@ class VisualSample:
     peak: float
     """Of the whole output's PSNR and SSIM, in the same units."""
 
-    whole: tuple[int, int]
+    output_size: tuple[int, int]
     """Height and width of the output that the pixels were cut from."""
 
-    place: tuple[int, int]
+    corner: tuple[int, int]
     """The row and the column at which they were cut."""
 
-    first: str = ""
+    part: str = ""
     """Which part of the output this is, where it has several: "image 2 of 2", "frame 1 of 5"."""
 
 
@@ -100,9 +100,9 @@ def gather(
     spectra = SpectrumMeter(protected.nodes)
     maps = FeatureMapMeter(protected.nodes, (height, width), len(shown.input))
 
-    def meters(layer: str, *seen: torch.Tensor) -> None:
-        spectra(layer, *seen)
-        maps(layer, *seen)
+    def meters(layer: str, *tensors: torch.Tensor) -> None:
+        spectra(layer, *tensors)
+        maps(layer, *tensors)
 
     if protected.nodes:
         with observed(protected, meters), native.reference_only():
@@ -114,8 +114,8 @@ def _worst(cases: Sequence[Case], preservation: GateResult, output: str) -> list
     """Which cases to show, worst first and each picture once; batches only where there is nothing else."""
     scores = [score for score in preservation.per_image if score.output == output]
     numbered = [(i % len(cases), score) for i, score in enumerate(scores)]  # path after path, each in the cases' order
-    single = [one for one in numbered if one[1].batch == 1] or numbered
-    ranked = sorted(single, key=lambda one: one[1].psnr if math.isfinite(one[1].psnr) else -math.inf)
+    single = [entry for entry in numbered if entry[1].batch == 1] or numbered
+    ranked = sorted(single, key=lambda entry: entry[1].psnr if math.isfinite(entry[1].psnr) else -math.inf)
     chosen = {score.name: (index, score) for index, score in reversed(ranked)}
     return sorted(chosen.values(), key=ranked.index)[:MOST_PICTURES]
 
@@ -132,29 +132,29 @@ def _visual_samples(
     execution_paths = {score.execution_path for _, score in worst}
     opened = {name: session(path, provider, library=name == "library") for name in execution_paths}
     for index, score in worst:
-        wanted = expected.original[index][main]
-        if wanted.ndim >= 4:
-            got = cases[index].pictures(run_model(opened[score.execution_path], *cases[index].inputs))[main]
-            yield _visual_sample(cases[index], score, wanted, got, values)
+        original = expected.original[index][main]
+        if original.ndim >= 4:
+            tested = cases[index].pictures(run_model(opened[score.execution_path], *cases[index].inputs))[main]
+            yield _visual_sample(cases[index], score, original, tested, values)
 
 
 def _visual_sample(
-    case: Case, score: ImageScore, wanted: np.ndarray, got: np.ndarray, values: ValueRange
+    case: Case, score: ImageScore, original: np.ndarray, output: np.ndarray, values: ValueRange
 ) -> VisualSample:
-    frames = wanted.shape[1] if wanted.ndim == 5 else 1
-    whole, exposed = compared(case, wanted, got)
-    differences = [np.abs(a - b) for a, b in zip(whole[::frames], exposed[::frames], strict=True)]
-    sample = int(np.argmax([_size(one) for one in differences]))
+    frames = original.shape[1] if original.ndim == 5 else 1
+    expected, tested = compared(case, original, output)
+    differences = [np.abs(a - b) for a, b in zip(expected[::frames], tested[::frames], strict=True)]
+    sample = int(np.argmax([_size(difference) for difference in differences]))
     pieces = [f"image {sample + 1} of {case.batch}"] if case.batch > 1 else []
     pieces += [f"frame 1 of {frames}"] if frames > 1 else []
     top, left = _window(differences[sample])
     cut = (slice(None), slice(top, top + MOST_SIDE), slice(left, left + MOST_SIDE))
     return VisualSample(
         score,
-        values.to_unit(whole[sample * frames][cut]),
-        values.to_unit(exposed[sample * frames][cut]),
-        peak_of(whole, values.peak) / values.peak,
-        whole.shape[2:],
+        values.to_unit(expected[sample * frames][cut]),
+        values.to_unit(tested[sample * frames][cut]),
+        peak_of(expected, values.peak) / values.peak,
+        expected.shape[2:],
         (top, left),
         ", ".join(pieces),
     )

@@ -83,4 +83,4 @@ def torch_outputs(module: torch.nn.Module, cases: Iterable[Case], device: str) -
             raise InputError(
                 f"The teacher does not run on {case.name} ({case.size}): {reason}. Use other images or another --size."
             ) from error
-        yield case.pictures(one.float().cpu().numpy() for one in outputs.values() if one.is_floating_point())
+        yield case.pictures(output.float().cpu().numpy() for output in outputs.values() if output.is_floating_point())

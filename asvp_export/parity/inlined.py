@@ -32,22 +32,22 @@ def misbehaving(model: onnx.ModelProto, layers: dict[str, Perturbation]) -> list
         layers: what its metadata names.
     """
     bodies = inlined_bodies(model)
-    found = {name: body for call, body in bodies.items() if (name := read_name(call, layers)) is not None}
-    wrong = {layer for layer in layers if NodeName(layer) not in found}
-    for name, body in found.items():
+    by_name = {name: body for call, body in bodies.items() if (name := read_name(call, layers)) is not None}
+    wrong = {layer for layer in layers if NodeName(layer) not in by_name}
+    for name, body in by_name.items():
         layer = layers.get(name.layer)
         node = layer and (layer.inverse if name.inverse else layer)
-        if node is None or not _behaves(model, body, node) or not _in_front(found, name, body, layers):
+        if node is None or not _behaves(model, body, node) or not _in_front(by_name, name, body, layers):
             wrong.add(name.layer)
     return [layer for layer in layers if layer in wrong]
 
 
-def _in_front(found: Mapping[NodeName, Body], name: NodeName, body: Body, layers: Mapping[str, Perturbation]) -> bool:
+def _in_front(by_name: Mapping[NodeName, Body], name: NodeName, body: Body, layers: Mapping[str, Perturbation]) -> bool:
     """Whether node and inverse stand one behind the other, where there is an inverse."""
     if name.inverse:
-        before = found.get(name.exposing)
+        before = by_name.get(name.exposing)
         return before is not None and before.output == body.input
-    return layers[name.layer].inverse is None or replace(name, inverse=True) in found
+    return layers[name.layer].inverse is None or replace(name, inverse=True) in by_name
 
 
 def _behaves(model: onnx.ModelProto, body: Body, node: Perturbation) -> bool:

@@ -64,14 +64,14 @@ def judge(
     for execution_path in _execution_paths(provider, portable):
         opened = session(path, provider, library=execution_path == "library")
         with reporter(progress).track(cases, f"file by the {execution_path}") as tracked:
-            got = [case.pictures(run_model(opened, *case.inputs)) for case in tracked]
+            outputs = [case.pictures(run_model(opened, *case.inputs)) for case in tracked]
         del opened  # before the next one: each holds the weights
-        held = (inputs.data_range, expected.names)
-        pairs = zip(cases, expected.original, got, strict=True)
-        preservation[execution_path] = score(pairs, thresholds.preservation, *held)
+        settings = (inputs.data_range, expected.names)
+        pairs = zip(cases, expected.original, outputs, strict=True)
+        preservation[execution_path] = score(pairs, thresholds.preservation, *settings)
         if expected.protected:
-            pairs = zip(cases, expected.protected, got, strict=True)
-            fidelity[execution_path] = score(pairs, thresholds.fidelity, *held)
+            pairs = zip(cases, expected.protected, outputs, strict=True)
+            fidelity[execution_path] = score(pairs, thresholds.fidelity, *settings)
     return worse(fidelity) if fidelity else None, worse(preservation)
 
 

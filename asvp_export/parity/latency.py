@@ -84,13 +84,13 @@ def file_latency(
         both.
     """
     model = onnx.load(path, load_external_data=False)
-    held = data_bytes(model) * (2 if is_half(model) else 1)  # onnxruntime keeps float32 copies on the CPU
+    float32_bytes = data_bytes(model) * (2 if is_half(model) else 1)  # onnxruntime keeps float32 copies on the CPU
     bare: Path | bytes | None = original
     if bare is None:
         fold(model)  # an inlined body is taken out like a node
         bare = without_nodes(model).SerializeToString()
     files = [(bare, None if original else path.parent), (path, None)]
-    if held > publish.EXTERNAL_LIMIT:
+    if float32_bytes > publish.EXTERNAL_LIMIT:
         times = [alone(session(file, provider, data_folder=folder), inputs, repeats) for file, folder in files]
         return times[0], times[1]
     before, after = (session(file, provider, data_folder=folder) for file, folder in files)

@@ -13,21 +13,21 @@ IDENTICAL_DB = 200.0
 _SIGMA, _RADIUS = 1.5, 5  # the 11 x 11 Gaussian window of Wang et al. 2004
 
 
-def psnr(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
+def psnr(expected: np.ndarray, tested: np.ndarray, peak: float) -> float:
     """Peak signal-to-noise ratio, 10 log10(peak^2 / mse), of the worst sample, in float64.
 
     Args:
         expected: N, C, H, W.
-        got: the same shape.
+        tested: the same shape.
         peak: the range of the values.
 
     Returns:
         dB, at most 200.0 (identical); NaN where a value is NaN or infinite.
     """
-    _check(expected, got)
-    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+    _check(expected, tested)
+    if not (np.isfinite(expected).all() and np.isfinite(tested).all()):
         return float("nan")
-    worst = max(_mean_square(a, b) for a, b in zip(expected, got, strict=True))
+    worst = max(_mean_square(a, b) for a, b in zip(expected, tested, strict=True))
     if worst == 0:
         return IDENTICAL_DB
     return min(IDENTICAL_DB, float(20 * np.log10(peak) - 10 * np.log10(worst)))
@@ -37,7 +37,7 @@ def _mean_square(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64))))
 
 
-def ssim(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
+def ssim(expected: np.ndarray, tested: np.ndarray, peak: float) -> float:
     """Structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004), mean over samples and channels.
 
     Computed in float64. The window is their Gaussian, sigma 1.5, 11 x 11; images with a side under 11 get the
@@ -45,30 +45,30 @@ def ssim(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
 
     Args:
         expected: N, C, H, W.
-        got: the same shape.
+        tested: the same shape.
         peak: the range of the values.
 
     Returns:
         At most 1.0 (identical); NaN where a value is NaN or infinite.
     """
-    _check(expected, got)
-    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+    _check(expected, tested)
+    if not (np.isfinite(expected).all() and np.isfinite(tested).all()):
         return float("nan")
-    return float(np.mean([_similarity(a, b, peak) for a, b in zip(expected, got, strict=True)]))
+    return float(np.mean([_similarity(a, b, peak) for a, b in zip(expected, tested, strict=True)]))
 
 
-def ssim_map(expected: np.ndarray, got: np.ndarray, peak: float) -> np.ndarray:
+def ssim_map(expected: np.ndarray, tested: np.ndarray, peak: float) -> np.ndarray:
     """SSIM at each pixel, as in `ssim`, mean over channels.
 
     Args:
         expected: C, H, W, finite.
-        got: the same shape, finite.
+        tested: the same shape, finite.
         peak: the range of the values.
 
     Returns:
         [H, W] float64, at most 1.0.
     """
-    return _similarity(expected, got, peak, full=True)[1].mean(axis=0)
+    return _similarity(expected, tested, peak, full=True)[1].mean(axis=0)
 
 
 def _similarity(a: np.ndarray, b: np.ndarray, peak: float, full: bool = False) -> Any:
@@ -99,6 +99,6 @@ def peak_of(expected: np.ndarray, data_range: float) -> float:
     return max(data_range, float(np.ptp(finite))) if finite.size else data_range
 
 
-def _check(expected: np.ndarray, got: np.ndarray) -> None:
-    if expected.ndim != 4 or expected.shape != got.shape or not expected.size:
-        raise ValueError(f"two N, C, H, W arrays of one shape were expected, found {expected.shape} and {got.shape}")
+def _check(expected: np.ndarray, tested: np.ndarray) -> None:
+    if expected.ndim != 4 or expected.shape != tested.shape or not expected.size:
+        raise ValueError(f"two N, C, H, W arrays of one shape were expected, found {expected.shape} and {tested.shape}")

@@ -33,9 +33,9 @@ class Overflow:
     """Name and size of the input."""
 
     def __str__(self) -> str:
-        found = f"reaches {self.peak:.3g}" if math.isfinite(self.peak) else f"gives {self.peak}"
+        event = f"reaches {self.peak:.3g}" if math.isfinite(self.peak) else f"gives {self.peak}"
         return (
-            f"In float16 the layer {self.node} overflows: it {found} on {self.case}, and {LARGEST:g} is the largest "
+            f"In float16 the layer {self.node} overflows: it {event} on {self.case}, and {LARGEST:g} is the largest "
             "number. Export with --dtype fp32."
         )
 
@@ -61,7 +61,7 @@ def first_overflow(
         path = folder / "peaks.onnx"
         onnx.save(watched, path, save_as_external_data=True, location="peaks.data")
         opened = session(path, library=False)
-    names = [one.name for one in opened.get_outputs()]
+    names = [output.name for output in opened.get_outputs()]
     for case in cases:
         peaks = dict(zip(names, run_model(opened, *case.inputs), strict=False))
         for name, node in results.items():

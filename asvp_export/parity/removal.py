@@ -146,22 +146,24 @@ class _Against:
         self._cases, self._originals, self._range = cases, originals, teacher.data_range
         self._main = teacher.signature.floats.index(teacher.signature.main)
         self._clean = [clean_of(case, truth, teacher.scale) if truth else None for case in cases]
-        self._own = [
-            truth_psnr(clean, compared(case, own[self._main], own[self._main])[1], self._range)
-            for case, clean, own in zip(cases, self._clean, originals, strict=True)
+        self._original_truth = [
+            truth_psnr(clean, compared(case, outputs[self._main], outputs[self._main])[1], self._range)
+            for case, clean, outputs in zip(cases, self._clean, originals, strict=True)
             if clean is not None
         ]
 
     def score(self, name: str, outputs: Iterable[Sequence[np.ndarray]]) -> RemovalTest:
         """Outputs are consumed case by case."""
-        near, true = [], []
+        to_original, to_truth = [], []
         for case, clean, originals, values in zip(self._cases, self._clean, self._originals, outputs, strict=True):
-            for index, (expected, got) in enumerate(zip(originals, values, strict=True)):
-                expected, got = compared(case, expected, got)
-                near.append(psnr(expected, got, peak_of(expected, self._range.peak)))
+            for index, (expected, tested) in enumerate(zip(originals, values, strict=True)):
+                expected, tested = compared(case, expected, tested)
+                to_original.append(psnr(expected, tested, peak_of(expected, self._range.peak)))
                 if index == self._main and clean is not None:
-                    true.append(truth_psnr(clean, got, self._range))
-        return RemovalTest(name, *_least_and_mean(near), *_least_and_mean(true), *_least_and_mean(self._own))
+                    to_truth.append(truth_psnr(clean, tested, self._range))
+        return RemovalTest(
+            name, *_least_and_mean(to_original), *_least_and_mean(to_truth), *_least_and_mean(self._original_truth)
+        )
 
 
 def _least_and_mean(decibels: Sequence[float]) -> tuple[Any, Any]:
@@ -183,8 +185,8 @@ class NodeFit:
         if not self._gram.numel():
             self._gram = before.new_zeros(channels, channels, dtype=torch.float64)
             self._moments = torch.zeros_like(self._gram)
-        for sample, wanted in zip(before, after, strict=True):
-            for rows, targets in zip(sample.split(_BLOCK), wanted.split(_BLOCK), strict=True):
+        for sample, target in zip(before, after, strict=True):
+            for rows, targets in zip(sample.split(_BLOCK), target.split(_BLOCK), strict=True):
                 rows = rows.double()
                 self._gram.addmm_(rows.T, rows, alpha=1 / len(sample))
                 self._moments.addmm_(rows.T, targets.double(), alpha=1 / len(sample))

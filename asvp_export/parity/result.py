@@ -133,7 +133,7 @@ class ParityResult:
                 for name, node in self.nodes.items()
             ],
             **({"plan": self.plan.as_dict()} if self.plan else {}),
-            **({"assumptions": [one.as_dict() for one in self.assumptions]} if self.assumptions else {}),
+            **({"assumptions": [assumption.as_dict() for assumption in self.assumptions]} if self.assumptions else {}),
             **({"compared": self.comparison.as_dict()} if self.comparison else {}),
             "fidelity": self.fidelity.as_dict() if self.fidelity else None,
             "preservation": self.preservation.as_dict(),

@@ -72,49 +72,50 @@ def check_file(
     check_provider(provider)
     opened = session(path, provider)
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
-    against = original if isinstance(original, Teacher) else _loaded(original, provenance)
-    rule = against.size.stricter(provenance.size) if provenance else against.size
-    fixed = _frozen_dimensions(path, opened, against.signature)
+    teacher = original if isinstance(original, Teacher) else _loaded(original, provenance)
+    rule = teacher.size.stricter(provenance.size) if provenance else teacher.size
+    fixed = _frozen_dimensions(path, opened, teacher.signature)
     notes = _node_notes(path, provenance)
     portable = provenance.portable if provenance else ""
-    asked = InputsAsked(gate.images, gate.sizes, gate.thorough)
-    cases, comparison = verification_inputs(against, asked, rule, fixed)
-    notes += asked.notes
+    requested = InputsAsked(gate.images, gate.sizes, gate.thorough)
+    cases, comparison = verification_inputs(teacher, requested, rule, fixed)
+    notes += requested.notes
     for case in cases:
         fits(opened, case)
     progress(str(comparison))
     half = is_half(onnx.load(path, load_external_data=False))
     thresholds = Thresholds(FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
-    expected, protected, more = _expected(against, provenance, cases, plan, progress)
-    inputs = GateInputs(cases, expected, against.data_range)
+    expected, protected, fidelity_notes = _expected(teacher, provenance, cases, plan, progress)
+    inputs = GateInputs(cases, expected, teacher.data_range)
     fidelity, preservation = judge(path, inputs, thresholds, provider, portable, progress)
     tiled = None
     if tiling:
-        size, main = tiling.fitting(rule), against.signature.floats.index(against.signature.main)
+        size, main = tiling.fitting(rule), teacher.signature.floats.index(teacher.signature.main)
         progress(f"comparing tiles of {size.size}, {size.overlap} shared")
         tiled, seams = judge_tiled(path, inputs, min_psnr, size, main, provider)
         notes += [*tiling_notes(provenance), _seams(size, seams)]
     nodes = provenance.layers if provenance else {}
-    seen = None
+    repeats = affordable(comparison.first_multiply_adds)
+    gathered = None
     if evidence:
-        known = protected if expected.protected else insert(against, {})
-        seen = gather(path, known, cases, expected, preservation, provider)
+        model = protected if expected.protected else insert(teacher, {})
+        gathered = gather(path, model, cases, expected, preservation, provider)
     return ParityResult(
         passed=all(gate.passed for gate in (fidelity, preservation, tiled) if gate),
         tiled=tiled,
-        model=against.source,
-        source_sha256=against.sha256,
+        model=teacher.source,
+        source_sha256=teacher.sha256,
         output=path,
         output_sha256=sha256(path),
         nodes=nodes,
         effects=expected.effects,
         fidelity=fidelity,
         preservation=preservation,
-        latency_ms=file_latency(path, _onnx_file(original), cases[0].inputs, provider, affordable(comparison.first)),
-        notes=(*notes, *more, *library_notes(provider, portable), *frozen_notes(*fixed[2:])),
-        evidence=seen,
+        latency_ms=file_latency(path, _onnx_file(original), cases[0].inputs, provider, repeats),
+        notes=(*notes, *fidelity_notes, *library_notes(provider, portable), *frozen_notes(*fixed[2:])),
+        evidence=gathered,
         comparison=comparison,
-        assumptions=against.assumptions,
+        assumptions=teacher.assumptions,
     )
 
 
@@ -124,7 +125,7 @@ def _loaded(original: Path, provenance: Provenance | None) -> Teacher:
         return load(original)
     teacher = load(original, data_range=provenance.data_range)
     layout = main_output = None
-    doubtful = any(one.about == "layout" and not one.certain for one in teacher.assumptions)
+    doubtful = any(assumption.about == "layout" and not assumption.certain for assumption in teacher.assumptions)
     if doubtful and teacher.signature.channels_last != (provenance.layout == NHWC):
         layout = provenance.layout
     names = teacher.signature.outputs
@@ -148,12 +149,12 @@ def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Sign
     """N, C, H, W of the file's image input, None where free."""
     inputs = inputs_of(opened)
     last = signature.channels_last
-    wanted = "N, T, C, H, W" if signature.frames is not None else "N, H, W, C" if last else "N, C, H, W"
+    layout = "N, T, C, H, W" if signature.frames is not None else "N, H, W, C" if last else "N, C, H, W"
     image = inputs[signature.place] if len(inputs) == len(signature.names) else None
     if image is None or len(image.shape) != (4 if signature.frames is None else 5):
-        found = "; ".join(map(str, inputs)) or "nothing"
+        input_text = "; ".join(map(str, inputs)) or "nothing"
         raise InputError(
-            f"The file {path.name} takes {found}; {len(signature.names)} input(s), the image [{wanted}], were "
+            f"The file {path.name} takes {input_text}; {len(signature.names)} input(s), the image [{layout}], were "
             "expected. Check that asvp-export wrote the file, and that all inputs were given."
         )
     n, c, h, w = frozen([dim if isinstance(dim, int) else None for dim in image.shape], last)

@@ -51,14 +51,14 @@ def fitted(
         InputError: the graph is right at the traced size or batch alone.
     """
     teacher = protected.teacher
-    first = _Held(model, protected, folder)
-    there = first.at(*_OTHER)
-    if there >= FIDELITY_DB["fp32"]:
+    traced = _TracedGraph(model, protected, folder)
+    untraced_db = traced.worst(*_OTHER)
+    if untraced_db >= FIDELITY_DB["fp32"]:
         return model, protected
-    enough = min(FIDELITY_DB["fp32"], first.at(*TRACED, batch=2) - _FALL_DB)
-    if not there < enough:
+    enough = min(FIDELITY_DB["fp32"], traced.worst(*TRACED, batch=2) - _FALL_DB)
+    if not untraced_db < enough:
         return model, protected  # it is wrong everywhere, or inexact: verification says so
-    if first.at(*_OTHER, batch=2) >= enough:
+    if traced.worst(*_OTHER, batch=2) >= enough:
         raise InputError(
             f"The graph of {teacher.source} is right for 2 images at a time, as it was traced, and wrong for one: its "
             "forward computes a Python number from the batch, which the trace freezes. Export it with --static-batch."
@@ -68,7 +68,7 @@ def fitted(
             again = trace(aligned)
         except AsvpError:
             continue
-        if rule := _rule(_Held(again, protected, folder), teacher.size, aligned, enough):
+        if rule := _rule(_TracedGraph(again, protected, folder), teacher.size, aligned, enough):
             return again, replace(protected, teacher=_narrowed(teacher, rule))
     raise InputError(
         f"The graph of {teacher.source} is right at the size that was traced and wrong at {_OTHER[0]}x{_OTHER[1]}: its "
@@ -77,40 +77,40 @@ def fitted(
     )
 
 
-class _Held:
+class _TracedGraph:
     """A graph beside the module that it was traced from."""
 
     def __init__(self, model: onnx.ModelProto, protected: Protected, folder: Path | None) -> None:
         self._graph, self._protected = OnnxModule(model, folder), protected
 
-    def at(self, height: int, width: int, batch: int = 1) -> float:
+    def worst(self, height: int, width: int, batch: int = 1) -> float:
         """The worst output's dB at a size, minus infinity where the graph does not run or gives another shape."""
         teacher = self._protected.teacher
         image = teacher.example(height, width, batch)
         inputs = teacher.inputs(image)
         expected = named_outputs(self._protected(image))
         try:
-            got = named_outputs(self._graph(*inputs))
+            tested = named_outputs(self._graph(*inputs))
         except RuntimeError:
             return -math.inf
-        pairs = [(a.cpu().numpy(), b.cpu().numpy()) for a, b in zip(expected.values(), got.values(), strict=True)]
+        pairs = [(a.cpu().numpy(), b.cpu().numpy()) for a, b in zip(expected.values(), tested.values(), strict=True)]
         return min(_decibel(a, b, teacher.data_range.peak) for a, b in pairs)
 
 
-def _decibel(expected: np.ndarray, got: np.ndarray, peak: float) -> float:
-    if expected.shape != got.shape or not expected.size:
+def _decibel(expected: np.ndarray, tested: np.ndarray, peak: float) -> float:
+    if expected.shape != tested.shape or not expected.size:
         return -math.inf
-    found = psnr(as_images(expected), as_images(got), peak_of(expected, peak))
-    return -math.inf if math.isnan(found) else found
+    decibels = psnr(as_images(expected), as_images(tested), peak_of(expected, peak))
+    return -math.inf if math.isnan(decibels) else decibels
 
 
-def _rule(held: _Held, own: SizeRule, aligned: tuple[int, int], enough: float) -> SizeRule | None:
+def _rule(graph: _TracedGraph, teacher_size: SizeRule, aligned: tuple[int, int], enough: float) -> SizeRule | None:
     """The smallest multiple at which a graph reaches `enough` dB, if there is one."""
     for multiple in _MULTIPLES:
-        rule = own.stricter(SizeRule(multiple, multiple))
-        if rule.multiple == own.multiple or any(side % multiple for side in aligned):
+        rule = teacher_size.stricter(SizeRule(multiple, multiple))
+        if rule.multiple == teacher_size.multiple or any(side % multiple for side in aligned):
             continue
-        if all(held.at(*size) >= enough for size in _odd_multiples(rule.multiple)):
+        if all(graph.worst(*size) >= enough for size in _odd_multiples(rule.multiple)):
             return rule
     return None
 
@@ -123,11 +123,11 @@ def _odd_multiples(multiple: int) -> Iterator[tuple[int, int]]:
 
 
 def _narrowed(teacher: Teacher, rule: SizeRule) -> Teacher:
-    told = Assumption(
+    assumption = Assumption(
         "sizes",
         f"the file takes multiples of {rule.multiple}",
         "the model's forward computes a Python number from the image's size, which a trace freezes",
         True,
         "--static --size HxW",
     )
-    return replace(teacher, size=rule, assumptions=(*teacher.assumptions, told))
+    return replace(teacher, size=rule, assumptions=(*teacher.assumptions, assumption))

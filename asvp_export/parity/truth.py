@@ -37,23 +37,23 @@ def read_truth(folder: str | Path, images: Sequence[Path], teacher: Teacher) -> 
             f"Ground truth was given, and {teacher.source} restores videos; ground truth can be compared for pictures "
             "only. Leave it out."
         )
-    found: dict[str, list[Path]] = defaultdict(list)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in list_images(folder):
-        found[path.stem].append(path)
-    return {path.stem: _fitting(path, found.get(path.stem, []), Path(folder), teacher.scale) for path in images}
+        by_stem[path.stem].append(path)
+    return {path.stem: _fitting(path, by_stem.get(path.stem, []), Path(folder), teacher.scale) for path in images}
 
 
-def _fitting(image: Path, found: Sequence[Path], folder: Path, scale: int | Fraction) -> np.ndarray:
-    if len(found) != 1:
-        names = " and ".join(path.name for path in found)
-        what = f"{names} are both there; keep one" if found else f"none is called {image.stem}; add it"
-        raise InputError(f"The input {image.name} needs one clean picture of the same name in {folder}: {what}.")
-    picture, clean = read_image(image), read_image(found[0])
-    wanted = tuple(side * scale for side in picture.shape[:2])
-    if clean.shape[:2] != wanted:
+def _fitting(image: Path, paths: Sequence[Path], folder: Path, scale: int | Fraction) -> np.ndarray:
+    if len(paths) != 1:
+        names = " and ".join(path.name for path in paths)
+        problem = f"{names} are both there; keep one" if paths else f"none is called {image.stem}; add it"
+        raise InputError(f"The input {image.name} needs one clean picture of the same name in {folder}: {problem}.")
+    picture, clean = read_image(image), read_image(paths[0])
+    expected = tuple(side * scale for side in picture.shape[:2])
+    if clean.shape[:2] != expected:
         raise InputError(
-            f"The ground truth {found[0]} is {_size(clean.shape)} (height x width); the input {image.name} of "
-            f"{_size(picture.shape)} times the scale {scale} makes {_size(wanted)}. Give the clean pictures that the "
+            f"The ground truth {paths[0]} is {_size(clean.shape)} (height x width); the input {image.name} of "
+            f"{_size(picture.shape)} times the scale {scale} makes {_size(expected)}. Give the clean pictures that the "
             "inputs were made from."
         )
     return clean
@@ -68,32 +68,32 @@ def clean_of(case: Case, truth: Mapping[str, np.ndarray], scale: int | Fraction)
     images = []
     for cut in case.cuts:
         top, left = cut.top * scale, cut.left * scale
-        if any(Fraction(one).denominator != 1 for one in (top, left, height, width)):
+        if any(Fraction(length).denominator != 1 for length in (top, left, height, width)):
             return None
         clean = truth[cut.picture.stem][int(top) : int(top + height), int(left) : int(left + width)]
         images.append(clean[:, ::-1] if cut.mirrored else clean)
     return np.asarray(images)
 
 
-def truth_psnr(clean: np.ndarray, got: np.ndarray, values: ValueRange) -> float:
+def truth_psnr(clean: np.ndarray, tested: np.ndarray, values: ValueRange) -> float:
     """PSNR in dB of the worst sample against ground truth, the output clipped to black and white as a viewer does.
 
     Args:
         clean: from `clean_of`.
-        got: N, C, H, W, the main output without padding.
+        tested: N, C, H, W, the main output without padding.
         values: of the model.
 
     Raises:
         InputError: the output is not as large as the clean picture.
     """
-    wanted = as_channels(clean, got.shape[1])
-    if wanted.shape != got.shape:
+    expected = as_channels(clean, tested.shape[1])
+    if expected.shape != tested.shape:
         raise InputError(
-            f"The output is {_size(got.shape[2:])} (height x width) where the ground truth is "
-            f"{_size(wanted.shape[2:])}: this model cuts a border off, so its outputs cannot be compared with clean "
+            f"The output is {_size(tested.shape[2:])} (height x width) where the ground truth is "
+            f"{_size(expected.shape[2:])}: this model cuts a border off, so its outputs cannot be compared with clean "
             "pictures. Leave the ground truth out."
         )
-    return psnr(wanted, np.clip(values.to_unit(got), 0, 1), 1.0)
+    return psnr(expected, np.clip(values.to_unit(tested), 0, 1), 1.0)
 
 
 def _size(shape: Sequence[int | Fraction]) -> str:

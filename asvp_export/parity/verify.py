@@ -101,7 +101,7 @@ class GateResult:
             "min_ssim": _rounded_down(self.min_ssim, "0.00001"),
             "threshold": self.threshold,
             "passed": self.passed,
-            "per_image": [one.as_dict() for one in self.per_image],
+            "per_image": [image.as_dict() for image in self.per_image],
         }
 
 
@@ -139,22 +139,24 @@ def score(
         InputError: there is nothing to compare, or the shapes do not agree.
     """
     scores, decades = [], np.zeros(len(_LABELS), dtype=np.int64)
-    for case, wanted, found in pairs:
-        if len(wanted) != len(found):
+    for case, expected_outputs, tested_outputs in pairs:
+        if len(expected_outputs) != len(tested_outputs):
             raise InputError(
-                f"The tested model gives {len(found)} floating outputs, the original {len(wanted)}: these are not the "
-                "same model."
+                f"The tested model gives {len(tested_outputs)} floating outputs, the original "
+                f"{len(expected_outputs)}: these are not the same model."
             )
-        for name, expected, got in zip(names, wanted, found, strict=True):
+        for name, expected, tested in zip(names, expected_outputs, tested_outputs, strict=True):
             is_image = expected.ndim >= 4
-            expected, got = compared(case, expected, got)
+            expected, tested = compared(case, expected, tested)
             peak = peak_of(expected, data_range.peak)
-            similar = ssim(expected, got, peak) if is_image else math.nan
-            scores.append(ImageScore(case.name, case.size, case.batch, psnr(expected, got, peak), similar, output=name))
-            decades += _decades(expected, got, peak)
+            similar = ssim(expected, tested, peak) if is_image else math.nan
+            scores.append(
+                ImageScore(case.name, case.size, case.batch, psnr(expected, tested, peak), similar, output=name)
+            )
+            decades += _decades(expected, tested, peak)
     if not scores:
         raise InputError("There is nothing to compare: no image was given.")
-    decibels = [one.psnr for one in scores]
+    decibels = [image.psnr for image in scores]
     return GateResult(
         min_psnr=float(np.min(decibels)),
         mean_psnr=float(np.mean(decibels)),
@@ -168,7 +170,7 @@ def score(
 
 def _least_ssim(scores: Sequence[ImageScore]) -> float:
     """Of the outputs that are images; NaN where there is none, or an output was not finite."""
-    of_images = [one.ssim for one in scores if not (math.isnan(one.ssim) and math.isfinite(one.psnr))]
+    of_images = [image.ssim for image in scores if not (math.isnan(image.ssim) and math.isfinite(image.psnr))]
     return float(np.min(of_images)) if of_images else math.nan
 
 
@@ -181,35 +183,38 @@ def worse(by_path: Mapping[str, GateResult]) -> GateResult:
     """
     results = tuple(by_path.values())
     return GateResult(
-        min_psnr=float(np.min([one.min_psnr for one in results])),
-        mean_psnr=float(np.mean([one.mean_psnr for one in results])),
-        min_ssim=_least_ssim([score for one in results for score in one.per_image]),
+        min_psnr=float(np.min([result.min_psnr for result in results])),
+        mean_psnr=float(np.mean([result.mean_psnr for result in results])),
+        min_ssim=_least_ssim([score for result in results for score in result.per_image]),
         threshold=results[0].threshold,
-        passed=all(one.passed for one in results),
+        passed=all(result.passed for result in results),
         per_image=tuple(
             replace(score, execution_path=path) for path, result in by_path.items() for score in result.per_image
         ),
-        decades=tuple(np.sum([one.decades for one in results], axis=0).tolist()),
+        decades=tuple(np.sum([result.decades for result in results], axis=0).tolist()),
     )
 
 
 def least_psnr(
-    cases: Sequence[Case], wanted: Iterable[Sequence[np.ndarray]], got: Iterable[Sequence[np.ndarray]], data_peak: float
+    cases: Sequence[Case],
+    expected_outputs: Iterable[Sequence[np.ndarray]],
+    tested_outputs: Iterable[Sequence[np.ndarray]],
+    data_peak: float,
 ) -> float:
     """DB of the worst of all outputs of all cases; -inf where one is not finite."""
-    found = []
-    for case, originals, outputs in zip(cases, wanted, got, strict=True):
+    decibels = []
+    for case, originals, outputs in zip(cases, expected_outputs, tested_outputs, strict=True):
         for original, output in zip(originals, outputs, strict=True):
-            expected, one = compared(case, original, output)
-            found.append(psnr(expected, one, peak_of(expected, data_peak)))
-    return -math.inf if any(map(math.isnan, found)) else min(found)
+            expected, tested = compared(case, original, output)
+            decibels.append(psnr(expected, tested, peak_of(expected, data_peak)))
+    return -math.inf if any(map(math.isnan, decibels)) else min(decibels)
 
 
-def compared(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def compared(case: Case, expected: np.ndarray, tested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both outputs as N, C, H, W without what the padding became."""
-    if got.shape != expected.shape:
+    if tested.shape != expected.shape:
         raise InputError(
-            f"The tested model gives {_shape(got)} for {case.name}, the original {_shape(expected)}: "
+            f"The tested model gives {_shape(tested)} for {case.name}, the original {_shape(expected)}: "
             "these are not the same model."
         )
     if expected.size == 0:
@@ -217,24 +222,24 @@ def compared(case: Case, expected: np.ndarray, got: np.ndarray) -> tuple[np.ndar
             f"The original gives an empty output, {_shape(expected)}, for {case.name}, so there is nothing to compare."
         )
     is_image = expected.ndim >= 4
-    expected, got = as_images(expected), as_images(got)
+    expected, tested = as_images(expected), as_images(tested)
     if not is_image:
-        return expected, got
+        return expected, tested
     inner = (case.height, case.width)
     rows, columns = (
-        slice(max(1, whole * part // padded))
-        for whole, part, padded in zip(expected.shape[2:], inner, case.input.shape[-2:], strict=True)
+        slice(max(1, side * part // padded))
+        for side, part, padded in zip(expected.shape[2:], inner, case.input.shape[-2:], strict=True)
     )
-    return expected[:, :, rows, columns], got[:, :, rows, columns]
+    return expected[:, :, rows, columns], tested[:, :, rows, columns]
 
 
 def _shape(array: np.ndarray) -> str:
     return "x".join(str(dim) for dim in array.shape) or "a single number"
 
 
-def _decades(expected: np.ndarray, got: np.ndarray, peak: float) -> np.ndarray:
+def _decades(expected: np.ndarray, tested: np.ndarray, peak: float) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # inf - inf
-        relative = np.abs(got.astype(np.float64) - expected.astype(np.float64)).ravel() / peak
+        relative = np.abs(tested.astype(np.float64) - expected.astype(np.float64)).ravel() / peak
     finite = relative[np.isfinite(relative)]
     zero = np.count_nonzero(finite == 0)
     edges = [-np.inf, *(10.0**decade for decade in _DECADES), np.inf]
@@ -250,15 +255,16 @@ def failure_text(gate: str, result: GateResult, most: int = 8) -> str:
         result: its verdict.
         most: how many inputs to list.
     """
-    failed = [one for one in result.per_image if not one.psnr >= result.threshold]
+    failed = [image for image in result.per_image if not image.psnr >= result.threshold]
     if not failed:
         return f"{gate}: all {len(result.per_image)} comparisons reach {result.threshold:g} dB."
-    ranked = sorted(failed, key=lambda one: -math.inf if math.isnan(one.psnr) else one.psnr)
+    ranked = sorted(failed, key=lambda image: -math.inf if math.isnan(image.psnr) else image.psnr)
     count = f"{len(failed)} of {len(result.per_image)} comparisons"
     lines = [f"{gate}: {count} do not reach {result.threshold:g} dB, the worst is at {_decibels(ranked[0])}."]
     lines += [
-        f"  {_decibels(one):>14} {one.name} {one.size}, batch {one.batch}, {one.output}, {one.execution_path}"
-        for one in ranked[:most]
+        f"  {_decibels(image):>14} {image.name} {image.size}, batch {image.batch}, {image.output}, "
+        f"{image.execution_path}"
+        for image in ranked[:most]
     ]
     if len(ranked) > most:
         lines.append(f"  and {len(ranked) - most} more")
@@ -273,8 +279,8 @@ def failure_text(gate: str, result: GateResult, most: int = 8) -> str:
     return "\n".join(lines)
 
 
-def _decibels(one: ImageScore) -> str:
-    value = _rounded_down(one.psnr, "0.01")
+def _decibels(image: ImageScore) -> str:
+    value = _rounded_down(image.psnr, "0.01")
     return "NaN" if value is None else f"{value:.2f} dB"
 
 

@@ -225,7 +225,7 @@ def _view(sample: VisualSample, most_bytes: int) -> dict[str, Any]:
 
 def _part(sample: VisualSample, drawn: Pictures) -> str:
     score, picture = sample.score, drawn.original
-    height, width = sample.whole
+    height, width = sample.output_size
     size = f"{width} x {height} pixels"
     if (picture.width, picture.height) != (width, height):
         top, left = drawn.place
@@ -235,7 +235,7 @@ def _part(sample: VisualSample, drawn: Pictures) -> str:
     colours = {1: "grey", 3: ""}.get(channels, f"the first {3 if channels > 3 else 'one'} of {channels} channels")
     parts = [
         size,
-        sample.first,
+        sample.part,
         colours,
         "nodes run by the library" if score.execution_path == "library" else "nodes run by the function body",
     ]

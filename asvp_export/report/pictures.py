@@ -81,7 +81,7 @@ def draw(sample: VisualSample, most_bytes: int) -> Pictures:
     while True:
         top, left = _largest(sample, side)
         cut = (slice(None), slice(top, top + side), slice(left, left + side))
-        place = (sample.place[0] + top, sample.place[1] + left)
+        place = (sample.corner[0] + top, sample.corner[1] + left)
         drawn = _draw(sample.original[cut], sample.protected[cut], sample.peak, place)
         pictures = (drawn.original, drawn.protected, drawn.difference, drawn.similarity)
         bytes_ = sum(len(one.data) for one in pictures if one) * 3 / 4

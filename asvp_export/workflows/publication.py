@@ -201,7 +201,7 @@ class _Export:
         if isinstance(protected.module, OnnxModule):
             protected.module.release()
         fidelity, preservation = self._measured(model, expected)
-        first = affordable(self.comparison.first)
+        first = affordable(self.comparison.first_multiply_adds)
         path = self.staging.path
         return ParityResult(
             passed=fidelity.passed and preservation.passed and not self.overflow,
