@@ -115,8 +115,6 @@ class Search:
         self._targets: Targets = {}
         self._energies: dict[str, list[torch.Tensor]] = {layer: [] for layer in nodes}
         self.channels: dict[str, int] = {}
-        self.positions: dict[str, int] = {}
-        """L of the smallest map."""
         for i in held_out:
             for layer, maps in runner.maps(i).items():
                 for clean in maps:
@@ -126,8 +124,6 @@ class Search:
         axis = self.nodes[layer].axis
         self._energies[layer] += energies(clean, axis)
         self.channels[layer] = clean.shape[axis]
-        length = clean[0].numel() // clean.shape[axis]
-        self.positions[layer] = min(self.positions.get(layer, length), length)
 
     def strength(self, layer: str, node: Perturbation) -> tuple[float, float]:
         """Strength and relative feature change of a node, means over the inputs that are held out."""
