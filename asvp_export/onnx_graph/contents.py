@@ -110,7 +110,7 @@ def sort_nodes(graph: onnx.GraphProto) -> bool:
         return True
     nodes, order = list(graph.node), dict[int, None]()
     for start in range(len(nodes)):
-        waiting = {} if start in order else {start: None}  # each for the next
+        waiting = {} if start in order else {start: None}  # each waits for the next one
         while waiting:
             index = next(reversed(waiting))
             missing = next((before for before in behind[index] if before not in order), None)

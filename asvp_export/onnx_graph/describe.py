@@ -16,7 +16,7 @@ from asvp_export.onnx_graph.pairs import pairs
 from asvp_export.onnx_graph.passes import attributes_of
 from asvp_export.untrusted import read_regular
 
-MOST_MODEL_BYTES = 2**31  # more no protobuf holds
+MOST_MODEL_BYTES = 2**31  # protobuf holds no more
 
 
 def describe(path: str | Path) -> dict[str, object]:

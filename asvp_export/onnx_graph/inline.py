@@ -21,8 +21,8 @@ def inline(model: onnx.ModelProto) -> None:
     """Replace each ASVP node by its body, in place.
 
     The body's nodes, and the tensors between them, are named `asvp/<layer>/...`: by that, and by `asvp.portable` in the
-    metadata, the protected layers of the file stay known. onnx.inliner does what other functions there are; it leaves
-    nodes without names, and takes no model over 2 GiB.
+    metadata, the protected layers of the file stay known. onnx.inliner inlines the other functions; it leaves nodes
+    without names, and takes no model over 2 GiB.
     """
     bodies = {body.overload: body for body in model.functions if (body.domain, body.name) == (DOMAIN, OP_TYPE)}
     written = {node.name: _written_out(node, bodies[node.overload]) for node in perturbation_nodes(model)}

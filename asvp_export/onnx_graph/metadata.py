@@ -146,7 +146,7 @@ def _range(bounds: object) -> dict[str, object]:
 
 
 def tiling_notes(provenance: Provenance | None) -> list[str]:
-    """What who cuts pictures into tiles has to know of the architecture."""
+    """What a user who runs the model on tiles has to know of the architecture."""
     advice = {
         "discouraged": "The architecture looks at the whole image: tiles are discouraged.",
         "internal": "The architecture cuts the image into tiles itself: hand it the whole image.",

@@ -35,7 +35,7 @@ _DATA = re.compile(r"[^/\\\n]+\.[0-9a-f]{16}\.data")
 
 
 def is_data_of(name: str, output: Path) -> bool:
-    """Whether a file's name is one that a data file of an output gets; which, its content decides."""
+    """Whether a name is one of an output's data files: its stem, 16 digits of the content's hash, `.data`."""
     return bool(_DATA.fullmatch(name)) and name.rsplit(".", 2)[0] == output.stem
 
 

@@ -42,7 +42,7 @@ class Insertion:
 def insert_nodes(model: onnx.ModelProto, insertions: list[Insertion]) -> onnx.ModelProto:
     """A copy of a model with a node behind each of some tensors, its inverse, and the function bodies that they need.
 
-    The producer's output is renamed and the node makes the tensor of the old name, which so is the exposed one. Without
+    The producer's output is renamed and the node makes the tensor of the old name: that is the exposed map. Without
     an inverse whatever reads it (nodes, bodies of If and Loop, the graph's outputs) keeps every name; with one, nodes
     and bodies read `<tensor>/residual` instead. An output of the graph keeps its name and is the residual map.
 

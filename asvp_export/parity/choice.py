@@ -143,7 +143,7 @@ def verification_inputs(
 
 
 def same_inputs(first: Sequence[Case], second: Sequence[Case]) -> bool:
-    """Whether two lists of cases feed a model the very same."""
+    """Whether two lists of cases feed a model the same values."""
     return len(first) == len(second) and all(
         (a.name, a.size) == (b.name, b.size)
         and all(x.shape == y.shape and (x == y).all() for x, y in zip(a.inputs, b.inputs, strict=True))

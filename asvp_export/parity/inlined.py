@@ -51,7 +51,8 @@ def _in_front(by_name: Mapping[NodeName, Body], name: NodeName, body: Body, laye
 
 
 def _behaves(model: onnx.ModelProto, body: Body, node: Perturbation) -> bool:
-    if len(body.nodes) < _NODES_A_COMPONENT * node.rank:  # else a map of any size that the metadata asks for is made
+    # Fewer nodes cannot compute it; without this check the metadata could ask for a map of any size.
+    if len(body.nodes) < _NODES_A_COMPONENT * node.rank:
         return False
     x = _feature_map(node)
     ends = [

@@ -78,7 +78,7 @@ def judge(
 def judge_tiled(
     path: Path, inputs: GateInputs, min_psnr: float, tiling: Tiling, main: int, provider: str
 ) -> tuple[GateResult, float]:
-    """Run a file tile by tile, as who has little memory does, against the original's run on the whole image.
+    """Run a file tile by tile, as on a machine with little memory, against the original's run on the whole image.
 
     Args:
         path: the ONNX file.

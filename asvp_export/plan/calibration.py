@@ -17,7 +17,7 @@ _SEED = 2510
 _SIDES = (48, 192)  # of the crops, in pixels
 _AREA = 20_000  # pixels of photographs for each crop drawn
 _LEAST = 72  # crops: with fewer than 64, photographs that were not seen lag behind (docs/results/strength.md)
-_WHOLE = 256  # the side from which a photograph is cropped before it counts as a whole one
+_WHOLE = 256  # pixels a side: held-out photographs are cut to this, and count as whole
 
 Inputs = tuple[torch.Tensor, ...]
 

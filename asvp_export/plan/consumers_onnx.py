@@ -42,7 +42,7 @@ _PASSES = frozenset(
         "ReduceSum",
     ]
 )
-_BLIND = frozenset(("Shape", "Size"))  # of what they read nothing but the size counts
+_BLIND = frozenset(("Shape", "Size"))  # they look at nothing but the size of what they read
 _RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 )

@@ -23,7 +23,7 @@ POSITIONS = 256  # of a candidate's map: what is smaller is a gate or a code, no
 CHANNELS = 8  # of a candidate's map: what has fewer is nearly an image
 
 _CHAIN = 3  # layers re-solved one after the other for one candidate
-_LOUD = 2.0  # data ranges: what in an exposed map is no multiple of the clean one need not be larger
+_LOUD = 2.0  # data ranges: strength times loudness counts up to this
 _NEARLY = 0.75  # of the best value: a later layer is worth more than a little strength
 _IMAGES = 4
 _SIDE = 128  # pixels: spectra hardly change with the size of the picture

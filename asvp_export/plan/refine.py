@@ -16,7 +16,7 @@ from asvp_export.teacher.model import Teacher
 STEPS = 400
 _BATCH = 4  # crops a step
 _RATE = 0.04  # of Adam, times the error to start from (a step disturbs by its rate); down to 0 along half a cosine
-_MOST = 5e-4
+_MOST = 5e-4  # the largest rate
 _LOOK = 100  # steps from one look at the held-out images to the next
 _FLOOR = 1e-12  # of a squared error, relative to the squared peak: 120 dB
 _SEED = 2510

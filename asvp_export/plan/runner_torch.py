@@ -70,7 +70,7 @@ class TorchRunner:
             weight = changed.get(consumer.weight, self._module.get_parameter(consumer.weight))
             names[id(weight)] = consumer.weight
         read = {consumer.weight: [] for consumer in consumers}
-        self._recorded(i)  # not among what is caught
+        self._recorded(i)  # first: what it runs must not be caught
         with suppress(_EnoughError), _Catch(names, read, sum(consumer.calls for consumer in consumers)):
             self._run(i, nodes or {}, changed)
         return read
