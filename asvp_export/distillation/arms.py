@@ -18,8 +18,8 @@ the Gaussian noise, that changes them as much as the shipped ones are changed.""
 OUTPUTS = "outputs"
 FIRST = "first"
 
-_OURS = ("before", "readers")  # taps that are there because of our nodes
-_OLD_TAPS = {"node": "exposed"}  # as row files of before have it
+_NODE_TAPS = ("before", "readers")  # taps that only a model with nodes has
+_OLD_TAPS = {"node": "exposed"}  # what older row files call it
 
 _NAME = re.compile(
     r"(?P<teacher>\w+)(\+(?P<attack>\w+))?/(?P<loss>[a-z]+)(-(?P<weight>\d+(\.\d+)?))?"
@@ -50,7 +50,7 @@ class Arm:
     """Features alone for the first half of the steps, then outputs alone; else both together."""
 
     def __str__(self) -> str:
-        """The name of the row: shipped+undo/normalised-10@exposed.first, parts that are usual left out."""
+        """The name of the row: shipped+undo/normalised-10@exposed.first, without the parts that are as usual."""
         if self.teacher == "truth":
             return "truth"
         attack = f"+{self.attack}" if self.attack else ""
@@ -86,15 +86,15 @@ class Arm:
         return arm
 
     def _check_words(self, name: str) -> None:
-        for what, word, known in (
+        for kind, word, choices in (
             ("teacher", self.teacher, TEACHERS),
             ("loss", self.loss, (OUTPUTS, *LOSSES)),
             ("tap", self.tap, TAPS),
             ("attacker", self.attack, ("", *attacks())),
         ):
-            if word not in known:
+            if word not in choices:
                 raise InputError(
-                    f"The row {name!r} names the {what} {word!r}; {', '.join(filter(None, known))} are known."
+                    f"The row {name!r} names the {kind} {word!r}; {', '.join(filter(None, choices))} are known."
                 )
 
     def _check_combination(self, name: str) -> None:
@@ -117,7 +117,7 @@ class Arm:
                 f"The row {name!r} reads features @{self.tap}, which attackers and controls do not change; leave "
                 f"@{self.tap} out."
             )
-        if self.tap in _OURS and self.teacher == "original":
+        if self.tap in _NODE_TAPS and self.teacher == "original":
             raise InputError(
                 f"The row {name!r} reads features @{self.tap} of a node, which the original does not have; use "
                 "shipped instead."
@@ -130,12 +130,12 @@ class Arm:
 
     @property
     def baseline(self) -> Arm | None:
-        """The row that it is compared with: the same student on the original; None for what is itself one."""
+        """The row that it is compared with: the same student on the original; None for baselines themselves."""
         if self.teacher in ("truth", "original"):
             return None
-        tap = TAPS[0] if self.tap in _OURS else self.tap
-        same = bool(self.attack) and attacks()[self.attack].original_too
-        return replace(self, teacher="original", tap=tap, attack=self.attack if same else "")
+        tap = TAPS[0] if self.tap in _NODE_TAPS else self.tap
+        attack = self.attack if self.attack and attacks()[self.attack].original_too else ""
+        return replace(self, teacher="original", tap=tap, attack=attack)
 
 
 def _rows(*names: str) -> list[Arm]:
@@ -176,7 +176,7 @@ def screen() -> list[Arm]:
         for weight in (1, 10, 100):
             arms += [Arm(teacher, loss, weight) for teacher in _WITH_CONTROLS]
         arms += [Arm(teacher, loss, 10, first=True) for teacher in ("original", "shipped")]
-        arms += [Arm("shipped", loss, 10, tap) for tap in _OURS]
+        arms += [Arm("shipped", loss, 10, tap) for tap in _NODE_TAPS]
         arms += [Arm(teacher, loss, 10, "next") for teacher in ("original", "shipped")]
     for weight in (0.01, 0.1):  # larger features are imitated with a smaller weight
         arms += [Arm(teacher, "mse", weight) for teacher in ("original", "shipped", "scaled")]

@@ -19,10 +19,10 @@ from asvp_export.signature import SizeRule
 from asvp_export.teacher.model import Teacher
 
 _TWINS = 4  # degraded twins of each clean picture that attackers train with
-_LARGEST = 256  # side of a test picture in clean pixels: more takes time and says no more
-_MOST = 64  # pictures of a folder that are used, spread evenly over the names: there are 256 patches in all
-_KEPT = 512  # side of the middle of them that is used, in clean pixels; together they bound the memory
-_PATCH = 64  # side of a training patch in clean pixels
+_TEST_SIDE = 256  # side of a test picture in clean pixels: more takes time and says no more
+_MOST_PICTURES = 64  # pictures of a folder that are used, spread evenly over the names: there are 256 patches in all
+_USED_SIDE = 512  # side of the middle of them that is used, in clean pixels; together they bound the memory
+_PATCH_SIDE = 64  # side of a training patch in clean pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def project_pictures(task: str) -> Data:
     Raises:
         InputError: there is no such task.
     """
-    _check(task)
+    _check_task(task)
     parts = {split: list_images(photographs(split)) for split in ("train", "verify", "audit")}
     return Data(
         _degraded(task, parts["train"], _TWINS), _degraded(task, parts["verify"]), _degraded(task, parts["audit"])
@@ -102,15 +102,15 @@ def from_folder(folder: str | Path, task: str | None) -> Data:
     """
     folder = Path(folder)
     if task is not None:
-        _check(task)
+        _check_task(task)
     if (folder / "train").is_dir() and (folder / "test").is_dir():
-        train, test = _read(folder / "train", task, _TWINS), _read(folder / "test", task)
+        train, test = _read_pairs(folder / "train", task, _TWINS), _read_pairs(folder / "test", task)
         names = list(dict.fromkeys(pair.name for pair in train))
     else:
-        twins, single = _read(folder, task, _TWINS), _read(folder, task)
-        names = [pair.name for pair in single]
+        twins, untwinned = _read_pairs(folder, task, _TWINS), _read_pairs(folder, task)
+        names = [pair.name for pair in untwinned]
         cut = round(len(names) * 0.6)
-        train, test = [pair for pair in twins if pair.name in names[:cut]], single[cut:]
+        train, test = [pair for pair in twins if pair.name in names[:cut]], untwinned[cut:]
         names = names[:cut]
     if len(names) < 4 or not test:
         raise InputError(
@@ -118,36 +118,36 @@ def from_folder(folder: str | Path, task: str | None) -> Data:
             "at least 4 and 1 are needed. Add pictures."
         )
     _check_apart(folder, train, test)
-    chosen = set(names[-max(1, len(names) // 4) :])
-    kept = tuple(pair for pair in train if pair.name not in chosen)
-    first = {pair.name: pair for pair in reversed(train) if pair.name in chosen}
-    return Data(kept, tuple(first[name] for name in sorted(first)), tuple(test))
+    select_names = set(names[-max(1, len(names) // 4) :])
+    training = tuple(pair for pair in train if pair.name not in select_names)
+    select = {pair.name: pair for pair in reversed(train) if pair.name in select_names}
+    return Data(training, tuple(select[name] for name in sorted(select)), tuple(test))
 
 
 def _check_apart(folder: Path, train: Sequence[Pair], test: Sequence[Pair]) -> None:
-    seen = {pair.clean.tobytes(): pair.name for pair in train}
+    training_names = {pair.clean.tobytes(): pair.name for pair in train}
     for pair in test:
-        if (name := seen.get(pair.clean.tobytes())) is not None:
+        if (name := training_names.get(pair.clean.tobytes())) is not None:
             raise InputError(
                 f"The training picture {name} and the test picture {pair.name} of {folder} are the same; remove one, "
                 "so that no student is tested on what it has seen."
             )
 
 
-def _check(task: str) -> None:
+def _check_task(task: str) -> None:
     if task not in DEGRADATIONS:
         raise InputError(f"The task {task!r} was asked for; {', '.join(DEGRADATIONS)} are known.")
 
 
-def _read(folder: Path, task: str | None, twins: int = 1) -> list[Pair]:
+def _read_pairs(folder: Path, task: str | None, twins: int = 1) -> list[Pair]:
     inputs, truth = folder / "input", folder / "truth"
     if inputs.is_dir() and truth.is_dir():
-        known = {path.stem: path for path in list_images(truth)}
+        clean_paths = {path.stem: path for path in list_images(truth)}
         degraded = _spread(list_images(inputs))
-        single = [path.name for path in degraded if path.stem not in known]
-        if single:
-            raise InputError(f"The input {single[0]} needs a clean picture of the same name in {truth}; add it.")
-        return [_middle(Pair(path.stem, read_image(path), read_image(known[path.stem]))) for path in degraded]
+        unpaired = [path.name for path in degraded if path.stem not in clean_paths]
+        if unpaired:
+            raise InputError(f"The input {unpaired[0]} needs a clean picture of the same name in {truth}; add it.")
+        return [_middle(Pair(path.stem, read_image(path), read_image(clean_paths[path.stem]))) for path in degraded]
     if task is None:
         raise InputError(
             f"{folder} has no folders input/ and truth/, so its pictures are taken as clean; give --task to say how "
@@ -158,20 +158,24 @@ def _read(folder: Path, task: str | None, twins: int = 1) -> list[Pair]:
 
 def _spread(paths: Sequence[Path]) -> list[Path]:
     """64 of them at most, spread evenly."""
-    return [paths[i * len(paths) // _MOST] for i in range(_MOST)] if len(paths) > _MOST else list(paths)
+    return (
+        [paths[i * len(paths) // _MOST_PICTURES] for i in range(_MOST_PICTURES)]
+        if len(paths) > _MOST_PICTURES
+        else list(paths)
+    )
 
 
 def _middle(pair: Pair) -> Pair:
     """The middle of a large pair, copied so that the rest is given up; one of no whole factor stays as it is."""
     small, large = pair.degraded.shape[:2], pair.clean.shape[:2]
     factor = large[0] // small[0]
-    if large != (small[0] * factor, small[1] * factor) or max(large) <= _KEPT:
+    if large != (small[0] * factor, small[1] * factor) or max(large) <= _USED_SIDE:
         return pair
-    most = _KEPT // factor
-    top, left = (max(0, (side - most) // 2) for side in small)
-    rows, columns = slice(top, top + most), slice(left, left + most)
-    wide = (slice(part.start * factor, part.stop * factor) for part in (rows, columns))
-    return Pair(pair.name, pair.degraded[rows, columns].copy(), pair.clean[tuple(wide)].copy())
+    limit = _USED_SIDE // factor
+    top, left = (max(0, (side - limit) // 2) for side in small)
+    rows, columns = slice(top, top + limit), slice(left, left + limit)
+    clean_part = (slice(part.start * factor, part.stop * factor) for part in (rows, columns))
+    return Pair(pair.name, pair.degraded[rows, columns].copy(), pair.clean[tuple(clean_part)].copy())
 
 
 def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, ...]:
@@ -179,8 +183,8 @@ def _degraded(task: str, paths: Sequence[Path], twins: int = 1) -> tuple[Pair, .
     pairs = []
     for path in paths:
         picture = read_image(path)
-        top, left = (max(0, (side - _KEPT) // 2) for side in picture.shape[:2])
-        picture = picture[top : top + _KEPT, left : left + _KEPT].copy()
+        top, left = (max(0, (side - _USED_SIDE) // 2) for side in picture.shape[:2])
+        picture = picture[top : top + _USED_SIDE, left : left + _USED_SIDE].copy()
         for twin in range(twins):
             rng = generator(task, path.stem, twin)
             clean = jitter(picture, rng) if twin else picture
@@ -209,7 +213,7 @@ def cut_patches(teacher: Teacher, pairs: Sequence[Pair], count: int, seed: int) 
         InputError: a picture is too small, or not as large as the teacher's scale says.
     """
     rng = np.random.default_rng([seed, 2510])
-    side = fitting(teacher, round(_PATCH / teacher.scale))
+    side = fitting(teacher, round(_PATCH_SIDE / teacher.scale))
     inputs, clean = [], []
     for index in range(count):
         x, y = _aligned(teacher, pairs[index % len(pairs)], side, rng)
@@ -220,9 +224,9 @@ def cut_patches(teacher: Teacher, pairs: Sequence[Pair], count: int, seed: int) 
     return Patches(torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(clean)))
 
 
-def fitting(teacher: Teacher, wanted: int) -> tuple[int, int]:
+def fitting(teacher: Teacher, side: int) -> tuple[int, int]:
     """The height and width of inputs that the teacher takes, about as large as wanted."""
-    height, width = (fixed or _rule(teacher).fit(wanted) for fixed in teacher.static_shape[2:])
+    height, width = (fixed or _rule(teacher).fit(side) for fixed in teacher.static_shape[2:])
     return (height, width)
 
 
@@ -235,8 +239,8 @@ def centre_crop(teacher: Teacher, pair: Pair) -> Pair:
     """The middle of a picture, as large as the teacher takes and 256 clean pixels at most on a side."""
     size, rule = [], _rule(teacher)
     for side, fixed in zip(pair.degraded.shape[:2], teacher.static_shape[2:], strict=True):
-        most = min(side, math.floor(_LARGEST / teacher.scale))
-        size.append(fixed or max(most // rule.multiple * rule.multiple, rule.minimum))
+        limit = min(side, math.floor(_TEST_SIDE / teacher.scale))
+        size.append(fixed or max(limit // rule.multiple * rule.multiple, rule.minimum))
     if teacher.size.square:
         size = [min(size)] * 2
     x, y = _aligned(teacher, pair, (size[0], size[1]), None)

@@ -26,7 +26,7 @@ from asvp_export.operator import Perturbation
 NO_EFFECT, ONE_SEED = "no effect", "one seed: not tested"
 
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-_REQUIREMENT = re.compile(r"\s*(?P<what>[^<>=\s]+)\s*(?P<how>>=|<=|>|<)\s*(?P<limit>-?[0-9.]+)\s*")
+_REQUIREMENT = re.compile(r"\s*(?P<metric>[^<>=\s]+)\s*(?P<comparison>>=|<=|>|<)\s*(?P<limit>-?[0-9.]+)\s*")
 _DROPS = {
     "feature_kd_drop": "shipped/mse-1",
     "normalised_kd_drop": "shipped/normalised-10",
@@ -58,10 +58,10 @@ def title(arm: Arm) -> str:
     teacher = _TEACHERS[arm.teacher]
     if arm.loss == OUTPUTS:
         return f"{teacher}: its outputs alone"
-    what = f"{_LOSSES[arm.loss]}, weight {arm.weight:g}{_TAPS.get(arm.tap, '')}"
-    how = "first, then its outputs" if arm.first else "beside its outputs"
+    imitated = f"{_LOSSES[arm.loss]}, weight {arm.weight:g}{_TAPS.get(arm.tap, '')}"
+    schedule = "first, then its outputs" if arm.first else "beside its outputs"
     attack = f"; {attacks()[arm.attack].title}" if arm.attack else ""
-    return f"{teacher}: {what}, {how}{attack}"
+    return f"{teacher}: {imitated}, {schedule}{attack}"
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,8 @@ def evaluate_requirements(metrics: Mapping[str, float | None], requirements: Seq
     """
     evaluated = []
     for text in requirements:
-        what, compare, limit = _parsed(text)
-        value = metrics.get(str(Arm.parse(what)) if "/" in what else what)
+        metric, compare, limit = _parsed(text)
+        value = metrics.get(str(Arm.parse(metric)) if "/" in metric else metric)
         if value is None:
             evaluated.append(Requirement(text, None, False))
         else:
@@ -284,14 +284,14 @@ def check_requirements(requirements: Sequence[str], rows: Collection[Arm] | None
     Raises:
         InputError: there is one.
     """
-    known = (*_DROPS, "best_attacker_drop", "own_loss", "preservation")
+    names = (*_DROPS, "best_attacker_drop", "own_loss", "preservation")
     for text in requirements:
-        what = _parsed(text)[0]
-        if what not in known and "/" not in what:
+        metric = _parsed(text)[0]
+        if metric not in names and "/" not in metric:
             raise InputError(
-                f"The requirement {text!r} is about {what!r}; {', '.join(known)} or the name of a row was expected."
+                f"The requirement {text!r} is about {metric!r}; {', '.join(names)} or the name of a row was expected."
             )
-        row = Arm.parse(_DROPS.get(what, what)) if what in _DROPS or "/" in what else None
+        row = Arm.parse(_DROPS.get(metric, metric)) if metric in _DROPS or "/" in metric else None
         if row and not row.baseline:
             raise InputError(
                 f"The requirement {text!r} is about a row that others are compared with, which has no loss. Name "
@@ -305,7 +305,7 @@ def _parsed(text: str) -> tuple[str, Any, float]:
     parts = _REQUIREMENT.fullmatch(text)
     try:
         if parts:
-            return parts["what"], _COMPARISONS[parts["how"]], float(parts["limit"])
+            return parts["metric"], _COMPARISONS[parts["comparison"]], float(parts["limit"])
     except ValueError:
         pass
     raise InputError(
@@ -332,13 +332,13 @@ def _about_the_best(result: AuditResult) -> str:
     loss = best["original"].psnr - best["shipped"].psnr
     spread = max(best["original"].spread or 0.0, best["shipped"].spread or 0.0)
     untested = best["shipped"].spread is None
-    still = f"loses {loss:.2f} dB" if loss > spread else "loses nothing beyond the spread of the seeds"
+    outcome = f"loses {loss:.2f} dB" if loss > spread else "loses nothing beyond the spread of the seeds"
     if untested and loss <= 0:
-        still = "loses nothing"
+        outcome = "loses nothing"
     subject = "The best student of the shipped model"
     if best["shipped"].arm.teacher == "truth":
         subject = "The best attackers do without the shipped model: their student of clean pictures"
-    return f"{subject} ({best['shipped'].arm}) {still} beside the best of the original ({best['original'].arm})" + (
+    return f"{subject} ({best['shipped'].arm}) {outcome} beside the best of the original ({best['original'].arm})" + (
         " (one seed, not tested)." if untested else "."
     )
 
@@ -348,14 +348,14 @@ def _about(result: AuditResult, name: str, subject: str, whom: str = "") -> list
     if row is None or row.loss is None:
         return []
     if whom:
-        what = f"costs {whom} nothing beyond the spread of its seeds"
+        outcome = f"costs {whom} nothing beyond the spread of its seeds"
         if row.effect != NO_EFFECT:
-            what = f"costs {whom} {row.loss:.2f} dB" if row.loss > 0 else f"helps {whom} by {-row.loss:.2f} dB"
+            outcome = f"costs {whom} {row.loss:.2f} dB" if row.loss > 0 else f"helps {whom} by {-row.loss:.2f} dB"
     elif row.effect == NO_EFFECT:
-        what = "loses nothing beyond the spread of its seeds"
+        outcome = "loses nothing beyond the spread of its seeds"
     else:
-        what = f"loses {row.loss:.2f} dB" if row.loss > 0 else f"gains {-row.loss:.2f} dB"
-    return [f"{subject} {what}" + (" (one seed, not tested)." if row.effect == ONE_SEED else ".")]
+        outcome = f"loses {row.loss:.2f} dB" if row.loss > 0 else f"gains {-row.loss:.2f} dB"
+    return [f"{subject} {outcome}" + (" (one seed, not tested)." if row.effect == ONE_SEED else ".")]
 
 
 def _rounded(value: Any) -> Any:

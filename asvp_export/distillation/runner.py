@@ -1,4 +1,4 @@
-"""Running the arms of an audit: each is kept when it is done, so that a run that was stopped goes on where it was."""
+"""Running the rows of an audit: finished students are cached, so that a run that was stopped goes on where it was."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ from asvp_export.signature import ValueRange
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
-_METHOD = 3  # raised when students are trained or evaluated in another way: nothing that was kept before counts then
+_METHOD = (
+    3  # raised when students are trained or evaluated in another way: older entries of the cache do not count then
+)
 _PATCHES = 0  # the seed of the patches: the same for all students
 
 
@@ -144,17 +146,19 @@ def run(
     rows = with_baselines(experiment.arms)
     cache.mkdir(parents=True, exist_ok=True)
     progress("preparing the test pictures")
-    eval_set, model_scores, pictures, feature_maps = _evaluated(victim, data)
+    eval_set, model_scores, pictures, feature_maps = _evaluate_models(victim, data)
     particulars = _particulars(victim.teacher)
     common = _digest(_METHOD, data.fingerprint, json.dumps(asdict(budget)), _PATCHES, torch.__version__, *particulars)
-    keys = {(arm, seed): _digest(common, _depends(victim, arm, student), arm, seed) for arm in rows for seed in seeds}
-    missing = [arm_and_seed for arm_and_seed, key in keys.items() if not _is_kept(cache, key)]
+    keys = {
+        (arm, seed): _digest(common, _dependencies(victim, arm, student), arm, seed) for arm in rows for seed in seeds
+    }
+    missing = [arm_and_seed for arm_and_seed, key in keys.items() if not _is_cached(cache, key)]
     unavailable: dict[Arm, str] = {}
     if missing:
-        kept = len(keys) - len(missing)
+        cached = len(keys) - len(missing)
         progress(
             f"training {len(missing)} students, {budget.steps} steps each"
-            + (f"; {kept} are there already" if kept else "")
+            + (f"; {cached} are there already" if cached else "")
         )
         patches = cut_patches(victim.teacher, data.train, budget.patches, _PATCHES)
         samples = (*eval_set.select, *eval_set.test)
@@ -164,12 +168,12 @@ def run(
         trained = _parallel(jobs, workers or Workers(), _device(victim.teacher))
         # Closed here, not whenever Python collects it: joblib then warns of the students that are given up.
         with contextlib.closing(trained), progress.track(missing, "training students") as tracked:
-            for done, (arm, seed, result) in enumerate(trained, 1):
-                _keep(cache, keys[arm, seed], *result)
+            for finished, (arm, seed, result) in enumerate(trained, 1):
+                _store(cache, keys[arm, seed], *result)
                 next(tracked, None)
-                if done * 10 // total > (done - 1) * 10 // total and done < total:
-                    left = (time.monotonic() - start) / done * (total - done) / 60
-                    progress(f"{done} of {total} students are trained, about {left:.0f} min left")
+                if finished * 10 // total > (finished - 1) * 10 // total and finished < total:
+                    minutes = (time.monotonic() - start) / finished * (total - finished) / 60
+                    progress(f"{finished} of {total} students are trained, about {minutes:.0f} min left")
     scores: dict[Arm, list[dict[str, Any]]] = {}
     for arm in rows:
         if arm not in unavailable:
@@ -178,7 +182,7 @@ def run(
     return Findings(scores, unavailable, model_scores, pictures, feature_maps)
 
 
-def _is_kept(cache: Path, key: str) -> bool:
+def _is_cached(cache: Path, key: str) -> bool:
     return all((cache / f"{key}.{kind}").exists() for kind in ("json", "png"))
 
 
@@ -201,10 +205,10 @@ def _device(teacher: Teacher) -> str:
     return "cuda" if teacher.device == "cpu" and torch.cuda.is_available() else teacher.device
 
 
-def _depends(victim: Victim, arm: Arm, student: Student) -> str:
-    """What a row's students learn from: those of the original stay as they are when another gain is tried.
+def _dependencies(victim: Victim, arm: Arm, student: Student) -> str:
+    """Hash of what a row's students learn from: students of the original stay cached when another gain is tried.
 
-    Those of its outputs alone, and of the truth, stay when other layers are tried too.
+    Those of its outputs alone, and of the truth, stay cached when other layers are tried too.
     """
     source = inspect.getsource(inspect.getmodule(type(attacks()[arm.attack])) or attacks) if arm.attack else ""
     untapped = replace(student, taught=()) if arm.loss == OUTPUTS else student
@@ -269,8 +273,8 @@ def _parallel(jobs: Iterator[Any], workers: Workers, device: str) -> Generator[A
     options: dict[str, Any] = {"ray_remote_args": {"num_gpus": 1}} if device != "cpu" else {}
     with parallel_config(backend="ray", n_jobs=count, **options):
         # Ray gives nothing back before all that it was given is done.
-        while several := list(itertools.islice(jobs, count)):
-            yield from pool(batch_size=1)(several)
+        while batch := list(itertools.islice(jobs, count)):
+            yield from pool(batch_size=1)(batch)
 
 
 def _start_ray(workers: Workers) -> int:
@@ -301,7 +305,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _keep(cache: Path, key: str, scores: dict[str, Any], picture: np.ndarray) -> None:
+def _store(cache: Path, key: str, scores: dict[str, Any], picture: np.ndarray) -> None:
     atomic_write(cache / f"{key}.png", _png(picture))
     atomic_write(cache / f"{key}.json", json.dumps(scores).encode())  # last: where it is, the picture is
 
@@ -312,7 +316,7 @@ def _png(picture: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _evaluated(
+def _evaluate_models(
     victim: Victim, data: Data
 ) -> tuple[EvalSet, ModelScores, dict[str, bytes], dict[str, FeatureMaps | None]]:
     """The evaluation set, what the models themselves score on its test, pictures and maps of the first test sample."""

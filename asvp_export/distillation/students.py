@@ -98,9 +98,9 @@ class Student:
     def fingerprint(self) -> str:
         """SHA-256 of its layers' names, shapes and source code."""
         module = self.make(0)
-        known = replace(self, factory=PurePath(self.factory).name)  # the same from any folder
+        portable = replace(self, factory=PurePath(self.factory).name)  # the same from any folder
         source = source_hash(module) if self.factory else _COMPACT_SOURCE
-        return hashlib.sha256(f"{known}{module}{source}".encode()).hexdigest()
+        return hashlib.sha256(f"{portable}{module}{source}".encode()).hexdigest()
 
 
 def source_hash(module: nn.Module) -> str:
@@ -139,9 +139,9 @@ def student_for(
         InputError: the factory cannot be used, or what it makes does not restore an image as the teacher does.
     """
     scale = Fraction(teacher.scale)
-    whole = int(scale) if scale.denominator == 1 else 0
-    plain = Student(factory, json.dumps(arguments or {}, sort_keys=True), teacher.channels, whole)
-    module = plain.make(0).eval()
+    whole_scale = int(scale) if scale.denominator == 1 else 0
+    untaught = Student(factory, json.dumps(arguments or {}, sort_keys=True), teacher.channels, whole_scale)
+    module = untaught.make(0).eval()
     x = teacher.example(64, 64).cpu() if images is None else images
     maps = _feature_maps(module, x, scale, factory)
     weighted = [name for name, has_weights in maps.items() if has_weights]
@@ -149,7 +149,7 @@ def student_for(
     for layer in layers:
         depth = _depth(teacher, layer)
         taught.append(layer if layer in maps else weighted[min(int(depth * len(weighted)), len(weighted) - 1)])
-    return Student(plain.factory, plain.arguments, plain.channels, plain.scale, tuple(taught))
+    return Student(untaught.factory, untaught.arguments, untaught.channels, untaught.scale, tuple(taught))
 
 
 def check_student(student: Student, teacher: Teacher, images: Iterable[torch.Tensor | np.ndarray]) -> None:
@@ -168,11 +168,11 @@ def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: 
     maps: dict[str, bool] = {}
 
     def hook(name: str, weighted: bool):
-        def note(module: nn.Module, inputs: object, output: object) -> None:
+        def record(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, torch.Tensor) and output.ndim == 4:
                 maps.setdefault(name, weighted)
 
-        return note
+        return record
 
     handles = [
         layer.register_forward_hook(hook(name, bool(list(layer.parameters(recurse=False)))))
@@ -188,10 +188,10 @@ def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: 
     finally:
         for handle in handles:
             handle.remove()
-    wanted = (x.shape[0], x.shape[1], *(int(side * scale) for side in x.shape[2:]))
-    if tuple(output.shape) != wanted:
+    expected = (x.shape[0], x.shape[1], *(int(side * scale) for side in x.shape[2:]))
+    if tuple(output.shape) != expected:
         raise InputError(
-            f"{name} gives {tuple(output.shape)} for an input of {tuple(x.shape)}, and the teacher gives {wanted}; "
+            f"{name} gives {tuple(output.shape)} for an input of {tuple(x.shape)}, and the teacher gives {expected}; "
             "name another student."
         )
     if not any(maps.values()):

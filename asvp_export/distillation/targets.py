@@ -49,7 +49,7 @@ def distillation_targets(
     """
     if attack:
         attacks()[attack].prepare(victim, patches.inputs)
-    run = _teacher(victim, patches.inputs, teacher, attack)
+    run = _teacher_function(victim, patches.inputs, teacher, attack)
     outputs: list[np.ndarray] = []
     features: dict[str, list[list[np.ndarray]]] = {tap: [[] for _ in victim.nodes] for tap in taps}
     axes = [node.axis for node in victim.nodes.values()]
@@ -62,8 +62,8 @@ def distillation_targets(
         for tap, layers in features.items():
             for batches, axis, x in zip(layers, axes, activations[tap], strict=True):
                 batches.append(laid_out(x, axis).cpu().numpy())
-    whole = {tap: [np.concatenate(batches) for batches in layers] for tap, layers in features.items()}
-    return DistillationTargets(np.concatenate(outputs), whole)
+    arrays = {tap: [np.concatenate(batches) for batches in layers] for tap, layers in features.items()}
+    return DistillationTargets(np.concatenate(outputs), arrays)
 
 
 def as_unit(teacher: Teacher, outputs: torch.Tensor) -> np.ndarray:
@@ -71,7 +71,9 @@ def as_unit(teacher: Teacher, outputs: torch.Tensor) -> np.ndarray:
     return teacher.data_range.to_unit(outputs.float().cpu().numpy())
 
 
-def _teacher(victim: Victim, images: torch.Tensor, teacher: str, attack: str) -> Callable[[torch.Tensor], Activations]:
+def _teacher_function(
+    victim: Victim, images: torch.Tensor, teacher: str, attack: str
+) -> Callable[[torch.Tensor], Activations]:
     if attack:
         attacker = attacks()[attack]
         return lambda batch: (attacker.clean if teacher == "original" else attacker.look)(victim, batch)
@@ -93,12 +95,12 @@ def _teacher(victim: Victim, images: torch.Tensor, teacher: str, attack: str) ->
 
 def _change(victim: Victim, images: torch.Tensor, layer: int) -> float:
     """||F' - F|| / ||F|| over all images, F the clean and F' the exposed feature map."""
-    moved, power = 0.0, 0.0
+    difference, power = 0.0, 0.0
     for batch in in_batches(images):
         clean, exposed = victim.original(batch)["exposed"][layer], victim.shipped(batch)["exposed"][layer]
-        moved += float((exposed.to(clean.device).double() - clean.double()).square().sum())
+        difference += float((exposed.to(clean.device).double() - clean.double()).square().sum())
         power += float(clean.double().square().sum())
-    return (moved / power) ** 0.5 if power else 0.0
+    return (difference / power) ** 0.5 if power else 0.0
 
 
 def _noisy(clean: torch.Tensor, exposed: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -122,16 +122,16 @@ def _train(
     rng = np.random.default_rng([seed, 6])
     count, curve = len(training_set.images), []
     for step in range(budget.steps):
-        chosen = np.sort(rng.choice(count, budget.batch, replace=count < budget.batch))
-        output = _output(net, _to(training_set.images[chosen], device))
-        parts = []
+        indices = np.sort(rng.choice(count, budget.batch, replace=count < budget.batch))
+        output = _output(net, _to(training_set.images[indices], device))
+        losses = []
         features_alone = arm.first and step < budget.steps // 2
         if not features_alone:
-            parts.append(functional.l1_loss(output, _to(training_set.targets[chosen], device)))
+            losses.append(functional.l1_loss(output, _to(training_set.targets[indices], device)))
         if feature_loss and (features_alone or not arm.first):
-            parts.append(arm.weight * feature_loss([maps[chosen] for maps in training_set.features]))
+            losses.append(arm.weight * feature_loss([maps[indices] for maps in training_set.features]))
         optimizer.zero_grad()
-        torch.stack(parts).sum().backward()
+        torch.stack(losses).sum().backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % max(1, budget.steps // _CURVE_POINTS) == 0:
@@ -141,8 +141,8 @@ def _train(
     scores = _evaluate(net, eval_set.test, device)
     select = curve[-1][1] if curve and curve[-1][0] == budget.steps else _select_psnr(net, eval_set.select, device)
     rounded = {name: round(value, 4) for name, value in scores.items() if isinstance(value, float)}
-    kept = {name: scores[name] for name in ("per_image", "diverged")}
-    record = {"seed": seed, "select": round(select, 4), **rounded, **kept, "curve": curve}
+    details = {name: scores[name] for name in ("per_image", "diverged")}
+    record = {"seed": seed, "select": round(select, 4), **rounded, **details, "curve": curve}
     return record | {"seconds": round(time.perf_counter() - start, 1)}, scores["picture"]
 
 
@@ -165,21 +165,21 @@ class FeatureLoss:
         with torch.no_grad():
             _output(net, _to(training_set.images[:1], device))
         self._adaptors = nn.ModuleList(
-            self._adaptor(self._maps[i].shape[1], wanted.shape[1]) for i, wanted in enumerate(training_set.features)
+            self._adaptor(self._maps[i].shape[1], target.shape[1]) for i, target in enumerate(training_set.features)
         ).to(device)
 
     def _hook(self, index: int):
-        def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        def record(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
             # The first call counts, as for the teacher; a copy, since what flows on may be written into.
             if index not in self._maps:
                 self._maps[index] = output.clone()
 
-        return keep
+        return record
 
     def _adaptor(self, student: int, teacher: int) -> nn.Module:
-        attackers = attacks()[self._arm.attack].adaptor(student, teacher) if self._arm.attack else None
-        usual = nn.Conv2d(student, teacher, 1) if self._arm.loss in ADAPTED else nn.Identity()
-        return attackers if attackers is not None else usual
+        custom = attacks()[self._arm.attack].adaptor(student, teacher) if self._arm.attack else None
+        default = nn.Conv2d(student, teacher, 1) if self._arm.loss in ADAPTED else nn.Identity()
+        return custom if custom is not None else default
 
     def parameters(self) -> list[nn.Parameter]:
         """Of the adaptors, which are trained with the student."""
@@ -241,7 +241,7 @@ def _evaluate(net: nn.Module, samples: Sequence[EvalSample], device: torch.devic
 
 def preview(image: np.ndarray, size: float = 1.0) -> np.ndarray:
     """The middle of a picture, [1, C, H, W] in 0..1, as [H, W, C] uint8 of 128 pixels times `size` a side at most."""
-    most = max(1, round(_PREVIEW_SIDE * size))
-    top, left = (max(0, (side - most) // 2) for side in image.shape[2:])
-    part = image[0, :, top : top + most, left : left + most]
+    side = max(1, round(_PREVIEW_SIDE * size))
+    top, left = (max(0, (length - side) // 2) for length in image.shape[2:])
+    part = image[0, :, top : top + side, left : left + side]
     return np.rint(np.clip(part, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)

@@ -37,7 +37,7 @@ PairTransform = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From a layer's clean map to its exposed and its residual one."""
 
 _BATCH = 8
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +87,9 @@ class Victim:
         ):
             if ours and theirs and ours != theirs:
                 shapes = dims, (teacher.static_shape[0], teacher.channels, *teacher.static_shape[2:])
-                taken, wanted = ("x".join(str(side or "?") for side in shape) for shape in shapes)
+                file_images, teacher_images = ("x".join(str(side or "?") for side in shape) for shape in shapes)
                 raise InputError(
-                    f"{path} takes images of {taken} (N x C x H x W) and {teacher.source} of {wanted}; "
+                    f"{path} takes images of {file_images} (N x C x H x W) and {teacher.source} of {teacher_images}; "
                     "give the teacher that the file was exported from."
                 )
         if len(file.module.output_names) != len(teacher.signature.outputs):
@@ -114,8 +114,8 @@ class Victim:
     def _sites(self, teacher: Teacher) -> dict[str, tuple[str, ...]]:
         """Layer to the module, or the tensors of a graph, that its node stands behind."""
         sites = open_backend(teacher).names.sites
-        if lost := [layer for layer in self.nodes if layer not in sites]:
-            raise _no_layer(lost[0], teacher.source)
+        if missing := [layer for layer in self.nodes if layer not in sites]:
+            raise _no_layer(missing[0], teacher.source)
         return {layer: (sites[layer],) for layer in self.nodes}
 
     @cached_property
@@ -131,41 +131,41 @@ class Victim:
 
     def original(self, images: torch.Tensor) -> Activations:
         """The unprotected teacher; at its taps the clean feature maps."""
-        all_taps = self._look(lambda lot: self._original.run(self.teacher, lot, {}), images)
+        all_taps = self._look(lambda batch: self._original.run(self.teacher, batch, {}), images)
         clean = {tap: all_taps[tap] for tap in all_taps.features if tap in ("exposed", "next")}
         return Activations(all_taps.outputs, clean)
 
     def shipped(self, images: torch.Tensor) -> Activations:
         """The shipped model as it is."""
         if file := self._file:
-            return self._look(lambda lot: file.run(self.teacher, lot), images)
+            return self._look(lambda batch: file.run(self.teacher, batch), images)
         pairs = {name: partial(exposed_and_residual, node=node) for name, node in self.nodes.items()}
-        return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
+        return self._look(lambda batch: self._shipped.run(self.teacher, batch, pairs), images)
 
     def without_nodes(self, images: torch.Tensor, transforms: Mapping[str, Transform]) -> Activations:
         """The shipped graph with node and inverse replaced by their layer's transform, deleted where there is none."""
-        pairs = {layer: partial(_once, transform) for layer, transform in transforms.items()}
-        return self._look(lambda lot: self._shipped.run(self.teacher, lot, pairs), images)
+        pairs = {layer: partial(_same_for_both, transform) for layer, transform in transforms.items()}
+        return self._look(lambda batch: self._shipped.run(self.teacher, batch, pairs), images)
 
     def deleted(self) -> nn.Module | None:
         """The shipped graph without its nodes, to train further: its weights are its own; None without gradients."""
         if self._file or not open_backend(self.teacher).trainable:
             return None
         module = insert(self.teacher, {}, self.protected.weights).module
-        own = {  # under every name of a tied weight: the one left out would be the teacher's own memory
+        weights = {  # under every name of a tied weight: the one left out would be the teacher's own memory
             f"{part}.{leaf}" if part else leaf: weight.detach().clone()
             for part, submodule in module.named_modules()
             for leaf, weight in submodule.named_parameters(recurse=False)
         }
-        return insert(self.teacher, {}, own).module
+        return insert(self.teacher, {}, weights).module
 
     def tapped(self, module: nn.Module) -> Callable[[torch.Tensor], Activations]:
         """A changed graph, from `deleted`, with taps at the same layers."""
         tapped = _Tapped(module, self._sites(self.teacher), self.nodes)
-        return lambda images: self._look(lambda lot: tapped.run(self.teacher, lot, {}), images)
+        return lambda images: self._look(lambda batch: tapped.run(self.teacher, batch, {}), images)
 
-    def _look(self, look: Callable[[torch.Tensor], Activations], images: torch.Tensor) -> Activations:
-        return _in_lots(look, images, self.teacher.static_shape[0])
+    def _look(self, run: Callable[[torch.Tensor], Activations], images: torch.Tensor) -> Activations:
+        return _in_static_batches(run, images, self.teacher.static_shape[0])
 
     def fits(self, images: torch.Tensor) -> dict[str, NodeFit]:
         """For each layer what attackers can fit instead of node and inverse: from the clean and the residual map."""
@@ -182,7 +182,7 @@ def in_batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
     yield from images.split(_BATCH)
 
 
-def _once(transform: Transform, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _same_for_both(transform: Transform, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One transform instead of both nodes: what is exposed is what the readers get."""
     changed = transform(x)
     return changed, changed
@@ -196,26 +196,26 @@ class _Tapped:
     ) -> None:
         self._sites = dict(sites)
         self._transforms: Mapping[str, PairTransform] = {}
-        self._seen: dict[tuple[str, str], torch.Tensor] = {}
+        self._maps: dict[tuple[str, str], torch.Tensor] = {}
         if isinstance(module, OnnxModule):
             following = {layer: _next_tensor(module.model, calls[0]) for layer, calls in sites.items()}
-            every = [site for calls in sites.values() for site in calls]
-            cuts = list(dict.fromkeys([*every, *(name for name in following.values() if name)]))
+            all_sites = [site for calls in sites.values() for site in calls]
+            cuts = list(dict.fromkeys([*all_sites, *(name for name in following.values() if name)]))
             self.module = module.with_cuts(cuts)
             modules = dict(zip(cuts, self.module.sites, strict=True))
         else:
             self.module = module
             following, modules = {}, dict(module.named_modules())
-        lost = [layer for layer, calls in sites.items() if not all(site in modules for site in calls)]
-        if lost:
-            raise _no_layer(lost[0], type(module).__name__)
-        self._open: list[str] = []
+        missing = [layer for layer, calls in sites.items() if not all(site in modules for site in calls)]
+        if missing:
+            raise _no_layer(missing[0], type(module).__name__)
+        self._awaiting_next: list[str] = []
         if not isinstance(module, OnnxModule):
             for leaf in _weighted(module):  # before the layers themselves: a layer does not follow itself
-                leaf.register_forward_hook(self._after)
+                leaf.register_forward_hook(self._record_next)
         for layer, name in following.items():  # before the layers themselves: what follows may carry a node too
             if name:
-                modules[name].register_forward_hook(self._watch(layer))
+                modules[name].register_forward_hook(self._next_hook(layer))
         for layer, calls in sites.items():
             for site in calls:
                 modules[site].register_forward_hook(self._hook(layer))
@@ -223,33 +223,33 @@ class _Tapped:
     def _hook(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
             exposed, residual = self._transforms[layer](output) if layer in self._transforms else (output, output)
-            if (layer, "before") not in self._seen:  # else it is called again
+            if (layer, "before") not in self._maps:  # else it is called again
                 # Copies: an in-place ReLU, or a sum, may write into what flows on.
                 maps = {"before": output, "exposed": exposed, "readers": residual}
-                self._seen |= {(layer, tap): x.clone() for tap, x in maps.items()}
-                self._open.append(layer)
+                self._maps |= {(layer, tap): x.clone() for tap, x in maps.items()}
+                self._awaiting_next.append(layer)
             return residual
 
         return hook
 
-    def _watch(self, layer: str):
+    def _next_hook(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            self._seen.setdefault((layer, "next"), output)
+            self._maps.setdefault((layer, "next"), output)
 
         return hook
 
-    def _after(self, module: nn.Module, inputs: object, output: object) -> None:
+    def _record_next(self, module: nn.Module, inputs: object, output: object) -> None:
         """The first layer with weights that is called behind a protected one."""
-        waiting, self._open = self._open, []
-        for layer in waiting:
+        layers, self._awaiting_next = self._awaiting_next, []
+        for layer in layers:
             if isinstance(output, torch.Tensor):
-                self._seen[layer, "next"] = output.clone()
+                self._maps[layer, "next"] = output.clone()
 
     def run(self, teacher: Teacher, images: torch.Tensor, transforms: Mapping[str, PairTransform]) -> Activations:
-        self._transforms, self._seen, self._open = transforms, {}, []
+        self._transforms, self._maps, self._awaiting_next = transforms, {}, []
         with torch.inference_mode():
             outputs = _main(teacher, self.module(*teacher.inputs(images.to(teacher.device))))
-        return Activations(outputs, _by_tap(self._sites, self._seen))
+        return Activations(outputs, _by_tap(self._sites, self._maps))
 
 
 class _File:
@@ -291,8 +291,8 @@ class _File:
         return self.module.session(self._outputs)
 
     def run(self, teacher: Teacher, images: torch.Tensor) -> Activations:
-        given = {name: x.numpy() for name, x in self.module.cast(teacher.inputs(images)).items()}
-        values = dict(zip(self._outputs, self._session.run(list(self._outputs), given), strict=True))
+        feeds = {name: x.numpy() for name, x in self.module.cast(teacher.inputs(images)).items()}
+        values = dict(zip(self._outputs, self._session.run(list(self._outputs), feeds), strict=True))
         features = {key: torch.from_numpy(values[name]).float() for key, name in self._taps.items()}
         outputs = [torch.from_numpy(values[name]) for name in self.module.output_names]
         return Activations(_main(teacher, tuple(outputs)), _by_tap(self.nodes, features))
@@ -304,10 +304,10 @@ def _main(teacher: Teacher, result: object) -> torch.Tensor:
 
 
 def _by_tap(
-    layers: Mapping[str, object] | Sequence[str], seen: Mapping[tuple[str, str], torch.Tensor]
+    layers: Mapping[str, object] | Sequence[str], maps: Mapping[tuple[str, str], torch.Tensor]
 ) -> dict[str, list[torch.Tensor]]:
     return {
-        tap: [seen[layer, tap] for layer in layers] for tap in TAPS if all((layer, tap) in seen for layer in layers)
+        tap: [maps[layer, tap] for layer in layers] for tap in TAPS if all((layer, tap) in maps for layer in layers)
     }
 
 
@@ -318,18 +318,22 @@ def _weighted(module: nn.Module) -> list[nn.Module]:
 
 def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
     """The output of the first layer with weights that reads a tensor, or what follows from it; nodes are sorted."""
-    stored = {initializer.name for initializer in model.graph.initializer}
+    initializers = {initializer.name for initializer in model.graph.initializer}
     # What does not follow from an input is a weight, whatever it is cast or shaped by.
-    flowing = {value.name for value in model.graph.input} - stored
-    behind = {tensor}
+    from_input = {value.name for value in model.graph.input} - initializers
+    downstream = {tensor}
     for node in model.graph.node:
         names = reads(node)
-        if behind & names and node.op_type in _LAYERS and any(name not in flowing for name in node.input if name):
+        if (
+            downstream & names
+            and node.op_type in _WEIGHTED_OPS
+            and any(name not in from_input for name in node.input if name)
+        ):
             return node.output[0]
-        if behind & names:
-            behind |= set(node.output)
-        if flowing & names:
-            flowing |= set(node.output)
+        if downstream & names:
+            downstream |= set(node.output)
+        if from_input & names:
+            from_input |= set(node.output)
     return None
 
 
@@ -340,18 +344,21 @@ def _no_layer(layer: str, where: str) -> InputError:
     )
 
 
-def _in_lots(look: Callable[[torch.Tensor], Activations], images: torch.Tensor, size: int | None) -> Activations:
-    """What a model shows that takes no other number of images at a time, None: it takes any."""
+def _in_static_batches(
+    run: Callable[[torch.Tensor], Activations], images: torch.Tensor, size: int | None
+) -> Activations:
+    """Run a model whose batch is fixed at `size` (None: it is free), the last batch padded with its last image."""
     if size is None or len(images) == size:
-        return look(images)
-    lots = []
-    for lot in images.split(size):
-        padded = look(torch.cat([lot, lot[-1:].expand(size - len(lot), *lot.shape[1:])]))
-        features = {tap: [x[: len(lot)] for x in padded[tap]] for tap in padded.features}
-        lots.append(Activations(padded.outputs[: len(lot)], features))
-    outputs = torch.cat([lot.outputs for lot in lots])
+        return run(images)
+    activations = []
+    for batch in images.split(size):
+        padded = run(torch.cat([batch, batch[-1:].expand(size - len(batch), *batch.shape[1:])]))
+        features = {tap: [x[: len(batch)] for x in padded[tap]] for tap in padded.features}
+        activations.append(Activations(padded.outputs[: len(batch)], features))
+    outputs = torch.cat([batch.outputs for batch in activations])
     features = {
-        tap: [torch.cat(layer) for layer in zip(*(lot[tap] for lot in lots), strict=True)] for tap in lots[0].features
+        tap: [torch.cat(layer) for layer in zip(*(batch[tap] for batch in activations), strict=True)]
+        for tap in activations[0].features
     }
     return Activations(outputs, features)
 

@@ -62,8 +62,8 @@ def test_clean_pictures_of_odd_sizes_and_scales_that_are_no_whole_numbers_fit(cl
 
 
 def test_of_many_and_large_pictures_some_and_their_middle_are_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_MOST", 5)
-    monkeypatch.setattr(data, "_KEPT", 40)
+    monkeypatch.setattr(data, "_MOST_PICTURES", 5)
+    monkeypatch.setattr(data, "_USED_SIDE", 40)
     rng = np.random.default_rng(0)
     for part in ("input", "truth"):
         (tmp_path / part).mkdir()
@@ -71,7 +71,7 @@ def test_of_many_and_large_pictures_some_and_their_middle_are_used(tmp_path, mon
         small = rng.integers(0, 256, (30, 35, 3), dtype=np.uint8)
         Image.fromarray(small).save(tmp_path / "input" / f"{i}.png")
         Image.fromarray(small.repeat(2, 0).repeat(2, 1)).save(tmp_path / "truth" / f"{i}.png")
-    pairs = data._read(tmp_path, None)
+    pairs = data._read_pairs(tmp_path, None)
     assert [pair.name for pair in pairs] == ["0", "2", "4", "6", "8"]
     assert all(np.array_equal(p.degraded.repeat(2, 0).repeat(2, 1), p.clean) for p in pairs)
     assert {pair.clean.shape for pair in pairs} == {(40, 40, 3)}

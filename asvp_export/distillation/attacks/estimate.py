@@ -9,7 +9,7 @@ import torch
 from asvp_export.distillation.attacks.base import Attack, changed
 from asvp_export.distillation.victim import Activations, Victim, in_batches
 
-_MOST = 16  # the largest rank that is looked for
+_LARGEST_RANK = 16  # the largest rank that is looked for
 _NOISE = 1e-6  # of the largest singular value: what is below it is rounding, and a fall to there tells nothing
 
 
@@ -38,10 +38,10 @@ class Estimate(Attack):
 
 def _rank_and_gain(spectrum: torch.Tensor) -> tuple[int, float]:
     """From [C] mean logarithms of the singular values, descending."""
-    alive = int((spectrum > spectrum[0] + math.log(_NOISE) + 1).sum())
-    falls = (spectrum[:-1] - spectrum[1:])[: max(0, min(_MOST, len(spectrum) // 2, alive - 1))]
+    above_noise = int((spectrum > spectrum[0] + math.log(_NOISE) + 1).sum())
+    falls = (spectrum[:-1] - spectrum[1:])[: max(0, min(_LARGEST_RANK, len(spectrum) // 2, above_noise - 1))]
     if len(falls) < 2:
         return 1, 1.0
     rank = int(falls.argmax())
-    usual = falls[rank + 1] if rank + 1 < len(falls) else falls.median()
-    return rank + 1, max(1.0, float((falls[rank] - usual).exp()))
+    next_fall = falls[rank + 1] if rank + 1 < len(falls) else falls.median()
+    return rank + 1, max(1.0, float((falls[rank] - next_fall).exp()))

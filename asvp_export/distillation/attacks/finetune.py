@@ -24,20 +24,20 @@ class FineTune(Attack):
         if module is None:
             raise UnavailableError("the shipped graph is an ONNX file, which cannot be trained here")
         teacher = victim.teacher
-        wanted = torch.cat([victim.shipped(batch).outputs for batch in in_batches(images)])
+        targets = torch.cat([victim.shipped(batch).outputs for batch in in_batches(images)])
         module.requires_grad_(True)
         optimizer = torch.optim.Adam(module.parameters(), lr=_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
         generator = torch.Generator().manual_seed(_SEED)
         with torch.enable_grad():
             for _ in range(_STEPS):
-                chosen = torch.randint(len(images), (teacher.static_shape[0] or _BATCH,), generator=generator)
-                result = module(*teacher.inputs(images[chosen].to(teacher.device)))
+                indices = torch.randint(len(images), (teacher.static_shape[0] or _BATCH,), generator=generator)
+                result = module(*teacher.inputs(images[indices].to(teacher.device)))
                 output = list(named_outputs(result).values())[teacher.signature.main]
                 restored = teacher.signature.from_model(output)
                 optimizer.zero_grad()
                 try:
-                    functional.mse_loss(restored, wanted[chosen]).backward()
+                    functional.mse_loss(restored, targets[indices]).backward()
                 except RuntimeError as error:  # an archive made for inference, for instance, or an in-place operation
                     raise UnavailableError(f"the shipped graph cannot be trained ({one_line(error)})") from error
                 torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)

@@ -28,7 +28,7 @@ def _undone(x: torch.Tensor, node: Perturbation) -> torch.Tensor:
     if node.energy == 1:
         return torch.ops.asvp.perturb(x, node.rank, 1 / node.gain, 1.0, node.axis)
     ranks = range(1, min(node.rank, x.shape[node.axis]) + 1)
-    tried = torch.stack([torch.ops.asvp.perturb(x, rank, 1 / node.gain, 1.0, node.axis) for rank in ranks])
-    again = torch.stack([torch.ops.asvp.perturb(clean, **node.attributes()) for clean in tried])
-    best = (again - x).flatten(2).norm(dim=2).argmin(0)
-    return tried[best, torch.arange(len(x), device=x.device)]
+    candidates = torch.stack([torch.ops.asvp.perturb(x, rank, 1 / node.gain, 1.0, node.axis) for rank in ranks])
+    exposed = torch.stack([torch.ops.asvp.perturb(clean, **node.attributes()) for clean in candidates])
+    best = (exposed - x).flatten(2).norm(dim=2).argmin(0)
+    return candidates[best, torch.arange(len(x), device=x.device)]

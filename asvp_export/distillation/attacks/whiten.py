@@ -31,8 +31,9 @@ def _whitened(victim: Victim, shown: Activations) -> Activations:
         rows = moved.flatten(2).double()
         rows = rows - rows.mean(2, keepdim=True)
         values, vectors = torch.linalg.eigh(rows @ rows.mT / rows.shape[2])
-        behind = node.rank if node.rank < values.shape[1] else 0  # else the gain would lift the floor over the content
-        floor = values[:, -1 - behind, None] * _FLOOR + 1e-30
+        amplified = node.rank if node.rank < values.shape[1] else 0
+        # Past the amplified directions: else the gain would lift the floor over the content.
+        floor = values[:, -1 - amplified, None] * _FLOOR + 1e-30
         root = vectors @ torch.diag_embed((values + floor).rsqrt()) @ vectors.mT
         features.append((root @ rows).float().view(moved.shape).movedim(1, node.axis))
     return changed(shown, features)
