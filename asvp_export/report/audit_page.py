@@ -53,7 +53,7 @@ class _StudentPicture:
     title: str
     """The same in words."""
 
-    measured: str
+    score: str
     """Its PSNR."""
 
     picture: Picture
@@ -104,7 +104,10 @@ def audit_page(result: AuditResult) -> str:
 
 
 def _requirements(result: AuditResult) -> Table:
-    rows = [[each.text, each.value, "passed" if each.passed else "failed"] for each in result.requirements]
+    rows = [
+        [requirement.text, requirement.value, "passed" if requirement.passed else "failed"]
+        for requirement in result.requirements
+    ]
     return Table(["asked for", Column("found", "z.2f", "dB"), "verdict"], rows)
 
 
@@ -130,12 +133,12 @@ def _nodes(result: AuditResult) -> Table:
 def _losses(result: AuditResult, groups: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, Markup]]:
     """A chart for each group of rows that are compared with others, all of the same axis."""
     compared = {name: [_by_seed(result, row) for row in rows if row.baseline] for name, rows in groups.items()}
-    reached = [
-        value for rows in compared.values() for _, values, chance in rows for value in (*values, -chance, chance)
+    values = [
+        value for rows in compared.values() for _, by_seed, chance in rows for value in (*by_seed, -chance, chance)
     ]
-    reached = [value for value in reached if math.isfinite(value)] + [-_LEAST_END, _LEAST_END]
-    border = (max(reached) - min(reached)) / 25
-    ends = min(reached) - border, max(reached) + border
+    values = [value for value in values if math.isfinite(value)] + [-_LEAST_END, _LEAST_END]
+    border = (max(values) - min(values)) / 25
+    ends = min(values) - border, max(values) + border
     for name, rows in compared.items():
         if rows:
             label = f"{name}: dB that each student loses beside its baseline, seed by seed"
@@ -154,7 +157,7 @@ def _rows(group: str, rows: Sequence[Row]) -> Table:
     cells = [[str(row.arm), row.psnr, row.spread, row.ssim, row.to_teacher] for row in rows]
     if group != BASELINES:
         columns += [LOSS, "p", "effect"]
-        cells = [[*known, row.loss, _p(row), row.effect] for known, row in zip(cells, rows, strict=True)]
+        cells = [[*cells_of_row, row.loss, _p(row), row.effect] for cells_of_row, row in zip(cells, rows, strict=True)]
     return Table(columns, cells, _GROUPS[group], details=[_detail(row) for row in rows])
 
 
@@ -170,14 +173,14 @@ def _p(row: Row) -> str | None:
 
 def _curves(result: AuditResult) -> Iterator[tuple[str, Markup, str]]:
     """Learning curves of a few rows, the student without a teacher beside each, all of the same axes."""
-    known, best = result.by_name, result.best
+    by_name, best = result.by_name, result.best
     pairs = {
-        name: [(teacher, known[f"{teacher}/{row}"]) for teacher in _TAUGHT_BY if f"{teacher}/{row}" in known]
+        name: [(teacher, by_name[f"{teacher}/{row}"]) for teacher in _TAUGHT_BY if f"{teacher}/{row}" in by_name]
         for name, row in _CURVES.items()
     }
     pairs["The best of each"] = list(best.items())
-    if "truth" in known:
-        pairs = {name: [*rows, ("truth", known["truth"])] for name, rows in pairs.items() if rows}
+    if "truth" in by_name:
+        pairs = {name: [*rows, ("truth", by_name["truth"])] for name, rows in pairs.items() if rows}
     points = [point for rows in pairs.values() for _, row in rows for point in row.curve]
     if not points:
         return

@@ -40,16 +40,16 @@ def _rank(row: Row) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
+def audit_table(result: AuditResult, files: Mapping[str, Path]) -> None:
     """Print the rows, the verdict, what was asked for, and where the reports lie, by what they are."""
-    console, many = terminal(), len(result.seeds) > 1
+    console, several_seeds = terminal(), len(result.seeds) > 1
     columns = {
         "psnr": Column("PSNR", ".2f"),
         "spread": Column("spread", ".2f"),
         "ssim": Column("SSIM", ".4f"),
         "loss": LOSS,
     }
-    if not many:
+    if not several_seeds:
         del columns["spread"]
     table = bare_table("row", *(column.name for column in columns.values()), "effect")
     for name, rows in grouped(result).items():
@@ -62,7 +62,7 @@ def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
         "PSNR on the test pictures, and its loss beside the same student of the original; dB"
         + (
             f", mean over {len(result.seeds)} seeds; spread: standard deviation over them."
-            if many
+            if several_seeds
             else ", of one seed."
         ),
         style="dim",
@@ -78,15 +78,15 @@ def audit_table(result: AuditResult, written: Mapping[str, Path]) -> None:
         value = "its row was not run" if requirement.value is None else f"found {requirement.value:z.2f} dB"
         console.print(verdict_text(requirement.passed, bold=True), end="  ")
         console.print(f"{requirement.text}, {value}", soft_wrap=True)
-    for what, path in written.items():
-        console.print(f"{what}  {path}", soft_wrap=True)
+    for kind, path in files.items():
+        console.print(f"{kind}  {path}", soft_wrap=True)
 
 
 def missed_lines(result: AuditResult) -> list[str]:
     """The requirements that are not met."""
     return [
-        f"The requirement {one.text} is not met: "
-        + ("its row was not run." if one.value is None else f"it is {one.value:.2f}.")
-        for one in result.requirements
-        if not one.passed
+        f"The requirement {requirement.text} is not met: "
+        + ("its row was not run." if requirement.value is None else f"it is {requirement.value:.2f}.")
+        for requirement in result.requirements
+        if not requirement.passed
     ]

@@ -52,8 +52,8 @@ def card_path(model: str | Path) -> Path:
 def generated_part(content: bytes) -> bytes | None:
     """What this tool wrote in a card, its two marks included; None where a mark is gone. The rest is the owner's."""
     begin, end = (re.escape(mark.encode()) for mark in (_BEGIN, _END))
-    found = re.search(rb"^" + begin + rb"$.*^" + end + rb"$", content, re.MULTILINE | re.DOTALL)
-    return found[0] if found else None
+    match = re.search(rb"^" + begin + rb"$.*^" + end + rb"$", content, re.MULTILINE | re.DOTALL)
+    return match[0] if match else None
 
 
 def card(result: ParityResult, model: Path) -> str:
@@ -64,52 +64,62 @@ def card(result: ParityResult, model: Path) -> str:
         model: the verified file, which need not have its name yet: that is `result.output`.
     """
     assert result.output is not None
-    found: dict[str, Any] = describe(model) | {"file": result.output.name}
+    description: dict[str, Any] = describe(model) | {"file": result.output.name}
     types = _types(model)
-    provenance = found["provenance"]
+    provenance = description["provenance"]
     tags = ["onnx", "onnxruntime", "image-restoration"]
     tags += ["super-resolution"] if provenance["scale"] > 1 else []
-    tags += ["asvp"] if found["nodes"] else []
+    tags += ["asvp"] if description["nodes"] else []
     parts = [
         _BEGIN,
-        _about(result, found),
-        _contract(found, types),
+        _about(result, description),
+        _contract(description, types),
         *_assumed(result),
         _parity(result),
         _defence(result) if result.nodes else _NO_DEFENCE,
-        usage(found, types),
+        usage(description, types),
         _END,
     ]
     front = _FRONT.format(tags="\n".join(f"- {tag}" for tag in tags), title=plain(result.output.stem))
     return front + "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _about(result: ParityResult, found: Mapping[str, Any]) -> str:
-    opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
+def _about(result: ParityResult, description: Mapping[str, Any]) -> str:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in description["opset"].items())
     with_nodes = (
         "An image-restoration model as one ONNX file. It carries an ASVP node (Adaptive Singular Value Perturbation) "
         f"behind {_count(len(result.nodes), 'layer')}, which changes the feature map that leaves the layer, while the "
         "output stays within a stated PSNR of the original's. Read *What the defence does not do* before you rely on "
         "it."
     )
-    without = "An image-restoration model as one ONNX file, verified against the original. It carries no ASVP node."
+    without_nodes = (
+        "An image-restoration model as one ONNX file, verified against the original. It carries no ASVP node."
+    )
     rows = {
-        "file": f"{code(found['file'])}, {found['bytes']} bytes",
-        "SHA-256": f"`{found['sha256']}`",
+        "file": f"{code(description['file'])}, {description['bytes']} bytes",
+        "SHA-256": f"`{description['sha256']}`",
         "exported from": f"{code(result.model)}, SHA-256 `{result.source_sha256}`",
-        "by": f"asvp-export {plain(found['provenance']['version'])}",
-        "ONNX": f"IR {found['ir_version']}, opsets {plain(opsets)}",
+        "by": f"asvp-export {plain(description['provenance']['version'])}",
+        "ONNX": f"IR {description['ir_version']}, opsets {plain(opsets)}",
     }
-    return f"{with_nodes if result.nodes else without}\n\n## The file\n\n" + table(("", ""), rows.items())
+    return f"{with_nodes if result.nodes else without_nodes}\n\n## The file\n\n" + table(("", ""), rows.items())
 
 
-def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
-    provenance = found["provenance"]
-    what = {"inputs": (provenance["image"], "the image"), "outputs": (provenance["output"], "the restored image")}
+def _contract(description: Mapping[str, Any], types: Mapping[str, str]) -> str:
+    provenance = description["provenance"]
+    main_tensors = {
+        "inputs": (provenance["image"], "the image"),
+        "outputs": (provenance["output"], "the restored image"),
+    }
     rows = [
-        (kind[:-1] + (f", {what[kind][1]}" if name == what[kind][0] else ""), code(name), _dims(shape), types[name])
+        (
+            kind[:-1] + (f", {main_tensors[kind][1]}" if name == main_tensors[kind][0] else ""),
+            code(name),
+            _dims(shape),
+            types[name],
+        )
         for kind in ("inputs", "outputs")
-        for name, shape in found[kind].items()
+        for name, shape in description[kind].items()
     ]
     values, size, scale = provenance["data_range"], provenance["size"], provenance["scale"]
     rules = [f"at least {size['minimum']} pixels"] if size["minimum"] > 1 else []
@@ -125,7 +135,7 @@ def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
         f"- The restored image is {'' if scale == 1 else f'{scale:g} times '}as high and wide as the image, or a "
         "border less where the model cuts one off.",
     ]
-    if found["nodes"]:
+    if description["nodes"]:
         lines.append(
             "- Whole images only: the SVD inside is global, so a run on tiles differs from a run on the whole image, "
             "and padding changes it a little as well."
@@ -136,8 +146,13 @@ def _contract(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
 def _assumed(result: ParityResult) -> list[str]:
     """What was concluded of the original, the certain last; nothing where nothing was."""
     rows = [
-        (plain(one.about), plain(one.concluded), plain(one.because), "yes" if one.certain else "no")
-        for one in sorted(result.assumptions, key=lambda one: one.certain)
+        (
+            plain(assumption.about),
+            plain(assumption.concluded),
+            plain(assumption.because),
+            "yes" if assumption.certain else "no",
+        )
+        for assumption in sorted(result.assumptions, key=lambda assumption: assumption.certain)
     ]
     about = "What the exporter concluded of the original when it loaded it. The parity below was measured under it."
     return (
@@ -152,8 +167,8 @@ def _parity(result: ParityResult) -> str:
         shown = gate.as_dict()
         decibels = [f"{shown[key]:.2f} dB" for key in ("min_psnr", "mean_psnr")]
         rows.append((name, against[name], *decibels, _number(shown["min_ssim"]), f"{gate.threshold:g} dB"))
-    inputs = len({(one.name, one.size, one.batch) for one in result.preservation.per_image})
-    sizes = sorted({one.size for one in result.preservation.per_image})
+    inputs = len({(score.name, score.size, score.batch) for score in result.preservation.per_image})
+    sizes = sorted({score.size for score in result.preservation.per_image})
     shown_sizes = ", ".join(sizes[:6]) + (f" and {len(sizes) - 6} more" if len(sizes) > 6 else "")
     paths = {"function": "by the function body that it carries", "library": "by the native library of asvp-export"}
     notes = "".join(f"\n- {plain(note)}" for note in result.notes)
@@ -256,5 +271,5 @@ def _number(ssim: object) -> str:
     return f"{ssim:.5f}" if isinstance(ssim, float) else "none"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -11,72 +11,79 @@ from asvp_export.report.markdown import one_line
 from asvp_export.signature import NHWC
 
 
-def usage(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
+def usage(description: Mapping[str, Any], types: Mapping[str, str]) -> str:
     """The section of a card that runs the file.
 
     Args:
-        found: what `asvp_export.onnx_graph.describe.describe` tells of it.
+        description: what `asvp_export.onnx_graph.describe.describe` tells of it.
         types: element type of each input and output, as NumPy calls it.
     """
-    pictures = _picture_code(found, types)
+    pictures = _picture_code(description, types)
     body = (
         "With onnxruntime alone; nothing of asvp-export is needed"
-        + (", since each node carries its body in standard ONNX operators" if found["nodes"] else "")
-        + f":\n\n```python\n{pictures or _array_code(found, types)}\n```\n\n"
+        + (", since each node carries its body in standard ONNX operators" if description["nodes"] else "")
+        + f":\n\n```python\n{pictures or _array_code(description, types)}\n```\n\n"
     )
     native = (
         "With asvp-export installed, its session takes the same arguments and runs the nodes by the native library "
         "where there is one:\n\n```python\nimport asvp_export\n\n"
-        f"session = asvp_export.InferenceSession({_string(found['file'])})\n```\n\n"
+        f"session = asvp_export.InferenceSession({_string(description['file'])})\n```\n\n"
     )
     command = (
         "The command line does the same, with padding and cropping:\n\n"
-        f"    asvp-export run {_shell(found['file'])} in.png -o out.png\n\n"
+        f"    asvp-export run {_shell(description['file'])} in.png -o out.png\n\n"
         if pictures
         else ""
     )
     check = (
         "This command checks that the files are what was shipped:\n\n"
-        f"    asvp-export inspect --verify {_shell(found['file'])}"
+        f"    asvp-export inspect --verify {_shell(description['file'])}"
     )
     return "## Run it\n\n" + body + native + command + check
 
 
-def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | None:
+def _picture_code(description: Mapping[str, Any], types: Mapping[str, str]) -> str | None:
     """Code that restores a picture; None for a model that does not map one RGB image of any size to another."""
-    provenance = found["provenance"]
-    shapes, last = [*found["inputs"].values(), *found["outputs"].values()], provenance["layout"] == NHWC
-    channels = 3 if last else 1
-    if len(found["inputs"]) != 1 or len(found["outputs"]) != 1 or any(len(s) != 4 or s[channels] != 3 for s in shapes):
+    provenance = description["provenance"]
+    shapes, channels_last = (
+        [*description["inputs"].values(), *description["outputs"].values()],
+        provenance["layout"] == NHWC,
+    )
+    channels = 3 if channels_last else 1
+    if (
+        len(description["inputs"]) != 1
+        or len(description["outputs"]) != 1
+        or any(len(s) != 4 or s[channels] != 3 for s in shapes)
+    ):
         return None
-    (name, shape), scale = next(iter(found["inputs"].items())), provenance["scale"]
-    if any(isinstance(dim, int) for dim in (shape[1:3] if last else shape[2:])) or scale != int(scale):
+    (name, shape), scale = next(iter(description["inputs"].items())), provenance["scale"]
+    if any(isinstance(dim, int) for dim in (shape[1:3] if channels_last else shape[2:])) or scale != int(scale):
         return None
     minimum, multiple, square = (provenance["size"][key] for key in ("minimum", "multiple", "square"))
     to_values, to_pixels = _conversions(**provenance["data_range"])
     padding, crop = [], ""
     if minimum > 1 or multiple > 1 or square:
-        least = "height, width" if square else "size"
-        least = f"max({least}{f', {minimum}' if minimum > multiple else ''})" if square or minimum > multiple else least
+        bound = "height, width" if square else "size"
+        bound = f"max({bound}{f', {minimum}' if minimum > multiple else ''})" if square or minimum > multiple else bound
         padding = [
             "height, width, _ = picture.shape",
-            f"bottom, right = (-(-{least} // {multiple}) * {multiple} - size for size in (height, width))",
+            f"bottom, right = (-(-{bound} // {multiple}) * {multiple} - size for size in (height, width))",
             'picture = np.pad(picture, [(0, bottom), (0, right), (0, 0)], mode="reflect")',
         ]
         crop = "[:height, :width]" if scale == 1 else f"[: height * {scale:g}, : width * {scale:g}]"
-    to_half, back = ("", "") if types[name] == "float32" else (f".astype(np.{types[name]})", ".astype(np.float32)")
-    to_model, from_model = ("", "") if last else (".transpose(2, 0, 1)", ".transpose(1, 2, 0)")
+    to_half, from_half = ("", "") if types[name] == "float32" else (f".astype(np.{types[name]})", ".astype(np.float32)")
+    to_model, from_model = ("", "") if channels_last else (".transpose(2, 0, 1)", ".transpose(1, 2, 0)")
     lines = [
         "import numpy as np",
         "import onnxruntime",
         "from PIL import Image",
         "",
-        f"session = onnxruntime.InferenceSession({_string(found['file'])})",
+        f"session = onnxruntime.InferenceSession({_string(description['file'])})",
         'pixels = np.asarray(Image.open("in.png").convert("RGB"), dtype=np.float32)',
         f"picture = {to_values}",
         *padding,
         f"(restored,) = session.run(None, {{{_string(name)}: picture{to_model}[None]{to_half}}})",
-        f"restored = restored[0]{from_model}{crop}{back}",
+        f"restored = restored[0]{from_model}{crop}{from_half}",
         f"pixels = {to_pixels}",
         'Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).save("out.png")',
     ]
@@ -86,18 +93,18 @@ def _picture_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str | N
 def _conversions(low: float, high: float) -> tuple[str, str]:
     """Expressions from pixels of 0..255 to a model's values, and back."""
     span = high - low
-    there, back = ("", "") if span == 255 else (" / 255", " * 255")
+    scaling, unscaling = ("", "") if span == 255 else (" / 255", " * 255")
     if span not in (1, 255):
-        there, back = f"{there} * {span:g}", f" / {span:g}{back}"
+        scaling, unscaling = f"{scaling} * {span:g}", f" / {span:g}{unscaling}"
     signs = "-+" if low < 0 else "+-"
     shift, unshift = (f" {sign} {abs(low):g}" if low else "" for sign in signs)
-    return f"pixels{there}{shift}", f"(restored{unshift}){back}" if low else f"restored{back}"
+    return f"pixels{scaling}{shift}", f"(restored{unshift}){unscaling}" if low else f"restored{unscaling}"
 
 
-def _array_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
+def _array_code(description: Mapping[str, Any], types: Mapping[str, str]) -> str:
     """Code that runs the session on arrays of zeros, which the reader replaces."""
     lines = ["import numpy as np", "import onnxruntime", "", "feed = {"]
-    for name, shape in found["inputs"].items():
+    for name, shape in description["inputs"].items():
         free = ", ".join(dict.fromkeys(str(dim) for dim in shape if not isinstance(dim, int)))
         sizes = ", ".join(str(dim if isinstance(dim, int) else 1 if i == 0 else 64) for i, dim in enumerate(shape))
         comment = f"  # free: {one_line(free)}" if free else ""
@@ -106,7 +113,7 @@ def _array_code(found: Mapping[str, Any], types: Mapping[str, str]) -> str:
         )
     lines += [
         "}",
-        f"session = onnxruntime.InferenceSession({_string(found['file'])})",
+        f"session = onnxruntime.InferenceSession({_string(description['file'])})",
         "outputs = session.run(None, feed)",
     ]
     return "\n".join(lines)

@@ -58,18 +58,18 @@ def line_chart(
     Returns:
         An <svg> element, or nothing where there is no point to draw.
     """
-    lines = [(one, _thinned(_drawable(one, log_x=most_x is None, log_y=y_range is None))) for one in series]
+    lines = [(curve, _thinned(_drawable(curve, log_x=most_x is None, log_y=y_range is None))) for curve in series]
     points = [point for _, line in lines for point in line]
     if not points:
         return Markup("")
     across = _Log(*_around(x for x, _ in points)) if most_x is None else _Linear(0.0, most_x)
     up = _Linear(*y_range) if y_range else _decades((y for _, y in points), decades)
-    parts = [*_grid(across, up), *_labels(x_label, y_label), *_legend([one for one, line in lines if line])]
-    for one, line in lines:
+    parts = [*_grid(across, up), *_labels(x_label, y_label), *_legend([curve for curve, line in lines if line])]
+    for curve, line in lines:
         placed = [(_x(across, x), _y(up, min(max(y, up.low), up.high))) for x, y in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(f'<polyline class="line {escape(one.kind)}" points="{path}"/>')
-        parts += [_mark(one, *point) for point in placed if one.marks]
+        parts.append(f'<polyline class="line {escape(curve.kind)}" points="{path}"/>')
+        parts += [_mark(curve, *point) for point in placed if curve.marks]
     body = "".join(parts)
     name = escape(title)
     return Markup(f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">{body}</svg>')
@@ -139,15 +139,15 @@ def difference_plot(
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 22}"/>')
         parts.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="{anchor}">{text}</text>')
     for row, (name, values, chance) in enumerate(rows):
-        seen = [value for value in values if math.isfinite(value)]
+        finite = [value for value in values if math.isfinite(value)]
         base = row * line + 29
         parts.append(f'<text class="name" x="{left}" y="{base - 14}">{escape(name)}</text>')
         if chance > 0:
             width = at(chance) - at(-chance)
             parts.append(f'<rect class="chance" x="{at(-chance):.1f}" y="{base - 8}" width="{width:.1f}" height="16"/>')
-        parts += [f'<circle class="dot" cx="{at(value):.1f}" cy="{base}" r="4"/>' for value in seen]
-        if seen:
-            mean = sum(seen) / len(seen)
+        parts += [f'<circle class="dot" cx="{at(value):.1f}" cy="{base}" r="4"/>' for value in finite]
+        if finite:
+            mean = sum(finite) / len(finite)
             x = at(mean)
             parts.append(f'<line class="needed" x1="{x:.1f}" x2="{x:.1f}" y1="{base - 9}" y2="{base + 9}"/>')
             text = f"{mean:z.2f} {unit}"
@@ -161,9 +161,9 @@ def difference_plot(
 
 def round_range(values: Iterable[float]) -> tuple[float, float]:
     """The least range with round ends that holds all finite values, wider than a point; 0 to 1 where there is none."""
-    found = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    step = _step(max(found) - min(found)) if max(found) > min(found) else 1.0
-    low, high = step * math.floor(min(found) / step), step * math.ceil(max(found) / step)
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    step = _step(max(finite) - min(finite)) if max(finite) > min(finite) else 1.0
+    low, high = step * math.floor(min(finite) / step), step * math.ceil(max(finite) / step)
     return (low, high) if low < high else (low - step, high + step)
 
 
@@ -208,9 +208,9 @@ class _Log:
 
 def _decades(values: Iterable[float], most: float) -> _Log:
     """Whole powers of ten around the values, at most so many below the top."""
-    found = list(values)
-    top = math.ceil(math.log10(max(found)) - 1e-9)
-    bottom = max(math.floor(math.log10(min(found)) + 1e-9), math.floor(top - most))
+    numbers = list(values)
+    top = math.ceil(math.log10(max(numbers)) - 1e-9)
+    bottom = max(math.floor(math.log10(min(numbers)) + 1e-9), math.floor(top - most))
     return _Log(10.0 ** min(bottom, top - 1), 10.0**top)
 
 
@@ -220,12 +220,12 @@ def _power(exponent: int) -> str:
 
 
 def _around(values: Iterable[float]) -> tuple[float, float]:
-    found = list(values)
-    return min(found), max(max(found), min(found) * 2)
+    numbers = list(values)
+    return min(numbers), max(max(numbers), min(numbers) * 2)
 
 
-def _drawable(one: Series, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
-    pairs = zip(one.x, one.y, strict=True)
+def _drawable(curve: Series, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
+    pairs = zip(curve.x, curve.y, strict=True)
     return [(x, y) for x, y in pairs if math.isfinite(y) and (y > 0 or not log_y) and (x > 0 or not log_x)]
 
 
@@ -234,8 +234,8 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= _MOST_POINTS:
         return points
     ratio = (len(points) / 60) ** (1 / 99)
-    places = {*range(60), *(min(len(points) - 1, round(60 * ratio**i)) for i in range(100))}
-    return [points[i] for i in sorted(places)]
+    indices = {*range(60), *(min(len(points) - 1, round(60 * ratio**i)) for i in range(100))}
+    return [points[i] for i in sorted(indices)]
 
 
 def _x(scale: _Linear | _Log, value: float) -> float:
@@ -271,16 +271,16 @@ def _labels(x_label: str, y_label: str) -> Iterable[str]:
 
 def _legend(series: Sequence[Series]) -> Iterable[str]:
     x = float(_WIDTH - _RIGHT)
-    for one in reversed(series):
-        x -= 6.2 * len(one.name)
-        yield f'<text x="{x:.0f}" y="14">{escape(one.name)}</text>'
-        yield f'<polyline class="line {escape(one.kind)}" points="{x - 28:.0f},10 {x - 6:.0f},10"/>'
-        if one.marks:
-            yield _mark(one, x - 17, 10)
+    for curve in reversed(series):
+        x -= 6.2 * len(curve.name)
+        yield f'<text x="{x:.0f}" y="14">{escape(curve.name)}</text>'
+        yield f'<polyline class="line {escape(curve.kind)}" points="{x - 28:.0f},10 {x - 6:.0f},10"/>'
+        if curve.marks:
+            yield _mark(curve, x - 17, 10)
         x -= 38
 
 
-def _mark(one: Series, x: float, y: float) -> str:
-    if one.marks == "circle":
-        return f'<circle class="mark {escape(one.kind)}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-    return f'<rect class="mark {escape(one.kind)}" x="{x - 2.2:.1f}" y="{y - 2.2:.1f}" width="4.4" height="4.4"/>'
+def _mark(curve: Series, x: float, y: float) -> str:
+    if curve.marks == "circle":
+        return f'<circle class="mark {escape(curve.kind)}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+    return f'<rect class="mark {escape(curve.kind)}" x="{x - 2.2:.1f}" y="{y - 2.2:.1f}" width="4.4" height="4.4"/>'

@@ -44,12 +44,12 @@ class LayerMaps:
 
 def layer_maps(maps: Mapping[str, FeatureMaps | None]) -> list[LayerMaps]:
     """The pictures of each layer whose map lies on a grid of height and width."""
-    return [_of_layer(name, one) for name, one in maps.items() if one]
+    return [_of_layer(name, layer) for name, layer in maps.items() if layer]
 
 
 def without_grid(maps: Mapping[str, FeatureMaps | None]) -> str:
     """A sentence about the layers whose maps cannot be drawn; "" where there are none."""
-    names = [name for name, one in maps.items() if one is None]
+    names = [name for name, layer in maps.items() if layer is None]
     if not names:
         return ""
     return f"Not drawn: {', '.join(names)}. These maps do not lie on a grid of height and width."

@@ -28,20 +28,20 @@ def junit(name: str, gates: Mapping[str, GateResult]) -> bytes:
 
 def _suite(gate: str, result: GateResult) -> ElementTree.Element:
     suite = ElementTree.Element("testsuite", name=_text(gate))
-    for one in result.per_image:
-        title = _text(f"{one.name} {one.size} batch {one.batch} {one.output} {one.execution_path}")
+    for score in result.per_image:
+        title = _text(f"{score.name} {score.size} batch {score.batch} {score.output} {score.execution_path}")
         case = ElementTree.SubElement(suite, "testcase", classname=_text(gate), name=title)
-        if not one.psnr >= result.threshold:
-            message = _message(one, result.threshold)
+        if not score.psnr >= result.threshold:
+            message = _message(score, result.threshold)
             ElementTree.SubElement(case, "failure", type="parity", message=message).text = message
     suite.attrib.update(tests=str(len(suite)), failures=str(len(suite.findall("*/failure"))), errors="0", skipped="0")
     return suite
 
 
-def _message(one: ImageScore, threshold: float) -> str:
-    shown = one.as_dict()["psnr"]
-    found = "an output that is NaN or infinite" if shown is None else f"{shown:.2f} dB"
-    return f"found {found}, expected at least {threshold:g} dB"
+def _message(score: ImageScore, threshold: float) -> str:
+    shown = score.as_dict()["psnr"]
+    value = "an output that is NaN or infinite" if shown is None else f"{shown:.2f} dB"
+    return f"found {value}, expected at least {threshold:g} dB"
 
 
 def _totals(suites: list[ElementTree.Element]) -> dict[str, str]:

@@ -109,10 +109,10 @@ def manifest(result: ParityResult, model: Path, beside: Iterable[tuple[str, Path
     assert result.output is not None
     home = result.output.parent.resolve()
     data = sorted(external_files(onnx.load(model, load_external_data=False)))
-    files = [{"role": "model", "name": result.output.name, **_measured("model", model)}]
-    files += [{"role": "data", "name": name, **_measured("data", model.with_name(name))} for name in data]
+    files = [{"role": "model", "name": result.output.name, **_size_and_hash("model", model)}]
+    files += [{"role": "data", "name": name, **_size_and_hash("data", model.with_name(name))} for name in data]
     files += [
-        {"role": role, "name": path.name, **_counted(role, content)}
+        {"role": role, "name": path.name, **_content_size_and_hash(role, content)}
         for role, path, content in beside
         if path.resolve().parent == home
     ]
@@ -139,13 +139,13 @@ def verify_manifest(model: str | Path) -> Verification:
     Raises:
         InputError: the manifest is not there, cannot be read, is of another file, or names files outside its folder.
     """
-    path = Path(model)
-    place = manifest_path(path)
-    manifest = _read(place, path)
-    problems = [problem for entry in manifest.files for problem in _differences(entry, path, place.name)]
+    model_path = Path(model)
+    path = manifest_path(model_path)
+    manifest = _read_manifest(path, model_path)
+    problems = [problem for entry in manifest.files for problem in _differences(entry, model_path, path.name)]
     if not problems:
-        problems = list(_disagreements(manifest, path))
-    return Verification(place.name, tuple(entry.name for entry in manifest.files), tuple(problems))
+        problems = list(_disagreements(manifest, model_path))
+    return Verification(path.name, tuple(entry.name for entry in manifest.files), tuple(problems))
 
 
 def _home(model: Path) -> Path:
@@ -153,42 +153,42 @@ def _home(model: Path) -> Path:
     return Path(os.path.realpath(model)).parent
 
 
-def _measured(role: str, path: Path) -> dict[str, object]:
+def _size_and_hash(role: str, path: Path) -> dict[str, object]:
     """Size and digest of a file; of a card those of the part that its owner leaves alone."""
     if role == "card":
-        return _counted(role, path.read_bytes())
+        return _content_size_and_hash(role, path.read_bytes())
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def _counted(role: str, content: bytes) -> dict[str, object]:
+def _content_size_and_hash(role: str, content: bytes) -> dict[str, object]:
     """The same of a content."""
     part = generated_part(content) or b"" if role == "card" else content
     return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
 
 
-def _read(place: Path, model: Path) -> _Manifest:
+def _read_manifest(path: Path, model: Path) -> _Manifest:
     """The manifest, every value of which was checked: anyone can have written it."""
-    if not place.exists():
+    if not path.exists():
         raise InputError(
-            f"There is no {place.name} beside {model}, so it cannot be verified; asvp-export writes one with every "
+            f"There is no {path.name} beside {model}, so it cannot be verified; asvp-export writes one with every "
             "export."
         )
-    content = read_regular(place, "manifest")
+    content = read_regular(path, "manifest")
     try:
         data = parsed(content)
         if not isinstance(data, dict) or data.get("manifest_version") != VERSION:
-            found = data.get("manifest_version") if isinstance(data, dict) else None
+            version = data.get("manifest_version") if isinstance(data, dict) else None
             raise InputError(
-                f"{place} is not a manifest that this version reads (manifest_version {reprlib.repr(found)}, {VERSION} "
-                "was expected)."
+                f"{path} is not a manifest that this version reads (manifest_version {reprlib.repr(version)}, "
+                f"{VERSION} was expected)."
             )
         manifest = checked(data, _Manifest, more=True)
         _check(manifest)
     except ValueError as error:
-        raise InputError(f"The manifest {place} cannot be used: {error}. Export the model again.") from error
+        raise InputError(f"The manifest {path} cannot be used: {error}. Export the model again.") from error
     if (listed := manifest.name("model")) != model.name:
         raise InputError(
-            f"The manifest {place} belongs to {listed}, not to {model.name}; the files of an export must keep their "
+            f"The manifest {path} belongs to {listed}, not to {model.name}; the files of an export must keep their "
             "names."
         )
     return manifest
@@ -221,16 +221,16 @@ def _differences(entry: _Entry, model: Path, manifest: str) -> Iterator[str]:
     if entry.role == "card" and generated_part(path.read_bytes()) is None:
         yield f"{entry.name} has lost the part between its asvp-export marks, which {manifest} lists."
         return
-    found = _measured(entry.role, path)
-    what = f"The generated part of {entry.name}" if entry.role == "card" else entry.name
+    actual = _size_and_hash(entry.role, path)
+    subject = f"The generated part of {entry.name}" if entry.role == "card" else entry.name
     with path.open("rb") as stream:
         pointer = stream.read(len(_POINTER)) == _POINTER
-    if pointer and found["bytes"] != entry.bytes:
-        yield f"{what} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull."
-    elif found["bytes"] != entry.bytes:
-        yield f"{what} has {found['bytes']} bytes; {manifest} lists {entry.bytes}."
-    elif found["sha256"] != entry.sha256:
-        yield f"{what} was changed: its SHA-256 is {found['sha256']}; {manifest} lists {entry.sha256}."
+    if pointer and actual["bytes"] != entry.bytes:
+        yield f"{subject} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull."
+    elif actual["bytes"] != entry.bytes:
+        yield f"{subject} has {actual['bytes']} bytes; {manifest} lists {entry.bytes}."
+    elif actual["sha256"] != entry.sha256:
+        yield f"{subject} was changed: its SHA-256 is {actual['sha256']}; {manifest} lists {entry.sha256}."
 
 
 def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
@@ -254,12 +254,12 @@ def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
         return
     if wrong:
         yield f"The graph and the metadata of {model.name} disagree on its ASVP nodes ({', '.join(wrong[:3])})."
-    for what, ours, theirs in (
+    for fact, ours, theirs in (
         ("the source's SHA-256", provenance.source_sha256, manifest.source.sha256),
         ("the version of asvp-export", provenance.version, manifest.tool_version),
     ):
         if ours != theirs:
-            yield f"{model.name} and the manifest disagree on {what}: {ours} and {theirs}."
+            yield f"{model.name} and the manifest disagree on {fact}: {ours} and {theirs}."
     if name := manifest.name("report"):
         digest = next(entry.sha256 for entry in manifest.files if entry.role == "model")
         if wrong := report_disagreements(model.with_name(name), digest, provenance):
@@ -314,7 +314,7 @@ def report_disagreements(path: Path, digest: str, provenance: Provenance) -> Seq
         and all(same_node(layer, provenance.layers[name]) for name, layer in layers.items()),
         **{f"the gate {name}": _agrees(gates.get(name), gate) for name, gate in provenance.gates.items()},
     }
-    return [what for what, agrees in checks.items() if not agrees]
+    return [part for part, agrees in checks.items() if not agrees]
 
 
 def _agrees(reported: _ReportedGate | None, stamped: Mapping[str, float | None]) -> bool:

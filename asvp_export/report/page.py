@@ -41,7 +41,7 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), removal_tests: Seq
     """
     samples = list(result.evidence.samples) if result.evidence else []
     share = _PICTURE_BYTES // max(1, len(samples))
-    views = [_view(one, share) for one in samples]
+    views = [_view(sample, share) for sample in samples]
     maps = result.evidence.feature_maps if result.evidence else {}
     drawn = layer_maps(maps)
     content = {
@@ -59,7 +59,7 @@ def page(result: ParityResult, *, plan: Sequence[Table] = (), removal_tests: Seq
         "more_spectra": max(0, len(result.evidence.singular_values) - _MOST_CHARTS) if result.evidence else 0,
         "scores": _scores(result.preservation),
         "latency": _latency(result),
-        "assumptions": sorted(result.assumptions, key=lambda one: one.certain),
+        "assumptions": sorted(result.assumptions, key=lambda assumption: assumption.certain),
         "facts": _facts(result),
     }
     title = f"{_subject(result)}: {'passed' if result.passed else 'failed'}"
@@ -77,16 +77,19 @@ def _decibels(value: object) -> str:
 
 def _verdict(result: ParityResult) -> str:
     """The verdict in one sentence, dB rounded down."""
-    gate = result.preservation
-    found = _decibels(gate.as_dict()["min_psnr"])
-    many = len({(one.name, one.size) for one in gate.per_image})
-    worst = f"the worst of {many} inputs is at {found} against the original, {gate.threshold:g} dB were needed"
-    if not gate.passed:
+    preservation = result.preservation
+    worst_psnr = _decibels(preservation.as_dict()["min_psnr"])
+    count = len({(score.name, score.size) for score in preservation.per_image})
+    worst = (
+        f"the worst of {count} inputs is at {worst_psnr} against the original, {preservation.threshold:g} dB were "
+        "needed"
+    )
+    if not preservation.passed:
         return f"{_subject(result)} does not preserve enough: {worst}."
-    for name, other in result.gates.items():
-        if not other.passed:
-            against = _decibels(other.as_dict()["min_psnr"])
-            return f"{_subject(result)} fails the gate {name}: {against} found, {other.threshold:g} dB needed."
+    for name, gate in result.gates.items():
+        if not gate.passed:
+            psnr = _decibels(gate.as_dict()["min_psnr"])
+            return f"{_subject(result)} fails the gate {name}: {psnr} found, {gate.threshold:g} dB needed."
     if not result.passed:
         return f"{_subject(result)} reaches its gates but fails: see the notes."
     return f"{_subject(result)} passes every gate: {worst}."
@@ -95,8 +98,8 @@ def _verdict(result: ParityResult) -> str:
 def _gates(result: ParityResult) -> Table:
     rows = []
     for name, gate in result.gates.items():
-        found = gate.as_dict()
-        shown: list[Any] = [found[key] for key in ("min_psnr", "mean_psnr", "min_ssim")]
+        values = gate.as_dict()
+        shown: list[Any] = [values[key] for key in ("min_psnr", "mean_psnr", "min_ssim")]
         rows.append([name, *shown, gate.threshold, "passed" if gate.passed else "failed"])
     columns = ["gate", *(Column(head, ".2f", "dB") for head in ("worst", "mean")), Column("worst SSIM", ".5f")]
     return Table([*columns, Column("needed", "g", "dB"), "verdict"], rows)
@@ -105,7 +108,7 @@ def _gates(result: ParityResult) -> Table:
 def _dots(result: ParityResult) -> Markup:
     """Of the gates that a loss shows in; fidelity lies far above, and would press them together."""
     shown = {name: gate for name, gate in result.gates.items() if name != "fidelity"}
-    rows = [(name, [one.psnr for one in gate.per_image], gate.threshold) for name, gate in shown.items()]
+    rows = [(name, [score.psnr for score in gate.per_image], gate.threshold) for name, gate in shown.items()]
     return dot_plot(rows, title="PSNR of every comparison, and what each had to reach", unit="dB")
 
 
@@ -127,10 +130,10 @@ def _layers(result: ParityResult) -> Table:
 
 
 def _scores(gate: GateResult) -> Table:
-    ranked = sorted(gate.per_image, key=lambda one: one.psnr if math.isfinite(one.psnr) else -math.inf)
+    ranked = sorted(gate.per_image, key=lambda score: score.psnr if math.isfinite(score.psnr) else -math.inf)
     rows = [
-        [one.name, one.size, one.batch, one.output, one.execution_path, *_measured(one)]
-        for one in ranked[:_MOST_SCORES]
+        [score.name, score.size, score.batch, score.output, score.execution_path, *_psnr_and_ssim(score)]
+        for score in ranked[:_MOST_SCORES]
     ]
     hidden = len(ranked) - len(rows)
     return Table(
@@ -140,9 +143,9 @@ def _scores(gate: GateResult) -> Table:
     )
 
 
-def _measured(one: ImageScore) -> tuple[Any, Any]:
-    shown = one.as_dict()
-    return shown["psnr"], shown["ssim"]
+def _psnr_and_ssim(score: ImageScore) -> tuple[Any, Any]:
+    values = score.as_dict()
+    return values["psnr"], values["ssim"]
 
 
 def _latency(result: ParityResult) -> dict[str, Any]:
@@ -158,15 +161,15 @@ def _latency(result: ParityResult) -> dict[str, Any]:
 
 def _facts(result: ParityResult) -> list[tuple[str, str]]:
     data: Any = result.as_dict()
-    found = {"original": result.model, "its SHA-256": result.source_sha256}
-    found |= {"file": data["output"] or "not published", "SHA-256 as verified": result.output_sha256}
-    found |= {key: value for key, value in data["environment"].items() if isinstance(value, str | int)}
-    return [(key, str(value)) for key, value in found.items()]
+    facts = {"original": result.model, "its SHA-256": result.source_sha256}
+    facts |= {"file": data["output"] or "not published", "SHA-256 as verified": result.output_sha256}
+    facts |= {key: value for key, value in data["environment"].items() if isinstance(value, str | int)}
+    return [(key, str(value)) for key, value in facts.items()]
 
 
 def _spectra(result: ParityResult) -> Iterator[dict[str, Any]]:
-    known = list(result.evidence.singular_values.items()) if result.evidence else []
-    for name, values in known[:_MOST_CHARTS]:
+    spectra = list(result.evidence.singular_values.items()) if result.evidence else []
+    for name, values in spectra[:_MOST_CHARTS]:
         node = result.nodes[name]
         yield {
             "layer": name,
@@ -177,10 +180,10 @@ def _spectra(result: ParityResult) -> Iterator[dict[str, Any]]:
 
 
 def _scree(name: str, values: SingularValues) -> Markup:
-    places = range(1, len(values.before) + 1)
+    numbers = range(1, len(values.before) + 1)
     series = [
-        Series("before", "before", places, values.before, "circle"),
-        Series("after", "after", places, values.after, "square"),
+        Series("before", "before", numbers, values.before, "circle"),
+        Series("after", "after", numbers, values.after, "square"),
     ]
     return line_chart(
         series,
@@ -194,7 +197,7 @@ def _scree(name: str, values: SingularValues) -> Markup:
 
 def _shares(values: SingularValues) -> str:
     """How much of the feature map the first singular value is, before and after."""
-    before, after = (np.square(np.array(one)) for one in (values.before, values.after))
+    before, after = (np.square(np.array(singular_values)) for singular_values in (values.before, values.after))
     if not (np.isfinite(before).all() and np.isfinite(after).all() and before.sum() > 0 and after.sum() > 0):
         return "The feature map is zero or not finite."
     return (
@@ -214,7 +217,7 @@ def _view(sample: VisualSample, most_bytes: int) -> dict[str, Any]:
     similar = f", SSIM {shown['ssim']:.5f}" if shown["ssim"] is not None else ""
     return {
         "name": score.name,
-        "measured": f"{_decibels(shown['psnr'])}{similar}",
+        "score": f"{_decibels(shown['psnr'])}{similar}",
         "part": _part(sample, drawn),
         "pictures": drawn,
         "difference": _difference(sample, drawn),
@@ -228,7 +231,7 @@ def _part(sample: VisualSample, drawn: Pictures) -> str:
     height, width = sample.output_size
     size = f"{width} x {height} pixels"
     if (picture.width, picture.height) != (width, height):
-        top, left = drawn.place
+        top, left = drawn.offset
         shown = f"{picture.width} x {picture.height}"
         size = f"{shown} of {size}, from column {left} and row {top}, around the largest difference"
     channels = sample.original.shape[0]
@@ -253,7 +256,7 @@ def _difference(sample: VisualSample, drawn: Pictures) -> str:
 
 def _power(sample: VisualSample) -> Markup:
     images = visible(sample.original), visible(sample.protected)
-    if not all(np.isfinite(one).all() for one in images):
+    if not all(np.isfinite(picture).all() for picture in images):
         return Markup("")
     kinds = {"original": images[0], "protected": images[1], "difference": images[1] - images[0]}
     series = [Series(name, name, *map(np.ndarray.tolist, radial_power(image))) for name, image in kinds.items()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SIDES = (512, 448, 384, 320, 256, 192, 128)
 _FACTORS = (*(digit * 10**power for power in range(3) for digit in (1, 2, 5)), 1000)
 _SPANS = tuple(digit / 10**power for power in range(7, 0, -1) for digit in (1, 2, 5))
-_SEEN = 99.0  # per cent of the values that a factor or a span does not clip
+_UNCLIPPED = 99.0  # per cent of the values that a factor or a span does not clip
 
 # matplotlib's magma at 0, 1/4, 1/2, 3/4 and 1: lighter at every step, so that it survives a grey print.
 _MAGMA = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)], np.float64)
@@ -63,7 +63,7 @@ class Pictures:
     least_ssim: float
     """The SSIM, and less, that is drawn brightest."""
 
-    place: tuple[int, int]
+    offset: tuple[int, int]
     """The row and the column of the whole output at which the pixels begin."""
 
     not_finite: int
@@ -81,14 +81,14 @@ def draw(sample: VisualSample, most_bytes: int) -> Pictures:
     while True:
         top, left = _largest(sample, side)
         cut = (slice(None), slice(top, top + side), slice(left, left + side))
-        place = (sample.corner[0] + top, sample.corner[1] + left)
-        drawn = _draw(sample.original[cut], sample.protected[cut], sample.peak, place)
+        offset = (sample.corner[0] + top, sample.corner[1] + left)
+        drawn = _draw(sample.original[cut], sample.protected[cut], sample.peak, offset)
         pictures = (drawn.original, drawn.protected, drawn.difference, drawn.similarity)
-        bytes_ = sum(len(one.data) for one in pictures if one) * 3 / 4
-        if bytes_ <= most_bytes or side == _SIDES[-1]:
+        size = sum(len(picture.data) for picture in pictures if picture) * 3 / 4
+        if size <= most_bytes or side == _SIDES[-1]:
             return drawn
-        fitting = max(drawn.original.width, drawn.original.height) * math.sqrt(most_bytes / bytes_)
-        side = next((one for one in _SIDES if one < side and one <= fitting), _SIDES[-1])
+        fitting_side = max(drawn.original.width, drawn.original.height) * math.sqrt(most_bytes / size)
+        side = next((smaller for smaller in _SIDES if smaller < side and smaller <= fitting_side), _SIDES[-1])
 
 
 def _largest(sample: VisualSample, side: int) -> tuple[int, int]:
@@ -97,21 +97,21 @@ def _largest(sample: VisualSample, side: int) -> tuple[int, int]:
     row, column = np.unravel_index(int(np.argmax(difference)), difference.shape)
     height, width = difference.shape
     top, left = (
-        min(max(0, int(at) - side // 2), max(0, whole - side)) for at, whole in ((row, height), (column, width))
+        min(max(0, int(at) - side // 2), max(0, length - side)) for at, length in ((row, height), (column, width))
     )
     return top, left
 
 
-def _draw(original: np.ndarray, protected: np.ndarray, peak: float, place: tuple[int, int]) -> Pictures:
+def _draw(original: np.ndarray, protected: np.ndarray, peak: float, offset: tuple[int, int]) -> Pictures:
     finite = bool(np.isfinite(original).all() and np.isfinite(protected).all())
-    shown = [visible(one) for one in (original, protected)]
+    shown = [visible(output) for output in (original, protected)]
     with np.errstate(invalid="ignore"):  # inf - inf
         difference = np.abs(shown[1].astype(np.float64) - shown[0])
     factor = factor_for(difference)
     similarity, span = None, 1.0
     if finite:
         unlike = np.maximum(0.0, 1 - ssim_map(original, protected, peak))
-        span = next((one for one in _SPANS if np.percentile(unlike, _SEEN) <= one), 1.0)
+        span = next((step for step in _SPANS if np.percentile(unlike, _UNCLIPPED) <= step), 1.0)
         similarity = encoded(_magma(unlike / span))
     return Pictures(
         encoded(pixel_bytes(shown[0])),
@@ -120,7 +120,7 @@ def _draw(original: np.ndarray, protected: np.ndarray, peak: float, place: tuple
         factor,
         similarity,
         1 - span,
-        place,
+        offset,
         int(np.count_nonzero(~np.isfinite(protected))),
     )
 
@@ -133,8 +133,8 @@ def visible(output: np.ndarray) -> np.ndarray:
 def factor_for(difference: np.ndarray) -> int:
     """By how much to multiply differences so that they can be seen: 99 % of them stay within white."""
     finite = difference[np.isfinite(difference)]
-    seen = float(np.percentile(finite, _SEEN)) if finite.size else 0.0
-    return max((factor for factor in _FACTORS if factor * seen <= 1), default=1)
+    largest = float(np.percentile(finite, _UNCLIPPED)) if finite.size else 0.0
+    return max((factor for factor in _FACTORS if factor * largest <= 1), default=1)
 
 
 def radial_power(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

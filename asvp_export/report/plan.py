@@ -35,17 +35,17 @@ def _layers(plan: Plan) -> Table:
         ]
         for layer in plan.layers
     ]
-    told = []
+    results = []
     if counts := plan.calibration:
-        told.append(
+        results.append(
             f"Fitted on {counts['crops']} crops and {counts['held_out']} held-out inputs "
             f"from {counts['photographs']} photographs"
         )
     if plan.verified_psnr is not None:
-        told.append(f"{plan.verified_psnr:.1f} dB on the worst verification image")
+        results.append(f"{plan.verified_psnr:.1f} dB on the worst verification image")
     if plan.weights:
-        told.append(f"{plan.uncompensated_psnr:.1f} dB with the original weights")
-    return Table(columns, rows, intro="; ".join(told) + ("." if told else ""))
+        results.append(f"{plan.uncompensated_psnr:.1f} dB with the original weights")
+    return Table(columns, rows, intro="; ".join(results) + ("." if results else ""))
 
 
 def _ranking(plan: Plan) -> Table:

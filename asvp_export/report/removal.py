@@ -31,8 +31,8 @@ def removal_table(tests: Sequence[RemovalTest]) -> Table:
         _decibels("lost in the mean")
     ]
     rows = [[*row, test.truth_min_psnr, test.truth_mean_psnr, test.loss] for row, test in zip(rows, tests, strict=True)]
-    own = tests[0].original_truth_min_psnr, tests[0].original_truth_mean_psnr
-    return Table(columns, [["the original", None, None, *own, None], *rows], _INTRO, _OUTRO)
+    original_truth = tests[0].original_truth_min_psnr, tests[0].original_truth_mean_psnr
+    return Table(columns, [["the original", None, None, *original_truth, None], *rows], _INTRO, _OUTRO)
 
 
 def _decibels(name: str) -> Column:

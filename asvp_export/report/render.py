@@ -64,7 +64,7 @@ class Table:
     @property
     def heads(self) -> list[Column]:
         """The columns."""
-        return [Column(one) if isinstance(one, str) else one for one in self.columns]
+        return [Column(column) if isinstance(column, str) else column for column in self.columns]
 
     @property
     def cells(self) -> list[list[tuple[str, str]]]:

@@ -22,7 +22,7 @@ from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:
     from asvp_export.insertion.plan import Plan
-from asvp_export.parity.removal import RemovalTest
+    from asvp_export.parity.removal import RemovalTest
 
 _CANDIDATES = 8  # of the ranking, in the terminal
 
@@ -63,7 +63,7 @@ def _described(teacher: Teacher) -> dict[str, object]:
         "channels": signature.channels,
         "outputs": list(signature.outputs),
         "main_output": signature.outputs[signature.main],
-        "assumptions": [one.as_dict() for one in teacher.assumptions],
+        "assumptions": [assumption.as_dict() for assumption in teacher.assumptions],
     }
 
 
@@ -72,14 +72,14 @@ def _teacher_lines(teacher: Teacher) -> list[str]:
     signature = teacher.signature
     architecture = f", {teacher.architecture.name}" if teacher.architecture else ""
     frames = f"{signature.frames} frames of " if signature.frames else ""
-    others = [name for name in signature.names if name != signature.image_name]
+    other_inputs = [name for name in signature.names if name != signature.image_name]
     lines = [
         f"{teacher.source} ({teacher.format}{architecture})",
         f"input: {signature.image_name}, {frames}{signature.channels} channel(s)"
-        + (f"; beside it {', '.join(others)}" if others else ""),
+        + (f"; beside it {', '.join(other_inputs)}" if other_inputs else ""),
         f"output: {', '.join(signature.outputs)}",
     ]
-    return lines + [("" if one.certain else "assumed, ") + str(one) for one in teacher.assumptions]
+    return lines + [("" if assumption.certain else "assumed, ") + str(assumption) for assumption in teacher.assumptions]
 
 
 def layers_table(survey: Survey) -> None:
@@ -110,8 +110,8 @@ def layers_table(survey: Survey) -> None:
     names: dict[str, list[str]] = defaultdict(list)
     for name, reason in survey.refused.items():
         names[reason].append(name)
-    for reason, those in names.items():
-        shown = ", ".join(those[:3]) + (f" and {len(those) - 3} more" if len(those) > 3 else "")
+    for reason, refused in names.items():
+        shown = ", ".join(refused[:3]) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
         console.print(f"no node: {shown}: {reason}", style="dim")
 
 
@@ -130,8 +130,8 @@ def result_table(result: ParityResult, file: Path) -> None:
         console.print(table)
     gates = bare_table("gate", "worst", "mean", "worst SSIM", "needed", "by", "")
     for name, gate in result.gates.items():
-        *measured, verdict = _gate_row(gate)
-        gates.add_row(name, *measured, ", ".join(result.execution_paths), verdict)
+        *scores, verdict = _gate_row(gate)
+        gates.add_row(name, *scores, ", ".join(result.execution_paths), verdict)
     console.print(gates)
     original, protected = result.latency_ms
     console.print(
@@ -148,10 +148,10 @@ def result_table(result: ParityResult, file: Path) -> None:
         console.print(note)
     shown = str(file)
     console.print(verdict_text(result.passed, bold=True), end="  ")
-    written = result.passed or result.output
-    console.print(shown if written else f"nothing was written to {shown}", soft_wrap=True)
-    for what, path in result.files.items():
-        console.print(f"{what}  {path}", soft_wrap=True)
+    has_file = result.passed or result.output
+    console.print(shown if has_file else f"nothing was written to {shown}", soft_wrap=True)
+    for kind, path in result.files.items():
+        console.print(f"{kind}  {path}", soft_wrap=True)
 
 
 def failure_lines(result: ParityResult) -> list[str]:
@@ -159,15 +159,15 @@ def failure_lines(result: ParityResult) -> list[str]:
     lines = [failure_text(name, gate) for name, gate in result.gates.items() if not gate.passed]
     if result.fitting_gain:
         taken_back = any(node.inverse for node in result.nodes.values())
-        other = (
+        advice = (
             " Or accept a lower --min-psnr, or leave --residual gain out: the outputs then stay the original's at "
             "any gain."
         )
-        lines.append(f"At these layers, about --gain {result.fitting_gain:g} would pass.{'' if taken_back else other}")
+        lines.append(f"At these layers, about --gain {result.fitting_gain:g} would pass.{'' if taken_back else advice}")
     return lines
 
 
-def plan_table(plan: Plan, written: Mapping[str, Path]) -> None:
+def plan_table(plan: Plan, files: Mapping[str, Path]) -> None:
     """Print a plan, and where it was written."""
     console = terminal()
     table = bare_table("layer", "rank", "gain", "residual", "energy", "axis", "strength")
@@ -177,18 +177,18 @@ def plan_table(plan: Plan, written: Mapping[str, Path]) -> None:
         table.add_row(layer.name, *row, "" if strength is None else f"{strength:.4f}")
     console.print(table)
     _print_plan(console, plan)
-    for what, path in written.items():
-        console.print(f"{what}  {path}", soft_wrap=True)
+    for kind, path in files.items():
+        console.print(f"{kind}  {path}", soft_wrap=True)
 
 
 def _print_plan(console: Console, plan: Plan) -> None:
     """What stopped the layers, and what compensation brought; the ranking, where there was one."""
     stopped: dict[str, list[str]] = defaultdict(list)
     for layer in plan.layers:
-        why = f"; not compensated: {layer.uncompensated}" if layer.uncompensated else ""
-        stopped[f"{layer.stopped_by}{why}"].append(layer.name)
-    for why, names in stopped.items():
-        console.print(f"{', '.join(names)}: stopped by {why}")
+        reason = f"; not compensated: {layer.uncompensated}" if layer.uncompensated else ""
+        stopped[f"{layer.stopped_by}{reason}"].append(layer.name)
+    for reason, names in stopped.items():
+        console.print(f"{', '.join(names)}: stopped by {reason}")
     if plan.weights:
         console.print(
             f"compensated ({plan.compensate}): {plan.verified_psnr:.1f} dB on the worst verification image, "
@@ -196,12 +196,12 @@ def _print_plan(console: Console, plan: Plan) -> None:
         )
     if plan.ranking:
         table = bare_table("candidate", "rank", "gain", "strength", "cost", "value", "compensated", "chosen")
-        shown = [one for place, one in enumerate(plan.ranking) if place < _CANDIDATES or one.chosen]
-        for one in shown:
-            cost = "" if one.cost is None else f"{100 * one.cost:.1f} %"
-            row = [one.name, str(one.rank), f"{one.gain:g}", f"{one.strength:.4f}", cost]
-            row.append("" if one.value is None else f"{one.value:.4f}")
-            table.add_row(*row, "yes" if one.compensated else "no", "yes" if one.chosen else "")
+        shown = [candidate for index, candidate in enumerate(plan.ranking) if index < _CANDIDATES or candidate.chosen]
+        for candidate in shown:
+            cost = "" if candidate.cost is None else f"{100 * candidate.cost:.1f} %"
+            row = [candidate.name, str(candidate.rank), f"{candidate.gain:g}", f"{candidate.strength:.4f}", cost]
+            row.append("" if candidate.value is None else f"{candidate.value:.4f}")
+            table.add_row(*row, "yes" if candidate.compensated else "no", "yes" if candidate.chosen else "")
         console.print(table)
         if len(plan.ranking) > len(shown):
             console.print(f"and {len(plan.ranking) - len(shown)} more in the plan", style="dim")
@@ -213,33 +213,33 @@ def _removal_tests(tests: Sequence[RemovalTest]) -> Table:
     table = bare_table(
         "removal test", "worst", "mean", *(("worst, truth", "mean, truth", "lost") if with_truth else ())
     )
-    for one in tests:
-        values = [one.min_psnr, one.mean_psnr]
-        values += [one.truth_min_psnr, one.truth_mean_psnr, one.loss] if with_truth else []
-        table.add_row(one.name, *(f"{value:z.2f} dB" for value in values))
+    for test in tests:
+        values = [test.min_psnr, test.mean_psnr]
+        values += [test.truth_min_psnr, test.truth_mean_psnr, test.loss] if with_truth else []
+        table.add_row(test.name, *(f"{value:z.2f} dB" for value in values))
     return table
 
 
-def description_table(found: Mapping[str, Any]) -> None:
+def description_table(description: Mapping[str, Any]) -> None:
     """Print what `describe` found in a file."""
     console = terminal()
-    opsets = ", ".join(f"{domain} {version}" for domain, version in found["opset"].items())
-    console.print(found["file"], style="bold", end="")
-    console.print(f"  {found['bytes']} bytes, IR {found['ir_version']}, opset {opsets}")
+    opsets = ", ".join(f"{domain} {version}" for domain, version in description["opset"].items())
+    console.print(description["file"], style="bold", end="")
+    console.print(f"  {description['bytes']} bytes, IR {description['ir_version']}, opset {opsets}")
     for kind in ("inputs", "outputs"):
-        for name, shape in found[kind].items():
+        for name, shape in description[kind].items():
             console.print(f"{kind[:-1]}: {name} {' x '.join(map(str, shape))}")
-    if found["nodes"]:
+    if description["nodes"]:
         table = bare_table("node", "rank", "gain", "residual", "energy", "axis")
-        for node in found["nodes"]:
+        for node in description["nodes"]:
             row = [str(node["rank"]), *(f"{node[key]:g}" for key in ("gain", "residual", "energy")), str(node["axis"])]
             table.add_row(node["name"], *row)
         console.print(table)
     else:
         console.print("no ASVP node")
-    for name, size in found["functions"].items():
+    for name, size in description["functions"].items():
         console.print(f"function body: {name}, {size} nodes")
-    provenance = found["provenance"]
+    provenance = description["provenance"]
     if provenance is None:
         console.print("no asvp metadata")
         return
@@ -256,8 +256,8 @@ def description_table(found: Mapping[str, Any]) -> None:
         console.print("layout: N,H,W,C (channels last)")
     if provenance["portable"]:
         console.print("portable: the operator's body is inlined in the graph; no native kernel takes its place")
-    for one in provenance["assumptions"]:
-        console.print(("" if one["certain"] else "assumed, ") + str(Assumption(**one)), soft_wrap=True)
+    for assumption in provenance["assumptions"]:
+        console.print(("" if assumption["certain"] else "assumed, ") + str(Assumption(**assumption)), soft_wrap=True)
     console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
     for gate, values in provenance["gates"].items():
         more = " or more" if values["min_psnr"] == 100 else ""
@@ -281,9 +281,9 @@ def verdict_text(passed: bool, *, bold: bool = False) -> Text:
 class _Plain(Console):
     """A console that takes every text as it is: no markup, no emoji, nothing that a terminal obeys."""
 
-    def render_str(self, text: str, **given: Any) -> Text:
+    def render_str(self, text: str, **options: Any) -> Text:
         """See rich."""
-        return super().render_str(printable(text), **given)
+        return super().render_str(printable(text), **options)
 
 
 def terminal() -> Console:
