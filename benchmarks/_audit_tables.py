@@ -17,7 +17,7 @@ Results = dict[str, Any]
 
 
 def write(results: Results) -> None:
-    tables = {what: setting(results, what) for what in ("default", "blocks", "compensated")}
+    tables = {name: setting(results, name) for name in ("default", "blocks", "compensated")}
     fill(STRENGTH, {"layers": layers(results)})
     fill(PAGE, {"nodes": nodes(results), **tables, "battery": battery(results)})
 
@@ -27,9 +27,9 @@ def layers(results: Results) -> str:
     kinds = ("mse-1", "normalised-1", "attention-10")
     lines = [f"| teacher | layers | {' | '.join(f'`{kind}`' for kind in kinds)} |", "|---" * 5 + "|"]
     for key, result in results.items():
-        what, _, rest = key.partition("/")
-        if what == "layers":
-            task, _, name = rest.partition("/")
+        group, _, task_and_name = key.partition("/")
+        if group == "layers":
+            task, _, name = task_and_name.partition("/")
             lost = [_row(result, f"shipped/{kind}") for kind in kinds]
             cells = [f"{row['loss']:.2f}" if row and row["loss"] is not None else "" for row in lost]
             shown = ", ".join(f"`{layer}`" for layer in result["layers"])
@@ -43,31 +43,31 @@ def nodes(results: Results) -> str:
         "| setting | teacher | layer: gain, residual, strength | worst preservation, dB | own loss, dB |",
         "|---" * 5 + "|",
     ]
-    for what in ("default", "blocks", "compensated"):
-        for task, result in _of(results, what).items():
-            own = result["own"]
+    for name in ("default", "blocks", "compensated"):
+        for task, result in _of(results, name).items():
+            scores = result["own"]
             lines.append(
-                f"| {what} | {task} | {_nodes(result)} | {own['worst_preservation']:.1f} | {own['loss']:+.3f} |"
+                f"| {name} | {task} | {_nodes(result)} | {scores['worst_preservation']:.1f} | {scores['loss']:+.3f} |"
             )
     return "\n".join(lines) + "\n" if len(lines) > 2 else MISSING
 
 
-def setting(results: Results, what: str) -> str:
+def setting(results: Results, name: str) -> str:
     """A line a kind of student with a column a teacher."""
-    by_task = _of(results, what)
+    by_task = _of(results, name)
     if not by_task:
         return MISSING
-    first = next(iter(by_task.values()))
+    any_result = next(iter(by_task.values()))
     lines = [
-        f"{len(first['seeds'])} seed(s), {first['budget']['steps']} steps.",
+        f"{len(any_result['seeds'])} seed(s), {any_result['budget']['steps']} steps.",
         "",
         f"| student | {' | '.join(by_task)} | mean loss |",
         "|---" * (len(by_task) + 2) + "|",
         f"| `truth` | {' | '.join(_cell(_row(result, 'truth')) for result in by_task.values())} | |",
     ]
     names = [f"{teacher}/{kind}" for kind in KINDS for teacher in ("original", "shipped")]
-    measured = [name for name in (*names, *HONEST) if any(_row(result, name) for result in by_task.values())]
-    lines += [_line(by_task, name) for name in measured]
+    present = [name for name in (*names, *HONEST) if any(_row(result, name) for result in by_task.values())]
+    lines += [_line(by_task, name) for name in present]
     lines.append(f"| best of the original: of the shipped | {' | '.join(map(_best, by_task.values()))} | |")
     return "\n".join(lines) + "\n"
 
@@ -88,17 +88,17 @@ def battery(results: Results) -> str:
     return "\n".join(lines) + "\n" if lines else MISSING
 
 
-def _of(results: Results, what: str) -> dict[str, Results]:
-    return {task: results[f"{what}/{task}"] for task in TASKS if f"{what}/{task}" in results}
+def _of(results: Results, setting: str) -> dict[str, Results]:
+    return {task: results[f"{setting}/{task}"] for task in TASKS if f"{setting}/{task}" in results}
 
 
 def _nodes(result: Results) -> str:
-    many = len(result["layers"]) > 3
+    too_many = len(result["layers"]) > 3
     shown = [
         f"`{node['name']}`: {node['gain']:g}, {node['residual']:.3g}, {result['strength'][node['name']] or 0:.2f}"
-        for node in (result["layers"][:1] if many else result["layers"])
+        for node in (result["layers"][:1] if too_many else result["layers"])
     ]
-    return "; ".join(shown) + (f"; and {len(result['layers']) - 1} more blocks" if many else "")
+    return "; ".join(shown) + (f"; and {len(result['layers']) - 1} more blocks" if too_many else "")
 
 
 def _row(result: Results, name: str) -> Results | None:

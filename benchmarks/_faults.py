@@ -25,7 +25,7 @@ _UNPRIVILEGED = ["setpriv", "--bounding-set=-all"]  # root without its rights: p
 class Tally:
     """What came of the faults of one kind."""
 
-    tried: int = 0
+    count: int = 0
     earlier: int = 0
     """The earlier file stood afterwards."""
 
@@ -43,7 +43,7 @@ class Tally:
         if self.skipped:
             return f"| {name} | 0 | | | not tried: {self.skipped} |"
         held = "nothing lost" if not self.lost else "; ".join(self.lost[:3])
-        return f"| {name} | {self.tried} | {self.earlier} | {self.new} | {held} |"
+        return f"| {name} | {self.count} | {self.earlier} | {self.new} | {held} |"
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Subject:
     output: Path
     """The file; a command may write others beside it."""
 
-    first: list[str]
+    earlier_command: list[str]
     """What writes the earlier file."""
 
     command: list[str]
@@ -68,7 +68,7 @@ class Subject:
     def __post_init__(self) -> None:
         self.folder = self.output.parent
         self.folder.mkdir(exist_ok=True)
-        self._undisturbed(self.first)
+        self._undisturbed(self.earlier_command)
         self.before = {path.name: path.read_bytes() for path in self.folder.iterdir()}
         self.empty_cache()
         started = time.monotonic()
@@ -79,8 +79,8 @@ class Subject:
         self.names = {path.name for path in self.folder.iterdir()}
 
     def _undisturbed(self, command: list[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
 
     def empty_cache(self) -> None:
         """What an earlier run kept is gone."""
@@ -96,28 +96,28 @@ class Subject:
         for name, content in self.before.items():
             (self.folder / name).write_bytes(content)
 
-    def judge(self, tally: Tally, what: str, said: str | None = None) -> None:
+    def judge(self, tally: Tally, fault: str, message: str | None = None) -> None:
         """Note which file stands, and whether the command said one sentence (None: it could not, or succeeded)."""
-        tally.tried += 1
+        tally.count += 1
         content = self.output.read_bytes() if self.output.is_file() else b""
         tally.earlier += content == self.earlier
         tally.new += content == self.new
         if content in (self.earlier, self.new):
             self.valid(content)
         else:
-            tally.lost.append(f"{what}: another file has the name")
-        if said is not None and not _one_sentence(said):
-            tally.lost.append(f"{what}: {said[-200:]!r}")
+            tally.lost.append(f"{fault}: another file has the name")
+        if message is not None and not _one_sentence(message):
+            tally.lost.append(f"{fault}: {message[-200:]!r}")
 
-    def clean_run(self, tally: Tally, what: str = "after it") -> None:
+    def clean_run(self, tally: Tally, moment: str = "after it") -> None:
         """A run that nothing disturbs removes what was left, and gives what it would have given."""
-        done = subprocess.run(self.command, capture_output=True, text=True, check=False)
-        left = {path.name for path in self.folder.iterdir()} - self.names
-        if done.returncode or left or self.output.read_bytes() != self.new:
-            tally.lost.append(f"{what}: exit {done.returncode}, left {sorted(left)}")
+        process = subprocess.run(self.command, capture_output=True, text=True, check=False)
+        leftovers = {path.name for path in self.folder.iterdir()} - self.names
+        if process.returncode or leftovers or self.output.read_bytes() != self.new:
+            tally.lost.append(f"{moment}: exit {process.returncode}, left {sorted(leftovers)}")
 
     def hit(
-        self, tally: Tally, what: str, ends: set[int], command: list[str] | None = None, limit: Limits = ()
+        self, tally: Tally, fault: str, ends: set[int], command: list[str] | None = None, limit: Limits = ()
     ) -> None:
         """Run the command under a fault; it succeeds, or says one sentence and ends with one of these exit codes."""
 
@@ -125,17 +125,17 @@ class Subject:
             for which, most in limit:
                 resource.setrlimit(which, (most, most))
 
-        done = subprocess.run(
+        process = subprocess.run(
             command or self.command, capture_output=True, text=True, check=False, preexec_fn=set_limits
         )
-        self.judge(tally, what, None if done.returncode == 0 else done.stderr)
-        if done.returncode not in ends | {0}:
-            tally.lost.append(f"{what}: exit {done.returncode}")
+        self.judge(tally, fault, None if process.returncode == 0 else process.stderr)
+        if process.returncode not in ends | {0}:
+            tally.lost.append(f"{fault}: exit {process.returncode}")
 
 
-def _one_sentence(said: str) -> bool:
+def _one_sentence(message: str) -> bool:
     """A file that stands although a report could not be written has sentences of its own."""
-    return "Traceback" not in said and "not foreseen" not in said and said.count("Error: ") == 1
+    return "Traceback" not in message and "not foreseen" not in message and message.count("Error: ") == 1
 
 
 def killed(subject: Subject, kills: int, rng: random.Random) -> Tally:
@@ -152,9 +152,9 @@ def killed(subject: Subject, kills: int, rng: random.Random) -> Tally:
             process.wait()
         subject.judge(tally, f"kill {index}")
         if subject.cache:
-            kept = {path: path.stat().st_mtime_ns for path in subject.cache.glob("*.json")}
+            modified = {path: path.stat().st_mtime_ns for path in subject.cache.glob("*.json")}
             subject.clean_run(tally, f"after kill {index}")
-            if any(path.stat().st_mtime_ns != when for path, when in kept.items()):
+            if any(path.stat().st_mtime_ns != when for path, when in modified.items()):
                 tally.lost.append(f"after kill {index}: what was done was done again")
     subject.clean_run(tally)
     return tally
@@ -173,15 +173,15 @@ def limited(subject: Subject, limits: Sequence[Limits], ends: set[int]) -> Tally
 def full(subject: Subject, count: int) -> Tally:
     """The disk of the output is full: a tmpfs that holds the earlier files and this much, from nothing to enough."""
     tally = Tally(skipped=_no_mounts())
-    taken = sum(-(-len(content) // _PAGE) + 1 for content in subject.before.values()) * _PAGE
+    used = sum(-(-len(content) // _PAGE) + 1 for content in subject.before.values()) * _PAGE
     room = sum((subject.folder / name).stat().st_size for name in subject.names) * 1.5 + 4 * _PAGE
     for index in range(0 if tally.skipped else count):
         free = int(room * index / max(1, count - 1))
-        with tmpfs(subject.folder, taken + free):
+        with tmpfs(subject.folder, used + free):
             subject.reset()
             subject.hit(tally, f"{free} bytes free", {3})
-            if left := {path.name for path in subject.folder.iterdir()} - subject.names:
-                tally.lost.append(f"{free} bytes free: left {sorted(left)}")
+            if leftovers := {path.name for path in subject.folder.iterdir()} - subject.names:
+                tally.lost.append(f"{free} bytes free: left {sorted(leftovers)}")
     return tally
 
 

@@ -11,6 +11,6 @@ def fill(page: Path, tables: dict[str, str]) -> None:
     text = page.read_text()
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = mark.subn(lambda found, table=table: found[1] + table + found[2], text)
+        text, count = mark.subn(lambda match, table=table: match[1] + table + match[2], text)
         assert count == 1, name
     page.write_text(text)

@@ -58,13 +58,13 @@ def residuals(rows: Rows) -> str:
 
 
 def crops(rows: Rows) -> str:
-    measured = {key: row for key, row in rows.items() if key.startswith("crops/")}
-    if not measured:
+    of_crops = {key: row for key, row in rows.items() if key.startswith("crops/")}
+    if not of_crops:
         return "Not measured yet.\n"
-    counts = sorted({int(key.rpartition("/")[2]) for key in measured})
+    counts = sorted({int(key.rpartition("/")[2]) for key in of_crops})
     lines = [f"| teacher | {' | '.join(f'{count} crops' for count in counts)} |", "|---" * (len(counts) + 1) + "|"]
     for task in TASKS:
-        cells = [measured.get(f"crops/{task}/{count:03d}") for count in counts]
+        cells = [of_crops.get(f"crops/{task}/{count:03d}") for count in counts]
         if any(cells):
             shown = [f"{row['unseen']:.1f} ({row['crops']:.1f})" if row else "" for row in cells]
             lines.append(f"| {task} | {' | '.join(shown)} |")

@@ -75,40 +75,42 @@ ASKED = ("shipped/mse-1", "shipped/normalised-1", "shipped/attention-10")
 
 
 def layers(task: str) -> None:
-    for name, those in LAYERS.items():
-        made = asvp_export.protect(teacher(task), those, gain=100.0)
+    for name, chosen in LAYERS.items():
+        model = asvp_export.protect(teacher(task), chosen, gain=100.0)
         options = AuditOptions(task=task, student=student(task), rows=ASKED, seeds=1, steps=STEPS, cache=CACHE)
-        result = run_audit(made, options=options)
-        keep(f"layers/{task}/{name}", {"layers": those, "rows": [shown(row) for row in result.rows]})
+        result = run_audit(model, options=options)
+        keep(f"layers/{task}/{name}", {"layers": chosen, "rows": [shown(row) for row in result.rows]})
 
 
-def protected(task: str, what: str) -> Protected:
+def protected(task: str, setting: str) -> Protected:
     """The plan is kept beside the students."""
-    original, path = teacher(task), CACHE / f"{task}.{what}.plan.json"
+    original, path = teacher(task), CACHE / f"{task}.{setting}.plan.json"
     if path.exists():
         return apply(original, Plan.load(path))
     with tempfile.TemporaryDirectory() as folder:
         folders = degraded(task, Path(folder))
-        made = asvp_export.protect(original, **SETTINGS[what], images=folders["fit"], verify_images=folders["verify"])
-    assert made.plan
+        model = asvp_export.protect(
+            original, **SETTINGS[setting], images=folders["fit"], verify_images=folders["verify"]
+        )
+    assert model.plan
     CACHE.mkdir(parents=True, exist_ok=True)
-    made.plan.save(path)
-    return made
+    model.plan.save(path)
+    return model
 
 
-def run(what: str, task: str) -> None:
-    model = protected(task, "compensated" if what == "battery" else what)
+def run(setting: str, task: str) -> None:
+    model = protected(task, "compensated" if setting == "battery" else setting)
     assert model.plan
     options = AuditOptions(
-        task=task, student=student(task), rows=ROWS[what], seeds=SEEDS[what], steps=STEPS, cache=CACHE
+        task=task, student=student(task), rows=ROWS[setting], seeds=SEEDS[setting], steps=STEPS, cache=CACHE
     )
     progress = for_terminal(lambda line: print(line, flush=True))
     result = run_audit(model, options=options, progress=progress)
     print("\n".join(result.sentences()), flush=True)
     strengths = {layer.name: layer.strength for layer in model.plan.layers}
-    measured = {key: value for key, value in result.as_dict().items() if key != "verdict"} | {"strength": strengths}
-    measured["rows"] = [shown(row) for row in result.rows]
-    keep(f"{what}/{task}", measured)
+    record = {key: value for key, value in result.as_dict().items() if key != "verdict"} | {"strength": strengths}
+    record["rows"] = [shown(row) for row in result.rows]
+    keep(f"{setting}/{task}", record)
 
 
 def student(task: str) -> str:
@@ -124,24 +126,24 @@ def keep(key: str, result: dict[str, Any]) -> None:
     RESULTS.touch()
     with RESULTS.open("r+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        known = json.loads(stream.read() or "{}") | {key: result}
+        results = json.loads(stream.read() or "{}") | {key: result}
         stream.seek(0)
         stream.truncate()
-        stream.write(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+        stream.write(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 
 
 def main() -> None:
-    what, *tasks = sys.argv[1:]
-    if what == "tables":
+    setting, *tasks = sys.argv[1:]
+    if setting == "tables":
         from benchmarks._audit_tables import write
 
         write(json.loads(RESULTS.read_text()))
         return
     for task in tasks or TASKS:
-        if what == "layers":
+        if setting == "layers":
             layers(task)
         else:
-            run(what, task)
+            run(setting, task)
 
 
 if __name__ == "__main__":

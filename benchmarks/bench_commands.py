@@ -53,46 +53,49 @@ def seconds(arguments: Sequence[str], package: Path, limit: float) -> str:
     """How long a command takes, or why there is no figure; `python -m` takes the package of the folder it runs in."""
     start = time.perf_counter()
     try:
-        done = subprocess.run(arguments, cwd=package, timeout=limit, capture_output=True, text=True)
+        process = subprocess.run(arguments, cwd=package, timeout=limit, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         return f"not done after {limit:.0f}"
-    if done.returncode:
-        return f"refused: {done.stderr.strip().splitlines()[-1][:120] if done.stderr.strip() else done.returncode}"
+    if process.returncode:
+        printed = process.stderr.strip()
+        return f"refused: {printed.splitlines()[-1][:120] if printed else process.returncode}"
     return f"{time.perf_counter() - start:.1f}"
 
 
 def rows(folder: Path) -> dict[str, list[str]]:
     """Name of a row to its command."""
-    found: dict[str, list[str]] = {}
+    commands: dict[str, list[str]] = {}
     for task in TASKS:
         teacher = (f"examples/teachers/{task}.safetensors", "--arch", f"examples/nets.py:{task}")
         output = ("--force", "-o", folder / f"{task}.onnx")
-        found[f"{task}, --layers 'body.*'"] = command(*teacher, "--layers", "body.*", *output)
-        found[f"{task}, --layers auto"] = command(*teacher, "--layers", "auto", *output)
+        commands[f"{task}, --layers 'body.*'"] = command(*teacher, "--layers", "body.*", *output)
+        commands[f"{task}, --layers auto"] = command(*teacher, "--layers", "auto", *output)
         three = ("--layers", "body.2.branch.1,body.4.branch.1,body.7.branch.1")
-        found[f"{task}, three nodes, --compensate solve"] = command(*teacher, *three, "--compensate", "solve", *output)
-        found[f"{task}, layers"] = command("layers", *teacher)
-    return found | large(folder)
+        commands[f"{task}, three nodes, --compensate solve"] = command(
+            *teacher, *three, "--compensate", "solve", *output
+        )
+        commands[f"{task}, layers"] = command("layers", *teacher)
+    return commands | large(folder)
 
 
 def large(folder: Path) -> dict[str, list[str]]:
     """RRDB x4 of the Real-ESRGAN size with random weights, and DAT-light x2 with its own."""
-    found = {}
+    commands = {}
     layers = {
         "rrdb": ("Real-ESRGAN x4plus (RRDB, 23 blocks)", "model.1.sub.*"),
         "dat": ("DAT-light x2", "conv_after_body"),
     }
     for kind, (name, glob) in layers.items():
         path = folder / f"{kind}.pth"
-        made = subprocess.run([sys.executable, "-c", LARGE, kind, path], capture_output=True, text=True)
-        if made.returncode:
-            print(f"{name} is left out: {made.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        process = subprocess.run([sys.executable, "-c", LARGE, kind, path], capture_output=True, text=True)
+        if process.returncode:
+            print(f"{name} is left out: {process.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
         static = ("--static", "--size", "64x64") if kind == "dat" else ()
-        found[f"{name}, --layers '{glob}'"] = command(
+        commands[f"{name}, --layers '{glob}'"] = command(
             path, "--layers", glob, *static, "--force", "-o", folder / f"{kind}.onnx"
         )
-    return found
+    return commands
 
 
 def main() -> None:
@@ -104,11 +107,11 @@ def main() -> None:
     print("| command | seconds | older commit | bare torch.onnx.export |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, one in rows(Path(folder)).items():
+        for name, row_command in rows(Path(folder)).items():
             if chosen.only and not any(word in name for word in chosen.only.split(",")):
                 continue
-            ours = seconds(one, ROOT, 10 * chosen.limit)
-            older = seconds(one, chosen.base, chosen.limit) if chosen.base else ""
+            ours = seconds(row_command, ROOT, 10 * chosen.limit)
+            older = seconds(row_command, chosen.base, chosen.limit) if chosen.base else ""
             task = name.partition(",")[0]
             bare = ""
             if task in TASKS and "layers" in name and "solve" not in name and not name.endswith(", layers"):

@@ -18,7 +18,7 @@ def main() -> None:
     lines.append("|---" * (len(steps) + 3) + "|")
     for row in rows:
         outcomes = [row["outcomes"][step].partition(":")[0] for step in steps]
-        assumed = "; ".join(f"{one['about']}: {one['concluded']}" for one in row["assumed"])
+        assumed = "; ".join(f"{assumption['about']}: {assumption['concluded']}" for assumption in row["assumed"])
         lines.append(f"| `{row['file']}` | {row['kind']} | {' | '.join(outcomes)} | {assumed} |")
     fill(ROOT / "docs" / "results" / "compatibility.md", {"field": "\n".join(lines) + "\n"})
 

@@ -42,18 +42,18 @@ def run(file: Path, side: int, cap: float) -> None:
     print(int(status.partition("VmHWM:")[2].split()[0]) / 2**20)
 
 
-def measured(file: Path, side: int, cap: float) -> float | None:
+def peak_of(file: Path, side: int, cap: float) -> float | None:
     """The peak of a process that restores a square picture, in GiB; None where that fails."""
     start = time.perf_counter()
     child = [sys.executable, "-m", "benchmarks.bench_largest", str(file), "--run", str(side), "--cap", str(cap)]
-    done = subprocess.run(child, capture_output=True, text=True)
+    process = subprocess.run(child, capture_output=True, text=True)
     seconds, peak = time.perf_counter() - start, None
-    if done.returncode:
-        how = f"fails: {(done.stderr.strip().splitlines() or ['killed'])[-1][:150]}"
+    if process.returncode:
+        outcome = f"fails: {(process.stderr.strip().splitlines() or ['killed'])[-1][:150]}"
     else:
-        peak = float(done.stdout)
-        how = f"peak {peak:.2f} GiB, {seconds:.0f} s"
-    print(f"{file.suffix[1:]} {side} x {side}: {how}", flush=True)
+        peak = float(process.stdout)
+        outcome = f"peak {peak:.2f} GiB, {seconds:.0f} s"
+    print(f"{file.suffix[1:]} {side} x {side}: {outcome}", flush=True)
     return peak
 
 
@@ -89,14 +89,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         module = Path(name, "module.pt")
         torch.save(protected.module, module)
-        line({side: measured(module, side, arguments.cap) for side in arguments.sides}, arguments.memory)
+        line({side: peak_of(module, side, arguments.cap) for side in arguments.sides}, arguments.memory)
         peaks = {}
         for side in arguments.onnx:
             start = time.perf_counter()
             file = Path(name, f"{side}.onnx")
             onnx.save(to_onnx(protected, static=(side, side)), file)
             print(f"{side} x {side}: traced in {time.perf_counter() - start:.0f} s")
-            peaks[side] = measured(file, side, arguments.cap)
+            peaks[side] = peak_of(file, side, arguments.cap)
         line(peaks, arguments.memory)
 
 

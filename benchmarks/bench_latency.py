@@ -73,21 +73,21 @@ def kernel_time(file: Path, x: np.ndarray, folder: Path) -> float:
 def peak(file: Path, execution_path: str, x: np.ndarray, folder: Path) -> int:
     """Bytes that two runs of the file add to a process at their peak."""
     np.save(folder / "x.npy", x)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PEAK, file, execution_path, folder / "x.npy"], check=True, capture_output=True, text=True
     )
-    return 1024 * int(done.stdout)
+    return 1024 * int(process.stdout)
 
 
 def row(task: str, count: int, repeats: int, folder: Path) -> str:
     model = dat_light() if task == "dat_light" else teacher(task)
     x = model.example(256, 256).numpy().astype(np.float32)
     static = (256, 256) if task == "dat_light" else None  # its windows follow the size it was traced with
-    made = asvp_export.protect(model, "conv_after_body" if static else f"auto:{count}", gain=100.0)
-    written = to_onnx(made, static=static)
+    protected = asvp_export.protect(model, "conv_after_body" if static else f"auto:{count}", gain=100.0)
+    model_proto = to_onnx(protected, static=static)
     files = [folder / f"{task}.{kind}.onnx" for kind in ("plain", "protected")]
-    onnx.save(without_nodes(written), files[0])
-    onnx.save(written, files[1])
+    onnx.save(without_nodes(model_proto), files[0])
+    onnx.save(model_proto, files[1])
     variants = [(files[0], False), (files[1], True), (files[1], False)]
     sessions = [session(file, threads=THREADS, library=library) for file, library in variants]
     tasks = [lambda opened=opened: run_model(opened, x) for opened in sessions]
@@ -96,9 +96,9 @@ def row(task: str, count: int, repeats: int, folder: Path) -> str:
     if static is None:
         large = model.example(512, 512).numpy().astype(np.float32)
         plain_peak, *peaks = (peak(file, "library" if library else "body", large, folder) for file, library in variants)
-        memory = [(value - plain_peak) / (4 * model_map(model, next(iter(made.nodes)), large)) for value in peaks]
+        memory = [(value - plain_peak) / (4 * model_map(model, next(iter(protected.nodes)), large)) for value in peaks]
     return (
-        f"| {task} | {', '.join(f'`{layer}`' for layer in made.nodes)} | {plain:.1f} | {by_library:.1f} "
+        f"| {task} | {', '.join(f'`{layer}`' for layer in protected.nodes)} | {plain:.1f} | {by_library:.1f} "
         f"| {ratios[0]:.3f} | {by_body:.1f} | {ratios[1]:.3f} | {kernel_time(files[1], x, folder):.2f} "
         f"| {memory[0]:+.1f} | {memory[1]:+.1f} |"
     )
@@ -117,7 +117,7 @@ def timed(repeats: int, tasks: Sequence[Callable[[], object]]) -> tuple[list[flo
             times[i] = 1000 * (time.perf_counter() - start)
         rounds.append(times)
     columns = list(zip(*rounds[2:], strict=True))
-    ratios = [statistics.median(b / a for a, b in zip(columns[0], other, strict=True)) for other in columns[1:]]
+    ratios = [statistics.median(b / a for a, b in zip(columns[0], column, strict=True)) for column in columns[1:]]
     return [statistics.median(column) for column in columns], ratios
 
 

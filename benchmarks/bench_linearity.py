@@ -26,7 +26,7 @@ CHANNELS = (16, 64)
 LENGTHS = [4096 * 2**i for i in range(11)]  # to 4.2 million
 
 
-def measured(c: int) -> list[float]:
+def milliseconds(c: int) -> list[float]:
     """Milliseconds of each length; all lengths take turns, so that a slow moment of the machine meets all of them."""
     node, generator = Perturbation(4, 1.1), torch.Generator().manual_seed(0)
     maps = [torch.randn(1, c, length, generator=generator).add_(1).relu_() for length in LENGTHS]
@@ -38,7 +38,7 @@ def main() -> None:
     arguments.add_argument("--plot", type=Path, default=ROOT / "docs" / "results" / "linearity.png")
     chosen = arguments.parse_args()
     torch.set_num_threads(2)
-    times = {c: measured(c) for c in CHANNELS}
+    times = {c: milliseconds(c) for c in CHANNELS}
     print("| L | " + " | ".join(f"C = {c}, ms | ns a position" for c in CHANNELS) + " |")
     print("|---|" + "---|---|" * len(CHANNELS))
     for i, length in enumerate(LENGTHS):

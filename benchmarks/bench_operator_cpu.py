@@ -73,16 +73,16 @@ def low_rank(m: torch.Tensor) -> torch.Tensor:
 def in_turns(tasks: dict, seconds: float) -> dict[str, float]:
     """Median seconds of each task. The slow ones sit out most rounds."""
     times = {name: [] for name in tasks}
-    first = {}
+    once = {}
     for name, task in tasks.items():
         task()
         start = time.perf_counter()
         task()
-        first[name] = time.perf_counter() - start
+        once[name] = time.perf_counter() - start
     end, turn = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or turn < 5:
         for name, task in tasks.items():
-            if first[name] > 0.1 and turn % 8 != 1:
+            if once[name] > 0.1 and turn % 8 != 1:
                 continue
             time.sleep(0.02)  # threads of the one before (onnxruntime's above all) look for work a while
             start = time.perf_counter()

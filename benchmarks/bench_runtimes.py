@@ -45,11 +45,11 @@ Measured = tuple[str, np.ndarray, list[float]]
 Run = Callable[[Path], Callable[[np.ndarray], np.ndarray]]
 
 
-def in_process(found: str, opened: Run, x: np.ndarray, files: tuple[Path, Path], rounds: int) -> Measured:
+def in_process(runtime: str, opened: Run, x: np.ndarray, files: tuple[Path, Path], rounds: int) -> Measured:
     """A runtime that Python calls; `opened` loads a file and gives what runs it."""
     plain, protected = map(opened, files)
     y = protected(x)
-    return found, y, in_turns(rounds, lambda: plain(x), lambda: protected(x), rest=REST)
+    return runtime, y, in_turns(rounds, lambda: plain(x), lambda: protected(x), rest=REST)
 
 
 def by_onnxruntime(x, files, rounds, provider="cpu", library=False) -> Measured:
@@ -90,11 +90,11 @@ def by_browser(x, files, rounds, backend="wasm") -> Measured:
     if reason := web.missing():
         raise AsvpError(reason)
     flags = [*web.FLAGS, *(web.SOFTWARE_GPU if backend == "webgpu" else [])]
-    with tempfile.NamedTemporaryFile(suffix=".bin") as given:
-        x.tofile(given.name)
-        served = {"/plain.onnx": files[0], "/protected.onnx": files[1], "/x.bin": Path(given.name)}
+    with tempfile.NamedTemporaryFile(suffix=".bin") as input_file:
+        x.tofile(input_file.name)
+        served = {"/plain.onnx": files[0], "/protected.onnx": files[1], "/x.bin": Path(input_file.name)}
         with web.serving(served) as url:
-            seen = web.drive(
+            answer = web.drive(
                 "bench.mjs",
                 url=url,
                 flags=flags,
@@ -104,9 +104,9 @@ def by_browser(x, files, rounds, backend="wasm") -> Measured:
                 dims=list(x.shape),
                 rounds=rounds,
             )
-    adapter = f", {seen['adapter']}" if backend == "webgpu" else ""
-    runtime = f"{seen['version']}, Chromium {seen['browser']}{adapter}"
-    return runtime, web.picture(seen["output"]), [statistics.median(times) for times in seen["times"]]
+    adapter = f", {answer['adapter']}" if backend == "webgpu" else ""
+    runtime = f"{answer['version']}, Chromium {answer['browser']}{adapter}"
+    return runtime, web.picture(answer["output"]), [statistics.median(times) for times in answer["times"]]
 
 
 FULL, SLOW = "full", "slow"
@@ -151,13 +151,13 @@ def main() -> None:
             with native.reference_only():
                 expected = protected(torch.from_numpy(x)).numpy()
             try:
-                found, y, (a, b) = measure(x, (files["plain"], files[kind]), rounds)
+                runtime, y, (a, b) = measure(x, (files["plain"], files[kind]), rounds)
             except (AsvpError, ImportError) as error:
                 print(f"| {name} | {kind} | not here: {error} | | | | | |", flush=True)
                 continue
             psnr = 10 * np.log10(1 / np.mean((y.astype(np.float64) - expected) ** 2))
             shown = f"{x.shape[3]} x {x.shape[2]} | {psnr:.1f} dB | {a:.1f} | {b:.1f} | {b / a:.2f}"
-            print(f"| {name} | {kind} | {found} | {shown} |", flush=True)
+            print(f"| {name} | {kind} | {runtime} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

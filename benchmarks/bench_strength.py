@@ -47,13 +47,13 @@ THREE = {"sr_x2": (5, 6, 7), "lowlight": (2, 3, 7), "underwater": (3, 4, 5), "de
 
 def degraded(task: str, folder: Path) -> dict[str, Path]:
     """Folders of inputs: "fit", "verify" and "audit"."""
-    made = {}
+    folders = {}
     for split, parts in (("fit", ("calibrate", "train")), ("verify", ("verify",)), ("audit", ("audit",))):
-        made[split] = folder / split
+        folders[split] = folder / split
         for part in parts:
-            command = [sys.executable, ROOT / "examples" / "degrade.py", task, photographs(part), made[split]]
+            command = [sys.executable, ROOT / "examples" / "degrade.py", task, photographs(part), folders[split]]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return made
+    return folders
 
 
 def cases_of(original: Teacher, folder: Path) -> list[Case]:
@@ -67,7 +67,7 @@ def decibels(protected: Protected, cases: Sequence[Case]) -> list[float]:
     original, peak = protected.teacher.module, protected.teacher.data_range.peak
     with torch.inference_mode():
         return [
-            psnr(wanted := original(x).numpy(), protected.module(x).numpy(), peak_of(wanted, peak))
+            psnr(expected := original(x).numpy(), protected.module(x).numpy(), peak_of(expected, peak))
             for x in (torch.from_numpy(case.input) for case in cases)
         ]
 
@@ -88,7 +88,7 @@ def judged(protected: Protected, inputs: Path, task: str) -> dict[str, Any]:
     }
 
 
-def kept(key: str, make: Any) -> None:
+def run_once(key: str, make: Any) -> None:
     """Run a row unless it is there; several processes may fill the file together."""
     RESULTS.touch()
     if key in json.loads(RESULTS.read_text() or "{}"):
@@ -129,8 +129,8 @@ def bars(task: str, folders: dict[str, Path]) -> None:
                 assert protected.plan
                 return {"layers": layers, "strength": strengths(protected)} | judged(protected, folders["audit"], task)
 
-            kept(f"bars/{task}/{name}/{mode}", make)
-        kept(f"bars/{task}/{name}/mix", lambda layers=layers: mixed(task, layers, folders))
+            run_once(f"bars/{task}/{name}/{mode}", make)
+        run_once(f"bars/{task}/{name}/mix", lambda layers=layers: mixed(task, layers, folders))
 
 
 def mixed(task: str, layers: list[str], folders: dict[str, Path]) -> dict[str, Any]:
@@ -144,9 +144,9 @@ def mixed(task: str, layers: list[str], folders: dict[str, Path]) -> dict[str, A
     for i in range(len(images.crops)):
         for layer, (clean, *_) in runner.maps(i).items():
             exposed = torch.ops.asvp.perturb(clean, 1, 10.0, 1.0, 1)
-            rows, wanted = (x[0].flatten(1).double() for x in (exposed, clean))
+            rows, target = (x[0].flatten(1).double() for x in (exposed, clean))
             gram[layer] = gram[layer] + rows @ rows.T / rows.shape[1]
-            moments[layer] = moments[layer] + wanted @ rows.T / rows.shape[1]
+            moments[layer] = moments[layer] + target @ rows.T / rows.shape[1]
     for layer in layers:
         unit = gram[layer].diagonal().mean() * 1e-9 * torch.eye(len(gram[layer]), dtype=torch.float64)
         mix = torch.linalg.solve(gram[layer] + unit, moments[layer].T).T.float()
@@ -167,15 +167,15 @@ def residuals(task: str, folders: dict[str, Path]) -> None:
     def make() -> dict[str, Any]:
         from benchmarks.bench_audit import protected as planned
 
-        made = planned(task, "compensated")
-        assert made.plan
+        protected = planned(task, "compensated")
+        assert protected.plan
         nodes = {
             layer.name: [layer.node.rank, layer.node.gain, layer.node.left, layer.strength]
-            for layer in made.plan.layers
+            for layer in protected.plan.layers
         }
-        return {"nodes": nodes, "verified": made.plan.verified_psnr} | judged(made, folders["audit"], task)
+        return {"nodes": nodes, "verified": protected.plan.verified_psnr} | judged(protected, folders["audit"], task)
 
-    kept(f"residuals/{task}", make)
+    run_once(f"residuals/{task}", make)
 
 
 def crops(task: str, folders: dict[str, Path]) -> None:
@@ -187,34 +187,36 @@ def crops(task: str, folders: dict[str, Path]) -> None:
     for count in (8, 16, 32, 64, 128):
 
         def make(count: int = count) -> dict[str, Any]:
-            some = replace(images, crops=images.crops[:count])
+            calibration_images = replace(images, crops=images.crops[:count])
             unseen = [tuple(torch.from_numpy(x) for x in case.inputs) for case in cases]
-            inputs = [*some.crops, *some.held_out, *unseen]
+            inputs = [*calibration_images.crops, *calibration_images.held_out, *unseen]
             runner = TorchRunner(original, [layer], inputs)
-            seen, held = range(count), range(count, count + len(some.held_out))
-            search = Search(runner, {layer: Perturbation()}, seen, held, Goal(peak=1.0, target=49.0, max_gain=10.0))
+            solved_on, held = range(count), range(count, count + len(calibration_images.held_out))
+            search = Search(
+                runner, {layer: Perturbation()}, solved_on, held, Goal(peak=1.0, target=49.0, max_gain=10.0)
+            )
             trial = search.trial({layer: Perturbation(1, 10.0)})
             last = range(len(inputs) - len(unseen), len(inputs))
             row = {
                 name: search.worst(inputs, trial.nodes, trial.weights)
-                for name, inputs in {"crops": seen, "unseen": last}.items()
+                for name, inputs in {"crops": solved_on, "unseen": last}.items()
             }
             runner.release()
             return row
 
-        kept(f"crops/{task}/{count:03d}", make)
+        run_once(f"crops/{task}/{count:03d}", make)
 
 
 def main() -> None:
-    what, *tasks = sys.argv[1:]
-    if what == "tables":
+    table, *tasks = sys.argv[1:]
+    if table == "tables":
         from benchmarks._strength_tables import write
 
         write(json.loads(RESULTS.read_text()))
         return
     for task in tasks or TASKS:
         with tempfile.TemporaryDirectory() as folder:
-            {"bars": bars, "residuals": residuals, "crops": crops}[what](task, degraded(task, Path(folder)))
+            {"bars": bars, "residuals": residuals, "crops": crops}[table](task, degraded(task, Path(folder)))
 
 
 if __name__ == "__main__":

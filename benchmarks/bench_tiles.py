@@ -38,8 +38,8 @@ def main() -> None:
                 files.append(Path(folder) / f"{task}.{name}.onnx")
                 asvp_export.export(protected, files[-1], images=few, min_psnr=20)
             for tile in options.tiles:
-                found = [cell for file in files for cell in _row(file, pictures, Tiling(tile, options.overlap))]
-                print(f"| {task} | {tile} | " + " | ".join(found) + " |", flush=True)
+                cells = [cell for file in files for cell in _row(file, pictures, Tiling(tile, options.overlap))]
+                print(f"| {task} | {tile} | " + " | ".join(cells) + " |", flush=True)
 
 
 def _row(file: Path, pictures: list[np.ndarray], tiling: Tiling) -> tuple[str, str]:

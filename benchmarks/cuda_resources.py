@@ -79,12 +79,14 @@ class Kernel:
         """With the type of the map, and of its sums; the same for both layouts."""
         kind, *parts = self._parts
         sums = [SUMS[part] for part in parts if part in SUMS]
-        return ", ".join([kind, *(TYPES[part] for part in parts if part in TYPES), *(f"sums in {one}" for one in sums)])
+        return ", ".join(
+            [kind, *(TYPES[part] for part in parts if part in TYPES), *(f"sums in {sum_type}" for sum_type in sums)]
+        )
 
     @property
     def _parts(self) -> list[str]:
-        found = re.search(r"entry<(.*)>", self.name)
-        return re.findall(r"\w+", re.sub(r"\w+::", "", found[1] if found else self.name))
+        match = re.search(r"entry<(.*)>", self.name)
+        return re.findall(r"\w+", re.sub(r"\w+::", "", match[1] if match else self.name))
 
     def blocks(self, threads: int) -> int:
         """How many blocks of `threads` a multiprocessor holds at once."""
@@ -115,12 +117,16 @@ def compiled(architecture: int, file: str) -> list[Kernel]:
         *(str(NVCC), "-std=c++17", "-O3", "-DNDEBUG", f"-I{SOURCE / 'include'}", f"-arch=sm_{architecture}"),
         *("-Xptxas=-v", "-cubin", "-o", "/dev/null", str(SOURCE / "src" / "cuda" / file)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    kernels = list(parsed(done.stderr + done.stdout))
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    kernels = list(parsed(process.stderr + process.stdout))
     names = subprocess.run(
-        ["c++filt", "-p"], input="\n".join(one.name for one in kernels), capture_output=True, text=True, check=True
+        ["c++filt", "-p"],
+        input="\n".join(kernel.name for kernel in kernels),
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
-    return [Kernel(name, *list(vars(one).values())[1:]) for one, name in zip(kernels, names, strict=True)]
+    return [Kernel(name, *list(vars(kernel).values())[1:]) for kernel, name in zip(kernels, names, strict=True)]
 
 
 def threads_of(kind: str) -> int:
@@ -131,15 +137,15 @@ def threads_of(kind: str) -> int:
 
 def release() -> str:
     """Of nvcc, such as 13.0."""
-    said = subprocess.run([str(NVCC), "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+\.\d+)", said)
-    return found[1] if found else "unknown"
+    output = subprocess.run([str(NVCC), "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"release (\d+\.\d+)", output)
+    return match[1] if match else "unknown"
 
 
 def worst(kernels: list[Kernel]) -> dict[str, Kernel]:
     """Of each title the kernel that spills most; with the most registers where several spill the same."""
     by_title: dict[str, Kernel] = {}
-    for kernel in sorted(kernels, key=lambda one: (one.spilled, one.registers)):
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.spilled, kernel.registers)):
         by_title[kernel.title] = kernel
     return by_title
 
@@ -147,17 +153,20 @@ def worst(kernels: list[Kernel]) -> dict[str, Kernel]:
 def surprises(kernels: list[Kernel]) -> list[str]:
     """What spills other than accepted."""
     return [
-        f"sm_{one.architecture}, {title}: {one.spilled} bytes spilled, {accepted} accepted"
-        for title, one in worst(kernels).items()
-        if one.spilled != (accepted := ACCEPTED.get(title, {}).get(one.architecture, 0))
+        f"sm_{kernel.architecture}, {title}: {kernel.spilled} bytes spilled, {accepted} accepted"
+        for title, kernel in worst(kernels).items()
+        if kernel.spilled != (accepted := ACCEPTED.get(title, {}).get(kernel.architecture, 0))
     ]
 
 
-def table(found: dict[int, list[Kernel]]) -> str:
+def table(compiled_kernels: dict[int, list[Kernel]]) -> str:
     """A row for each title, a column for each architecture."""
-    by_architecture = {architecture: worst(kernels) for architecture, kernels in found.items()}
+    by_architecture = {architecture: worst(kernels) for architecture, kernels in compiled_kernels.items()}
     titles = list(dict.fromkeys(title for kernels in by_architecture.values() for title in kernels))
-    lines = ["| kernel | " + " | ".join(f"sm_{one}" for one in found) + " |", "|---" * (len(found) + 1) + "|"]
+    lines = [
+        "| kernel | " + " | ".join(f"sm_{architecture}" for architecture in compiled_kernels) + " |",
+        "|---" * (len(compiled_kernels) + 1) + "|",
+    ]
     for title in sorted(titles):
         cells = [_cell(kernels[title]) for kernels in by_architecture.values()]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
@@ -174,21 +183,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, nargs="+", default=list(THREADS_OF_A_MULTIPROCESSOR))
     parser.add_argument("--dry", action="store_true", help="print the table, leave the page alone")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     if NVCC is None:
         print("Nothing was compiled: there is no nvcc.")
         return 1
-    found: dict[int, list[Kernel]] = {}
-    for architecture in asked.architectures:
-        found[architecture] = [kernel for file in FILES for kernel in compiled(architecture, file)]
-        print(f"sm_{architecture}: {len(found[architecture])} kernels", file=sys.stderr, flush=True)
-    text = f"nvcc {release()}.\n\n" + table(found)
+    compiled_kernels: dict[int, list[Kernel]] = {}
+    for architecture in arguments.architectures:
+        compiled_kernels[architecture] = [kernel for file in FILES for kernel in compiled(architecture, file)]
+        print(f"sm_{architecture}: {len(compiled_kernels[architecture])} kernels", file=sys.stderr, flush=True)
+    text = f"nvcc {release()}.\n\n" + table(compiled_kernels)
     print(text)
-    if not asked.dry and set(found) == set(THREADS_OF_A_MULTIPROCESSOR):
+    if not arguments.dry and set(compiled_kernels) == set(THREADS_OF_A_MULTIPROCESSOR):
         fill(PAGE, {"cuda resources": text})
-    wrong = [line for kernels in found.values() for line in surprises(kernels)]
-    print(*wrong, sep="\n")
-    return 1 if wrong else 0
+    spills = [line for kernels in compiled_kernels.values() for line in surprises(kernels)]
+    print(*spills, sep="\n")
+    return 1 if spills else 0
 
 
 if __name__ == "__main__":

@@ -20,38 +20,38 @@ from pathlib import Path
 CUDA = re.compile(r"_*(cu|nccl|nv)")
 
 
-def said(*command: str | Path) -> str:
+def output_of(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def missing(libraries: list[Path]) -> set[str]:
     """The names of those that the system's loader does not find."""
-    return {name for path in libraries for name in re.findall(r"(\S+) => not found", said("ldd", path))}
+    return {name for path in libraries for name in re.findall(r"(\S+) => not found", output_of("ldd", path))}
 
 
 def versions(library: Path) -> dict[str, str]:
     """Symbol version to the name of the library that has to have it."""
-    where, owner = {}, ""
-    for line in said("readelf", "-VW", library).splitlines():
+    owners, owner = {}, ""
+    for line in output_of("readelf", "-VW", library).splitlines():
         if match := re.search(r"File: (\S+)", line):
             owner = match[1]
         elif owner and (match := re.search(r"Name: (\S+)\s+Flags", line)):
-            where[match[1]] = owner
-    return where
+            owners[match[1]] = owner
+    return owners
 
 
 def symbols(library: Path) -> tuple[set[str], dict[str, str]]:
     """Names that a library defines; names that it looks for, each with the symbol version or an empty text."""
-    defined, wanted = set(), {}
-    for line in said("readelf", "-W", "--dyn-syms", library).splitlines():
+    defined, undefined = set(), {}
+    for line in output_of("readelf", "-W", "--dyn-syms", library).splitlines():
         fields = line.split()
         if len(fields) >= 8 and fields[0].endswith(":") and fields[0] != "Num:":
             name, _, version = fields[7].partition("@")
             if fields[6] == "UND":
-                wanted[name] = version
+                undefined[name] = version
             else:
                 defined.add(name)
-    return defined, wanted
+    return defined, undefined
 
 
 def build(soname: str, by_version: dict[str, set[str]], folder: Path) -> None:
@@ -77,21 +77,21 @@ def make(lib: Path, folder: Path) -> list[str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     libraries = [*sorted(lib.glob("*.so*")), *sorted(lib.parent.glob("_C*.so"))]
-    wanted: dict[str, dict[str, set[str]]] = {soname: defaultdict(set) for soname in sorted(missing(libraries))}
+    stand_ins: dict[str, dict[str, set[str]]] = {soname: defaultdict(set) for soname in sorted(missing(libraries))}
     defined, loose = set(), set()
     for library in libraries:
-        own, looked_for = symbols(library)
-        where = versions(library)
-        defined |= own
-        for name, version in looked_for.items():
+        defined_here, undefined = symbols(library)
+        owners = versions(library)
+        defined |= defined_here
+        for name, version in undefined.items():
             if not version:
                 loose.add(name)
-            elif (owner := where.get(version)) in wanted:
-                wanted[owner][version].add(name)
-    rest = {name for name in loose - defined if CUDA.match(name)}
-    for soname, by_version in wanted.items():
-        build(soname, by_version or {"": rest}, folder)
-    return list(wanted)
+            elif (owner := owners.get(version)) in stand_ins:
+                stand_ins[owner][version].add(name)
+    unversioned = {name for name in loose - defined if CUDA.match(name)}
+    for soname, by_version in stand_ins.items():
+        build(soname, by_version or {"": unversioned}, folder)
+    return list(stand_ins)
 
 
 def main() -> None:

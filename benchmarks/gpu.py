@@ -104,17 +104,17 @@ def run(step: Step) -> Outcome:
         return Outcome(step.name, False, 0.0, f"{step.command[0]} is not there")
     environment = {**os.environ, **step.environment}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             step.command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=step.seconds, check=False
         )
-        said, passed = done.stdout[-TAIL:] + done.stderr[-TAIL:], done.returncode == 0
-        result = _measured(step.name, done.stdout)
+        output, passed = process.stdout[-TAIL:] + process.stderr[-TAIL:], process.returncode == 0
+        result = _numbers(step.name, process.stdout)
     except subprocess.TimeoutExpired as error:
-        said, passed, result = f"ended after {step.seconds} s: {str(error.output or '')[-TAIL:]}", False, None
-    return Outcome(step.name, passed, round(time.monotonic() - started, 1), said, result)
+        output, passed, result = f"ended after {step.seconds} s: {str(error.output or '')[-TAIL:]}", False, None
+    return Outcome(step.name, passed, round(time.monotonic() - started, 1), output, result)
 
 
-def _measured(name: str, printed: str) -> Any:
+def _numbers(name: str, printed: str) -> Any:
     """The numbers of a step that has some."""
     if name == "operator":
         file = WORK / "operator.json"
@@ -136,16 +136,16 @@ def table(recorded: Mapping[str, Any]) -> str:
     """What was recorded, as Markdown: the steps, onnxruntime end to end, the operator."""
     lines = [f"{recorded['device']}, torch {recorded['torch']}", "", "| step | seconds | |", "|---|---|---|"]
     lines += [
-        f"| {one['name']} | {one['seconds']:.0f} | {'passed' if one['passed'] else 'failed'} |"
-        for one in recorded["steps"]
+        f"| {step['name']} | {step['seconds']:.0f} | {'passed' if step['passed'] else 'failed'} |"
+        for step in recorded["steps"]
     ]
     lines += [
         "",
         "| onnxruntime, CUDA | fidelity dB | preservation dB | ms | of unprotected |",
         "|---|---|---|---|---|",
     ]
-    results = {one["name"]: one["result"] for one in recorded["steps"] if one["result"]}
-    for name in (one for one in results if one.startswith("onnxruntime")):
+    results = {step["name"]: step["result"] for step in recorded["steps"] if step["result"]}
+    for name in (name for name in results if name.startswith("onnxruntime")):
         values = results[name]
         latency = values["latency"]
         lines.append(
@@ -164,9 +164,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu.json")
     parser.add_argument("--table", type=Path, help="print the tables of a recorded file")
-    asked = parser.parse_args()
-    if asked.table:
-        print(table(json.loads(asked.table.read_text())))
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.table.read_text())))
         return 0
     if reason := cuda_missing():
         print(f"Nothing was run: {reason}.")
@@ -178,9 +178,9 @@ def main() -> int:
         outcome = run(step)
         print(f"{step.name}: {'passed' if outcome.passed else 'failed'}, {outcome.seconds:.0f} s", flush=True)
         recorded["steps"].append(asdict(outcome))
-        asked.output.write_text(json.dumps(recorded, indent=1) + "\n")  # after each: what was measured is kept
+        arguments.output.write_text(json.dumps(recorded, indent=1) + "\n")  # after each: what was measured is kept
     print(table(recorded))
-    return 0 if all(one["passed"] for one in recorded["steps"]) else 1
+    return 0 if all(step["passed"] for step in recorded["steps"]) else 1
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def export_subject(folder: Path) -> Subject:
     pictures, output = save_pictures(folder / "pictures", count=1), folder / "out" / "p.onnx"
 
     def command(gain: str) -> list[str]:
-        told = ["--layers=after_body", f"--gain={gain}", f"--images={pictures}", f"--output={output}"]
-        return [*_TOOL, *_TEACHER, *told, "--force", "--quiet"]
+        options = ["--layers=after_body", f"--gain={gain}", f"--images={pictures}", f"--output={output}"]
+        return [*_TOOL, *_TEACHER, *options, "--force", "--quiet"]
 
     return Subject(
         output,
@@ -76,15 +76,15 @@ def audit_subject(folder: Path) -> Subject:
     output = folder / "report" / f"{_TASK}.audit.json"
 
     def command(steps: int) -> list[str]:
-        told = [
+        options = [
             f"--task={_TASK}",
             f"--data={clean}",
             f"--student={arch(_TASK)}_student",
             f"--steps={steps}",
             "--seeds=2",
         ]
-        told += [f"--report={output.parent}", f"--cache={cache}", "--rows=shipped/outputs,shipped/mse-1", "--jobs=2"]
-        return [*_TOOL, "audit", *_TEACHER, "--layers=after_body", "--gain=3", *told, "--quiet"]
+        options += [f"--report={output.parent}", f"--cache={cache}", "--rows=shipped/outputs,shipped/mse-1", "--jobs=2"]
+        return [*_TOOL, "audit", *_TEACHER, "--layers=after_body", "--gain=3", *options, "--quiet"]
 
     return Subject(output, command(1), command(20), json.loads, cache)
 
@@ -98,10 +98,10 @@ def vanishing(subject: Subject, count: int, rng: random.Random) -> Tally:
         time.sleep(subject.seconds * rng.random())
         running = process.poll() is None
         shutil.rmtree(subject.folder)
-        _, said = process.communicate()
-        tally.tried += 1
-        if running and (process.returncode not in (2, 3) or said.count("Error: ") != 1 or "Traceback" in said):
-            tally.lost.append(f"folder {index}: exit {process.returncode}, {said[-200:]!r}")
+        _, message = process.communicate()
+        tally.count += 1
+        if running and (process.returncode not in (2, 3) or message.count("Error: ") != 1 or "Traceback" in message):
+            tally.lost.append(f"folder {index}: exit {process.returncode}, {message[-200:]!r}")
         if subject.output.exists():
             tally.lost.append(f"folder {index}: it was made again")
     subject.reset()
@@ -137,29 +137,31 @@ class Subjects:
         return audit_subject(self._folder)
 
 
-def kinds(made: Subjects, asked: argparse.Namespace) -> dict[str, Callable[[], Tally]]:
+def kinds(subjects: Subjects, arguments: argparse.Namespace) -> dict[str, Callable[[], Tally]]:
     """Names of the faults to what injects them."""
-    rng = random.Random(asked.seed)
+    rng = random.Random(arguments.seed)
     memory = [[(resource.RLIMIT_AS, mebibytes << 20)] for mebibytes in _MEMORY]
     files = [[(resource.RLIMIT_NOFILE, most)] for most in _FILES]
-    few = max(3, asked.kills // 5)
+    few = max(3, arguments.kills // 5)
     return {
-        "export, kill -9": lambda: killed(made.export, asked.kills, rng),
-        "export, full disk": lambda: full(made.export, asked.sizes),
-        "export, files of limited size": lambda: limited(made.export, file_sizes(made.export, asked.sizes), {3}),
-        "export, read-only folder": lambda: read_only(made.export),
-        "export, its folder goes": lambda: vanishing(made.export, max(3, asked.kills // 10), rng),
-        "export, limited memory (100 to 3,000 MiB of addresses)": lambda: limited(made.export, memory, {3}),
-        "export, 5 to 32 open files": lambda: limited(made.export, files, {3}),
-        "run, kill -9": lambda: killed(made.run, asked.kills // 2, rng),
-        "run, full disk": lambda: full(made.run, few),
-        "run, files of limited size": lambda: limited(made.run, file_sizes(made.run, asked.sizes), {3}),
-        "run, read-only folder": lambda: read_only(made.run),
-        "audit, kill -9, then run again": lambda: killed(made.audit, few, rng),
-        "audit, full disk of the report": lambda: full(made.audit, few),
-        "audit, full disk of the cache": lambda: full_cache(made.audit, few // 2),
-        "audit, read-only folder of the report": lambda: read_only(made.audit),
-        "audit, read-only cache": lambda: read_only(made.audit, made.audit.cache),
+        "export, kill -9": lambda: killed(subjects.export, arguments.kills, rng),
+        "export, full disk": lambda: full(subjects.export, arguments.sizes),
+        "export, files of limited size": lambda: limited(
+            subjects.export, file_sizes(subjects.export, arguments.sizes), {3}
+        ),
+        "export, read-only folder": lambda: read_only(subjects.export),
+        "export, its folder goes": lambda: vanishing(subjects.export, max(3, arguments.kills // 10), rng),
+        "export, limited memory (100 to 3,000 MiB of addresses)": lambda: limited(subjects.export, memory, {3}),
+        "export, 5 to 32 open files": lambda: limited(subjects.export, files, {3}),
+        "run, kill -9": lambda: killed(subjects.run, arguments.kills // 2, rng),
+        "run, full disk": lambda: full(subjects.run, few),
+        "run, files of limited size": lambda: limited(subjects.run, file_sizes(subjects.run, arguments.sizes), {3}),
+        "run, read-only folder": lambda: read_only(subjects.run),
+        "audit, kill -9, then run again": lambda: killed(subjects.audit, few, rng),
+        "audit, full disk of the report": lambda: full(subjects.audit, few),
+        "audit, full disk of the cache": lambda: full_cache(subjects.audit, few // 2),
+        "audit, read-only folder of the report": lambda: read_only(subjects.audit),
+        "audit, read-only cache": lambda: read_only(subjects.audit, subjects.audit.cache),
     }
 
 
@@ -170,13 +172,13 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="Faults whose names hold this.")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         subjects = Subjects(Path(name))
         print("| fault | tried | the earlier file stands | the new one stands | |", "|---|---|---|---|---|", sep="\n")
         lost = 0
-        for label, inject in kinds(subjects, asked).items():
-            if asked.only in label:
+        for label, inject in kinds(subjects, arguments).items():
+            if arguments.only in label:
                 tally = inject()
                 lost += len(tally.lost)
                 print(tally.row(label), flush=True)

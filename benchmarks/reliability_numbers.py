@@ -53,30 +53,30 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--dry", action="store_true", help="print the tables, leave the page alone")
     chosen = arguments.parse_args()
-    found: Found = defaultdict(lambda: defaultdict(lambda: defaultdict(Worst)))
-    start, done, outside = time.monotonic(), 0, 0
+    worst_errors: Found = defaultdict(lambda: defaultdict(lambda: defaultdict(Worst)))
+    start, finished, outside = time.monotonic(), 0, 0
     all_ways = ways(build("tests"))
     for setting, group in cases(chosen.cases, chosen.seed):
         for case in group:
-            for one in judged(case, all_ways):
-                found[one.pair, one.usual][one.way][setting.dtype].take(one.errors)
-                if not one.errors.worst <= 1:
+            for result in judged(case, all_ways):
+                worst_errors[result.pair, result.usual][result.way][setting.dtype].take(result.errors)
+                if not result.errors.worst <= 1:
                     outside += 1
-                    print(f"OUTSIDE {one.errors.worst:.3g} {one.way}: {one.errors.said}", flush=True)
-        done += len(group)
-        print(f"{done} cases, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    text = f"{chosen.cases} cases, seed {chosen.seed}: {outside} outside.\n\n" + tables(found)
-    for (pair, usual), by_way in found.items():
-        for way, by_type in by_way.items():
+                    print(f"OUTSIDE {result.errors.worst:.3g} {result.way}: {result.errors.said}", flush=True)
+        finished += len(group)
+        print(f"{finished} cases, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    text = f"{chosen.cases} cases, seed {chosen.seed}: {outside} outside.\n\n" + tables(worst_errors)
+    for (pair, usual), by_path in worst_errors.items():
+        for path, by_type in by_path.items():
             for dtype, worst in by_type.items():
-                print(f"{_title(pair, usual)}, {way}, {dtype}: {worst.said}")
+                print(f"{_title(pair, usual)}, {path}, {dtype}: {worst.said}")
     print(text)
     if not chosen.dry:
         fill(PAGE, {"numbers": text})
     sys.exit(1 if outside else 0)
 
 
-def tables(found: Found) -> str:
+def tables(worst_errors: Found) -> str:
     """A row for each way, a column for each type."""
     lines: list[str] = []
     for pair, usual in ((False, True), (True, True), (False, False), (True, False)):
@@ -84,9 +84,9 @@ def tables(found: Found) -> str:
             f"| {_title(pair, usual)} | " + " | ".join(TYPES) + " | results |",
             "|---" * (len(TYPES) + 2) + "|",
         ]
-        for way, by_type in found[pair, usual].items():
+        for path, by_type in worst_errors[pair, usual].items():
             cells = [_cell(by_type[dtype], pair) for dtype in TYPES]
-            lines.append(f"| {way} | " + " | ".join(cells) + f" | {sum(one.count for one in by_type.values())} |")
+            lines.append(f"| {path} | " + " | ".join(cells) + f" | {sum(worst.count for worst in by_type.values())} |")
         lines.append("")
     return "\n".join(lines)
 

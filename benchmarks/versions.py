@@ -47,7 +47,7 @@ def floor(package: str) -> str:
     return match[1]
 
 
-def environment(folder: Path, wanted: list[str], torch: str | None) -> tuple[Path, dict[str, str]]:
+def environment(folder: Path, packages: list[str], torch: str | None) -> tuple[Path, dict[str, str]]:
     """Make it, with the wanted packages before those of the running environment.
 
     Returns:
@@ -56,15 +56,15 @@ def environment(folder: Path, wanted: list[str], torch: str | None) -> tuple[Pat
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    own = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
-    (own / "rest.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    site_packages = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
+    (site_packages / "rest.pth").write_text(sysconfig.get_path("purelib") + "\n")
     # With all that they need, whatever the running environment has: `--ignore-installed`.
     install = [python, "-m", "pip", "install", "-qq", "--ignore-installed", "--upgrade"]
-    subprocess.run([*install, *wanted], check=True)
+    subprocess.run([*install, *packages], check=True)
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if torch:
         subprocess.run([*install, "--no-deps", torch], check=True)
-        cuda_stand_ins.make(own / "torch" / "lib", folder / "cuda")
+        cuda_stand_ins.make(site_packages / "torch" / "lib", folder / "cuda")
         settings["LD_LIBRARY_PATH"] = str(folder / "cuda")
     return python, settings
 
@@ -73,11 +73,11 @@ def row(name: str, python: Path, settings: dict[str, str]) -> str:
     """Run the core, and say what came of it."""
     versions = subprocess.run([python, "-c", SAY], capture_output=True, text=True, check=True, env=settings).stdout
     command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *CORE]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings)
-    (python.parents[1] / "pytest.txt").write_text(done.stdout + done.stderr)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    passed = re.findall(r"\d+ (?:passed|failed|errors?)\b", done.stdout)
-    return f"| {name} | {versions.strip()} | {', '.join(passed) or f'exit code {done.returncode}'} |\n" + "\n".join(
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings)
+    (python.parents[1] / "pytest.txt").write_text(process.stdout + process.stderr)
+    lines = [line for line in process.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    passed = re.findall(r"\d+ (?:passed|failed|errors?)\b", process.stdout)
+    return f"| {name} | {versions.strip()} | {', '.join(passed) or f'exit code {process.returncode}'} |\n" + "\n".join(
         lines
     )
 
@@ -90,10 +90,10 @@ def main() -> None:
     chosen = arguments.parse_args()
     print(f"| versions | {' | '.join(SHOWN)} | tests |\n|{'---|' * (len(SHOWN) + 2)}")
     for name in ("lowest", "newest"):
-        wanted = [f"{package}=={floor(package)}" if name == "lowest" else package for package in SHOWN]
+        packages = [f"{package}=={floor(package)}" if name == "lowest" else package for package in SHOWN]
         if chosen.only in (None, name):
-            made = environment(chosen.folder / name, wanted[1:], wanted[0] if chosen.torch else None)
-            print(row(name, *made), flush=True)
+            python_and_settings = environment(chosen.folder / name, packages[1:], packages[0] if chosen.torch else None)
+            print(row(name, *python_and_settings), flush=True)
 
 
 if __name__ == "__main__":
