@@ -42,11 +42,11 @@ def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output
 
     MODEL is the original teacher. What is shipped is PROTECTED, or MODEL protected here, as --plan or --layers say.
     """
-    asked: AuditOptions = options.pop("audit")
-    given = sum((protected is not None, plan is not None, bool(options["layers"])))
-    if given != 1:
+    audit_options: AuditOptions = options.pop("audit")
+    count = sum((protected is not None, plan is not None, bool(options["layers"])))
+    if count != 1:
         raise click.UsageError(
-            f"{'More than one' if given else 'None'} of PROTECTED, --plan FILE and --layers NAMES was given; "
+            f"{'More than one' if count else 'None'} of PROTECTED, --plan FILE and --layers NAMES was given; "
             "give one, to say which protected model is audited."
         )
     if not options["layers"]:
@@ -56,14 +56,14 @@ def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output
             f"{protected or plan} already says how the model is protected; leave the option out, or give --layers "
             f"instead of {protected or plan}.",
         )
-    if asked.task is None and asked.data is None:
+    if audit_options.task is None and audit_options.data is None:
         raise click.UsageError("No pictures were named; give --task NAME, --data DIR, or both.")
 
     from asvp_export.report.audit_table import audit_table, missed_lines
     from asvp_export.workflows.audit import AuditJob, audit_model
 
-    rows = tuple(name.strip() for row in asked.rows for name in row.split(",") if name.strip())
-    job = AuditJob(plan=plan, audit=replace(asked, rows=rows), **options)
+    rows = tuple(name.strip() for row in audit_options.rows for name in row.split(",") if name.strip())
+    job = AuditJob(plan=plan, audit=replace(audit_options, rows=rows), **options)
     result = audit_model(model, protected, job, screen.progress, screen.note)
     screen.show(result.as_dict(), lambda: audit_table(result, result.files))
     for line in missed_lines(result):

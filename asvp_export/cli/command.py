@@ -54,14 +54,16 @@ class Command(click.Command):
 
     def under_headings(self, ctx: click.Context) -> dict[str, list[click.Option]]:
         """Heading to options, in the order of the help."""
-        parameters = {one.name: one for one in self.get_params(ctx) if isinstance(one, click.Option)}
-        found = {FIRST: [parameters.pop(name) for name in self.first]} if self.first else {}
-        for one in parameters.values():
-            found.setdefault(getattr(one, "heading", LAST), []).append(one)
-        return found
+        parameters = {
+            parameter.name: parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)
+        }
+        by_heading = {FIRST: [parameters.pop(name) for name in self.first]} if self.first else {}
+        for parameter in parameters.values():
+            by_heading.setdefault(getattr(parameter, "heading", LAST), []).append(parameter)
+        return by_heading
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See click."""
         for heading, options in self.under_headings(ctx).items():
             with formatter.section(heading):
-                formatter.write_dl([record for one in options if (record := one.get_help_record(ctx))])
+                formatter.write_dl([record for parameter in options if (record := parameter.get_help_record(ctx))])

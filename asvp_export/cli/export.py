@@ -33,7 +33,7 @@ PLAN = option(
     heading=ProtectOptions.title,
     help="Apply the plan of an earlier run; nothing is chosen or calibrated anew.",
 )
-PROTECTING = ("layers", *(one.name for one in fields(ProtectOptions)))
+PROTECTING = ("layers", *(field.name for field in fields(ProtectOptions)))
 
 
 @click.command(

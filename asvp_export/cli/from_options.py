@@ -26,31 +26,31 @@ def takes(
         only: names of those that the command has; none: all.
     """
     hints = get_type_hints(group)
-    taken = [one for one in fields(group) if not only or one.name in only]
+    selected = [field for field in fields(group) if not only or field.name in only]
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(command)
-        def gathered(**given: Any) -> int:
-            values = {one.name: given.pop(one.name) for one in taken}
+        def gathered(**arguments: Any) -> int:
+            values = {field.name: arguments.pop(field.name) for field in selected}
             chosen = {key: value for key, value in values.items() if value is not None}
-            return command(**{name: group(**chosen)}, **given)
+            return command(**{name: group(**chosen)}, **arguments)
 
         parameters: list[click.Parameter] = gathered.__dict__.setdefault("__click_params__", [])
-        parameters.extend(reversed([_option(one, hints[one.name], group.title) for one in taken]))
+        parameters.extend(reversed([_option(field, hints[field.name], group.title) for field in selected]))
         return gathered
 
     return decorate
 
 
-def _option(one: Field[Any], hint: Any, heading: str) -> Option:
-    about = shown(one)
+def _option(field: Field[Any], hint: Any, heading: str) -> Option:
+    about = shown(field)
     heading = about.heading or heading
-    flag = about.flag or f"--{one.name.replace('_', '-')}"
+    flag = about.flag or f"--{field.name.replace('_', '-')}"
     if hint is bool:
-        return Option([flag, one.name], heading=heading, is_flag=True, help=about.help)
-    default = str(one.default) if isinstance(one.default, Path) else one.default or None
+        return Option([flag, field.name], heading=heading, is_flag=True, help=about.help)
+    default = str(field.default) if isinstance(field.default, Path) else field.default or None
     return Option(
-        [flag, one.name],
+        [flag, field.name],
         heading=heading,
         type=type_of(hint, about),
         metavar=about.metavar or None,

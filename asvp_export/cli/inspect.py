@@ -32,11 +32,13 @@ def inspect(protected: Path, verify: bool, screen: Output) -> int:
         description = described(protected)
         screen.show(description, lambda: description_table(description))
         return 0
-    held = verify_manifest(protected)
+    verification = verify_manifest(protected)
     if not screen.as_json:
-        for problem in held.problems:
+        for problem in verification.problems:
             echo(printable(problem), err=True)
-    files = ", ".join(held.files)
-    if screen.as_json or held.passed:
-        screen.show(held.as_dict(), lambda: echo(f"{protected} is as {held.manifest} lists it: {files}"))
-    return 0 if held.passed else 1
+    files = ", ".join(verification.files)
+    if screen.as_json or verification.passed:
+        screen.show(
+            verification.as_dict(), lambda: echo(f"{protected} is as {verification.manifest} lists it: {files}")
+        )
+    return 0 if verification.passed else 1

@@ -42,8 +42,8 @@ class _DefaultGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-def _version(context: click.Context, parameter: click.Parameter, given: bool) -> None:
-    if not given:
+def _version(context: click.Context, parameter: click.Parameter, requested: bool) -> None:
+    if not requested:
         return
     echo(f"asvp-export, version {tool_version()}")
     if context.meta[_VERBOSE]:
@@ -89,25 +89,25 @@ def _run(arguments: list[str]) -> NoReturn:
         sys.exit(cli.main(args=arguments, prog_name="asvp-export", standalone_mode=False) or 0)
     except AsvpError as error:
         _trace(arguments)
-        lack = "" if isinstance(error, MachineError) else shortage(error)
-        _fail(lack or str(error), MachineError.exit_code if lack else error.exit_code)
+        shortage_message = "" if isinstance(error, MachineError) else shortage(error)
+        _fail(shortage_message or str(error), MachineError.exit_code if shortage_message else error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        helped = f" {context.command_path} --help lists what it takes." if context else ""
-        _fail(error.format_message() + helped, 2)
+        hint = f" {context.command_path} --help lists what it takes." if context else ""
+        _fail(error.format_message() + hint, 2)
     except (click.Abort, KeyboardInterrupt):
         _fail(sentence(signal.SIGINT), 130)
     except Ended as ended:
         _fail(sentence(ended.number), 128 + ended.number)
     except OSError as error:
         _trace(arguments)
-        where = f" ({error.filename})" if error.filename else ""
+        file_name = f" ({error.filename})" if error.filename else ""
         _fail(
             shortage(error)
-            or f"The operating system reports: {error.strerror or error}{where}. Fix that and run again.",
+            or f"The operating system reports: {error.strerror or error}{file_name}. Fix that and run again.",
             2 if error.errno == errno.ENAMETOOLONG else 3,
         )
     except Exception as error:  # Python would end with 1, which says that a gate failed

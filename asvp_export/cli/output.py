@@ -62,17 +62,17 @@ def prints(command: Callable[..., int]) -> Callable[..., int]:
         help="Show the traceback of an error, and what the model and the libraries print.",
     )
     @functools.wraps(command)
-    def gathered(as_json: bool, quiet: bool, **given: Any) -> int:
-        return command(screen=Output(as_json, quiet), **given)
+    def gathered(as_json: bool, quiet: bool, **arguments: Any) -> int:
+        return command(screen=Output(as_json, quiet), **arguments)
 
     return gathered
 
 
-def _debug(context: click.Context, parameter: click.Parameter, given: bool) -> None:
-    context.meta[DEBUG] = given
+def _debug(context: click.Context, parameter: click.Parameter, requested: bool) -> None:
+    context.meta[DEBUG] = requested
 
 
-def said(*names: str) -> list[str]:
+def on_command_line(*names: str) -> list[str]:
     """Which of these options stand on the command line."""
     context = click.get_current_context()
     return [name for name in names if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
@@ -84,5 +84,5 @@ def refuse_given(names: Sequence[str], reason: str) -> None:
     Raises:
         click.UsageError: one of them stands on the command line.
     """
-    for name in said(*names):
+    for name in on_command_line(*names):
         raise click.UsageError(f"--{name.replace('_', '-')} was given, and {reason}")

@@ -25,8 +25,8 @@ def run(protected: Path, image: Path, output: Path, options: RunOptions, tiles: 
     """Restore IMAGE with PROTECTED, at any size."""
     from asvp_export.workflows.run import RunJob, restore_picture
 
-    made = restore_picture(protected, image, output, RunJob(options, tiles), screen.note)
-    (tall, wide), (height, width) = made.before, made.after
-    data = {"written": output.name, "input": list(made.before), "output": list(made.after)}
-    screen.show(data, lambda: echo(f"{output}: {width} x {height} (from {wide} x {tall})"))
+    restored = restore_picture(protected, image, output, RunJob(options, tiles), screen.note)
+    (height_before, width_before), (height, width) = restored.before, restored.after
+    data = {"written": output.name, "input": list(restored.before), "output": list(restored.after)}
+    screen.show(data, lambda: echo(f"{output}: {width} x {height} (from {width_before} x {height_before})"))
     return 0

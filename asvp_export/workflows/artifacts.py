@@ -26,7 +26,7 @@ from asvp_export.report.report import json_bytes
 from asvp_export.workflows.reading import Named
 
 Files = dict[str, Path]
-"""What a file is to where it lies."""
+"""What a file is, such as "report", to its path."""
 
 
 _MARKS = {
@@ -44,8 +44,8 @@ _MARKS = {
 class Artifact:
     """A file that lies beside a shipped one, rendered."""
 
-    what: str
-    """It is: "report", "manifest"."""
+    kind: str
+    """What it is, such as "report" or "manifest"."""
 
     path: Path
     """Where it goes."""
@@ -53,40 +53,40 @@ class Artifact:
     content: bytes
 
 
-def shipped_files(output: Path, asked: ReportOptions, force: bool, planned: bool) -> Files:
+def shipped_files(output: Path, reports: ReportOptions, force: bool, planned: bool) -> Files:
     """Where that goes which is written beside an exported file.
 
     Args:
         output: the ONNX file.
-        asked: which reports.
+        reports: which reports.
         force: an existing model card is replaced.
         planned: whether there will be a plan.
 
     Raises:
         InputError: a folder does not exist or is not writable, or a card is there already.
     """
-    files = report_files(output, asked, output.parent) | {"manifest": manifest_path(output)}
-    if asked.model_card:
+    files = report_files(output, reports, output.parent) | {"manifest": manifest_path(output)}
+    if reports.model_card:
         files["model card"] = card_path(output)
         check_output(card_path(output), force=force, what="model card")
-    _check_folders(output, files, asked)
+    _check_folders(output, files, reports)
     return files | ({"plan": plan_path(output)} if planned else {})
 
 
-def report_files(file: Path, asked: ReportOptions, default: Path | None) -> Files:
+def report_files(file: Path, reports: ReportOptions, default: Path | None) -> Files:
     """Where the reports on a file go, in the default folder where none is asked for; with None they are left out then.
 
     Raises:
         InputError: a folder does not exist, or is not writable.
     """
-    folder, files = asked.report or default, Files()
+    folder, files = reports.report or default, Files()
     if folder is not None:
         files["report"] = folder / f"{file.stem}.report.json"
-    if asked.report is not None:
-        files["page"] = asked.report / "report.html"
-    if asked.junit is not None:
-        files["JUnit file"] = asked.junit
-    _check_folders(file, files, asked)
+    if reports.report is not None:
+        files["page"] = reports.report / "report.html"
+    if reports.junit is not None:
+        files["JUnit file"] = reports.junit
+    _check_folders(file, files, reports)
     return files
 
 
@@ -97,10 +97,10 @@ def audit_files(folder: Path, stem: str) -> Files:
         InputError: the folder cannot be made, or is not writable.
     """
     files = {"report": folder / f"{stem}.audit.json", "page": folder / f"{stem}.audit.html"}
-    place = folder if folder.exists() else folder.parent
-    if not place.is_dir():
-        raise InputError(f"The folder of the report, {place}, does not exist; create it first.")
-    _check_writable(place, files["report"])
+    existing = folder if folder.exists() else folder.parent
+    if not existing.is_dir():
+        raise InputError(f"The folder of the report, {existing}, does not exist; create it first.")
+    _check_writable(existing, files["report"])
     return files
 
 
@@ -110,23 +110,23 @@ def check_cache(folder: Path) -> None:
     Raises:
         InputError: a file is in the way, or the folder, or the one it would be made in, is not writable.
     """
-    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not place.is_dir():
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
         raise InputError(
-            f"The cache {folder} cannot be a folder, because {place} is a file; name another with --cache."
+            f"The cache {folder} cannot be a folder, because {existing} is a file; name another with --cache."
         )
-    _check_writable(place, folder)
+    _check_writable(existing, folder)
 
 
-def _check_folders(file: Path, files: Files, asked: ReportOptions) -> None:
+def _check_folders(file: Path, files: Files, reports: ReportOptions) -> None:
     """Refused here, before the long work, where they could not be written."""
-    for what, path in files.items():
-        place = path.parent
-        if place == asked.report and not place.exists():  # it is made when there is something to put into it
-            place = place.parent
-        if not place.is_dir():
-            raise InputError(f"The folder of the {what}, {path.parent}, does not exist; create it first.")
-        _check_writable(place, file if path.parent == file.parent else path)
+    for kind, path in files.items():
+        folder = path.parent
+        if folder == reports.report and not folder.exists():  # it is made when there is something to put into it
+            folder = folder.parent
+        if not folder.is_dir():
+            raise InputError(f"The folder of the {kind}, {path.parent}, does not exist; create it first.")
+        _check_writable(folder, file if path.parent == file.parent else path)
 
 
 def _check_writable(folder: Path, file: Path) -> None:
@@ -137,69 +137,68 @@ def _check_writable(folder: Path, file: Path) -> None:
         raise write_error(error, file) from error
 
 
-def keep_apart(read: Iterable[Named], written: Mapping[str, Path], force: bool = False) -> None:
+def keep_apart(read_files: Iterable[Named], written_files: Mapping[str, Path], force: bool = False) -> None:
     """Refuse to write two things to one file, over what is read, over what is no file, or over a stranger's file.
 
     Files are compared by what they are, not by name: links are followed, hard links found.
 
     Args:
-        read: every file that is read.
-        written: what a file is to where it lies, of every file that may be written; "output" is an ONNX file's,
-            whose data files count too.
+        read_files: every file that is read.
+        written_files: every file that may be written; "output" is the ONNX file, whose data files count too.
         force: replace also what no earlier run wrote.
 
     Raises:
         InputError: as above.
     """
-    written = dict(written)
-    if "plan" in written:
-        written["plan's weights"] = written["plan"].with_suffix(".safetensors")
-    seen = dict[object, str]()
-    for what, path in read:
-        seen.setdefault(_identity(path), what)
-        _check_not_data(path, what, written.get("output"))
-    for what, path in written.items():
+    written_files = dict(written_files)
+    if "plan" in written_files:
+        written_files["plan's weights"] = written_files["plan"].with_suffix(".safetensors")
+    kinds = dict[object, str]()
+    for kind, path in read_files:
+        kinds.setdefault(_identity(path), kind)
+        _check_not_data(path, kind, written_files.get("output"))
+    for kind, path in written_files.items():
         if path.exists() and not path.is_file():
-            raise InputError(f"The {what} {path} is a folder or a device; name a file.")
+            raise InputError(f"The {kind} {path} is a folder or a device; name a file.")
         # Names that differ in case alone are one file on some systems, and nobody needs both.
         for key in (_identity(path), os.path.realpath(path).casefold()):
-            if (other := seen.setdefault(key, what)) != what:
-                raise InputError(f"The {what} {path} is the {other} itself; name another file for the {what}.")
-        if what != "output":
-            _check_not_data(path, what, written.get("output"))
-        if not force and what in _MARKS and path.exists() and not _is_one(path, what):
+            if (other_kind := kinds.setdefault(key, kind)) != kind:
+                raise InputError(f"The {kind} {path} is the {other_kind} itself; name another file for the {kind}.")
+        if kind != "output":
+            _check_not_data(path, kind, written_files.get("output"))
+        if not force and kind in _MARKS and path.exists() and not _has_mark(path, kind):
             raise InputError(
-                f"The {what} {path} exists, and no earlier run wrote it; name another file, or move that one away."
+                f"The {kind} {path} exists, and no earlier run wrote it; name another file, or move that one away."
             )
 
 
 def _identity(path: Path) -> object:
     """The same for two paths of one file."""
     with contextlib.suppress(OSError, ValueError):
-        found = path.stat()
-        return found.st_dev, found.st_ino
+        status = path.stat()
+        return status.st_dev, status.st_ino
     return os.path.realpath(path)
 
 
-def _check_not_data(path: Path, what: str, output: Path | None) -> None:
+def _check_not_data(path: Path, kind: str, output: Path | None) -> None:
     """Refuse a file that has the name of a data file of the output: those are replaced, and removed."""
     if output is None:
         return
-    place, home = (Path(os.path.realpath(one)) for one in (path, output))
-    if place.parent == home.parent and is_data_of(place.name, home):
+    real_path, real_output = (Path(os.path.realpath(file)) for file in (path, output))
+    if real_path.parent == real_output.parent and is_data_of(real_path.name, real_output):
         raise InputError(
-            f"The {what} {path} has the name of external data of the output {output.name}; name another output."
+            f"The {kind} {path} has the name of external data of the output {output.name}; name another output."
         )
 
 
-def _is_one(path: Path, what: str) -> bool:
+def _has_mark(path: Path, kind: str) -> bool:
     """Whether a file begins as one of its kind does; an empty one will do."""
     try:
         with path.open("rb") as stream:
             head = stream.read(2**16)
     except OSError:
         return False
-    return not head or re.search(_MARKS[what], head, re.DOTALL) is not None
+    return not head or re.search(_MARKS[kind], head, re.DOTALL) is not None
 
 
 def render_artifacts(result: ParityResult, name: str, file: Path, files: Files) -> tuple[ParityResult, list[Artifact]]:
@@ -207,7 +206,7 @@ def render_artifacts(result: ParityResult, name: str, file: Path, files: Files) 
 
     Args:
         result: of its export or check; `output` is the path that the file will have.
-        name: that the file was asked for under.
+        name: under which the file was asked for.
         file: the ONNX file as it lies now.
         files: where everything goes.
 
@@ -215,31 +214,33 @@ def render_artifacts(result: ParityResult, name: str, file: Path, files: Files) 
         The result with the files that there will be, and these in the order of writing. No manifest and no card of a
         file that failed, no plan where nothing was planned.
     """
-    made = list[Artifact]()
+    artifacts = list[Artifact]()
     if result.plan and "plan" in files:
-        made += [Artifact("plan", path, content) for path, content in result.plan.contents(files["plan"]).items()]
+        artifacts += [Artifact("plan", path, content) for path, content in result.plan.contents(files["plan"]).items()]
     if path := files.get("report"):
-        made.append(Artifact("report", path, json_bytes(result.as_dict())))
+        artifacts.append(Artifact("report", path, json_bytes(result.as_dict())))
     if path := files.get("page"):
         plan = plan_tables(result.plan) if result.plan else []
         removal = [removal_table(result.removal_tests)] if result.removal_tests else []
         text = page(result, plan=plan, removal_tests=removal)
-        made.append(
+        artifacts.append(
             Artifact("page", path, text.encode("utf-8", "replace"))
         )  # file names may hold bytes that are no text
     if path := files.get("JUnit file"):
-        made.append(Artifact("JUnit file", path, junit(name, result.gates)))
+        artifacts.append(Artifact("JUnit file", path, junit(name, result.gates)))
     if "manifest" in files and result.output and result.passed:
         if path := files.get("model card"):
-            made.append(Artifact("model card", path, card(result, file).encode("utf-8", "backslashreplace")))
+            artifacts.append(Artifact("model card", path, card(result, file).encode("utf-8", "backslashreplace")))
         roles = {"report": "report", "model card": "card"}
-        beside = [(roles[one.what], one.path, one.content) for one in made if one.what in roles]
-        made.append(Artifact("manifest", files["manifest"], manifest(result, file, beside)))
-    kinds = {one.what for one in made}
-    return replace(result, files={what: path for what, path in files.items() if what in kinds}), made
+        beside = [
+            (roles[artifact.kind], artifact.path, artifact.content) for artifact in artifacts if artifact.kind in roles
+        ]
+        artifacts.append(Artifact("manifest", files["manifest"], manifest(result, file, beside)))
+    kinds = {artifact.kind for artifact in artifacts}
+    return replace(result, files={kind: path for kind, path in files.items() if kind in kinds}), artifacts
 
 
-def write_artifacts(result: ParityResult, artifacts: Iterable[Artifact], stands: str) -> ParityResult:
+def write_artifacts(result: ParityResult, artifacts: Iterable[Artifact], outcome: str) -> ParityResult:
     """Write what was rendered, once the verdict is known and a file that passed has its name.
 
     Nothing is raised for a full disk or a folder that is gone: an error says that nothing was done, which would be
@@ -248,16 +249,16 @@ def write_artifacts(result: ParityResult, artifacts: Iterable[Artifact], stands:
     Args:
         result: with the files as they were planned.
         artifacts: see `render_artifacts`.
-        stands: what is done all the same, as the beginning of a sentence.
+        outcome: what is done all the same, as the beginning of a sentence.
     """
     unwritten = dict[str, str]()
-    for one in artifacts:
+    for artifact in artifacts:
         try:
-            make_folder(one.path)
-            atomic_write(one.path, one.content)
+            make_folder(artifact.path)
+            atomic_write(artifact.path, artifact.content)
         except (AsvpError, OSError) as error:
-            unwritten[one.what] = f"{stands}, but the {one.what} was not written. {error}"
-    files = {what: path for what, path in result.files.items() if what not in unwritten}
+            unwritten[artifact.kind] = f"{outcome}, but the {artifact.kind} was not written. {error}"
+    files = {kind: path for kind, path in result.files.items() if kind not in unwritten}
     return replace(result, files=files, unwritten=tuple(unwritten.values()))
 
 

@@ -102,26 +102,26 @@ def audit_model(
     model: Protected | Model, protected: Path | None, job: AuditJob, progress: Printer, note: Printer
 ) -> AuditResult:
     """`audit`, with the options as objects."""
-    asked = job.audit
-    given = isinstance(model, Protected)
-    count = sum((protected is not None, job.plan is not None, bool(job.layers), given))
+    audit_options = job.audit
+    is_protected = isinstance(model, Protected)
+    count = sum((protected is not None, job.plan is not None, bool(job.layers), is_protected))
     if count != 1:
         raise InputError(
             f"{'More than one' if count else 'None'} of a protected model, a protected file, a plan and layers was "
             "given; give one, to say which protected model is audited."
         )
-    check_requirements(asked.require)
+    check_requirements(audit_options.require)
     resolved(job.protect)
-    files = audit_files(asked.report or Path(), protected.stem if protected else stem_of(model))
-    check_cache(asked.cache)
-    keep_apart(_read(model, protected, job), files)
+    files = audit_files(audit_options.report or Path(), protected.stem if protected else stem_of(model))
+    check_cache(audit_options.cache)
+    keep_apart(_read_files(model, protected, job), files)
     plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan
-    subject = model if given else _subject(teacher_of(model, job.load, progress, note), plan, job, progress)
-    result = run_audit(subject, protected, options=asked, progress=progress)
+    subject = model if is_protected else _subject(teacher_of(model, job.load, progress, note), plan, job, progress)
+    result = run_audit(subject, protected, options=audit_options, progress=progress)
     contents = {"report": json_bytes(result.as_dict()), "page": audit_page(result).encode("utf-8", "replace")}
     make_folder(files["report"])
-    for what, content in contents.items():
-        atomic_write(files[what], content)
+    for kind, content in contents.items():
+        atomic_write(files[kind], content)
     return replace(result, files=files)
 
 
@@ -136,7 +136,7 @@ def _subject(teacher: Teacher, plan: Plan | None, job: AuditJob, progress: Print
     )
 
 
-def _read(model: Protected | Model, protected: Path | None, job: AuditJob) -> Iterator[Named]:
+def _read_files(model: Protected | Model, protected: Path | None, job: AuditJob) -> Iterator[Named]:
     """Every file that is read."""
     yield from loaded_files(model, job.load)
     if protected:

@@ -83,7 +83,7 @@ def check_shipped(
     """`check`, with the options as objects."""
     tiling = tiling_of(job.tiles)
     files = report_files(protected, job.report, None)
-    keep_apart(_read(original, protected, job), files)
+    keep_apart(_read_files(original, protected, job), files)
     warn_of_two_runtimes(note)
     if isinstance(original, Teacher):
         refuse_options("A teacher was given", job.load)
@@ -98,7 +98,7 @@ def check_shipped(
     return write_artifacts(result, artifacts, "The verdict stands")
 
 
-def _read(original: Teacher | Path, protected: Path, job: CheckJob) -> Iterator[Named]:
+def _read_files(original: Teacher | Path, protected: Path, job: CheckJob) -> Iterator[Named]:
     """Every file that is read."""
     yield from model_files(protected, "protected file")
     yield from loaded_files(original, job.load, "original")
@@ -106,6 +106,6 @@ def _read(original: Teacher | Path, protected: Path, job: CheckJob) -> Iterator[
     yield from compared_files(job.gate)
 
 
-def tiling_of(asked: TileOptions) -> Tiling | None:
+def tiling_of(tiles: TileOptions) -> Tiling | None:
     """The tiles that are asked for; None: run it whole."""
-    return None if asked.tile is None else Tiling(asked.tile, asked.overlap)
+    return None if tiles.tile is None else Tiling(tiles.tile, tiles.overlap)

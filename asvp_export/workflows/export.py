@@ -106,36 +106,36 @@ def export_model(
     rehearse: Rehearsal = lambda result: None,
 ) -> ParityResult:
     """`export`, with the options as objects; `rehearse` is called with the result before anything is written."""
-    given = isinstance(model, Protected)
-    if given:
+    is_protected = isinstance(model, Protected)
+    if is_protected:
         _refuse_choices(job)
     elif not job.layers and job.plan is None:
         raise InputError("No layers were named; give layers (auto chooses them) or a plan.")
     resolved(job.protect)
     output = output or default_output(model)
     check_output(output, force=job.file.force)
-    planned = model.plan is not None if given else job.plan is None and _planned(job)
+    planned = model.plan is not None if is_protected else job.plan is None and _planned(job)
     files = shipped_files(output, job.report, job.file.force, planned)
-    written = {"output": output}
+    outputs = {"output": output}
     if job.file.keep_failed:
-        written["file that failed"] = failed_path(output)
+        outputs["file that failed"] = failed_path(output)
         check_output(failed_path(output), force=job.file.force, what="file that failed")
-    keep_apart(_read(model, job), written | files, job.file.force)
+    keep_apart(_read_files(model, job), outputs | files, job.file.force)
     plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan  # told before a large model is loaded
     warn_of_two_runtimes(note)
-    protected = model if given else _protected(model, job, plan, progress, note)
-    gate = replace(job.gate, images=job.gate.images if given else _verified_on(job, protected))
+    protected = model if is_protected else _protected(model, job, plan, progress, note)
+    gate = replace(job.gate, images=job.gate.images if is_protected else _verified_on(job, protected))
     return publish_verified(protected, output, gate, job.file, files, progress, rehearse)
 
 
 def _refuse_choices(job: ExportJob) -> None:
-    found = "A protected model was given"
+    opening = "A protected model was given"
     if job.layers or job.plan or job.verify_images:
         raise InputError(
-            f"{found}, and layers, a plan or verify_images as well, which then have no effect; leave one of the two "
+            f"{opening}, and layers, a plan or verify_images as well, which then have no effect; leave one of the two "
             "out."
         )
-    refuse_options(found, job.load, job.protect)
+    refuse_options(opening, job.load, job.protect)
 
 
 def _protected(model: Model, job: ExportJob, plan: Plan | None, progress: Printer, note: Printer) -> Protected:
@@ -170,7 +170,7 @@ def _planned(job: ExportJob) -> bool:
     return job.protect.gain == AUTO or job.protect.compensate != "none" or chooses
 
 
-def _read(model: Protected | Model, job: ExportJob) -> Iterator[Named]:
+def _read_files(model: Protected | Model, job: ExportJob) -> Iterator[Named]:
     """Every file that is read."""
     yield from loaded_files(model, job.load)
     yield from plan_files(job.plan)

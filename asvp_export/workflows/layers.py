@@ -46,5 +46,5 @@ def layers(model: Model, *, note: Printer = silent, **options: Unpack[LoadKeywor
 def list_layers(model: Model, load: LoadOptions, note: Printer) -> LayersFound:
     """`layers`, with the options as an object."""
     teacher = teacher_of(model, load, silent, note)
-    able, refused = candidates(teacher)
-    return LayersFound(teacher, tuple(able), refused)
+    carriers, refused = candidates(teacher)
+    return LayersFound(teacher, tuple(carriers), refused)

@@ -45,11 +45,11 @@ def teacher_of(model: Model, load: LoadOptions, progress: Printer, note: Printer
     return teacher
 
 
-def refuse_options(found: str, *groups: Options) -> None:
+def refuse_options(opening: str, *groups: Options) -> None:
     """Refuse options that would say nothing here.
 
     Args:
-        found: what was given in their place, as the beginning of a sentence.
+        opening: what was given in their place, as the beginning of a sentence.
         *groups: which have to be as they are by default.
 
     Raises:
@@ -57,10 +57,10 @@ def refuse_options(found: str, *groups: Options) -> None:
     """
     for group in groups:
         default = type(group)()
-        for one in fields(group):
-            if getattr(group, one.name) != getattr(default, one.name):
+        for option in fields(group):
+            if getattr(group, option.name) != getattr(default, option.name):
                 raise InputError(
-                    f"{found}, and {one.name} as well, which then has no effect; leave one of the two out."
+                    f"{opening}, and {option.name} as well, which then has no effect; leave one of the two out."
                 )
 
 

@@ -113,8 +113,8 @@ def protect_model(
     resolved(job.protect)
     output = output or Path(f"{model.stem}.plan.json")
     check_output(output, force=job.file.force, what="plan")
-    read = [*loaded_files(model, job.load), *compared_files(job.gate, job.verify_images)]
-    keep_apart(read, {"plan": output}, job.file.force)
+    read_files = [*loaded_files(model, job.load), *compared_files(job.gate, job.verify_images)]
+    keep_apart(read_files, {"plan": output}, job.file.force)
     teacher = teacher_of(model, job.load, progress, note)
     protected = protect_teacher(
         teacher,

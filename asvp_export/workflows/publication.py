@@ -88,20 +88,20 @@ def publish_verified(
     with Staging(path, force=file.force, external_data=file.external_data, data_folder=folder) as staging:
         export = _Export(protected, gate, file, frozen, staging, progress)
         result = export.result(export.model(), evidence="page" in files)
-        kept = file.keep_failed and not result.passed
+        keeps_failed = file.keep_failed and not result.passed
         if result.passed:
             result = replace(result, output=path)
-        elif kept:
+        elif keeps_failed:
             result = replace(result, notes=(*result.notes, f"The file that failed was kept as {failed.name}."))
         result, artifacts = render_artifacts(result, path.name, staging.path, files)
         rehearse(result)
         with signals_held_back():  # a file and what lies beside it belong together
             if result.passed:
                 staging.publish()
-            elif kept:
+            elif keeps_failed:
                 staging.publish(staging.output.with_name(failed.name))
-            stands = f"{path} was published whole" if result.passed else "The verdict stands"
-            return write_artifacts(result, artifacts, stands)
+            outcome = f"{path} was published whole" if result.passed else "The verdict stands"
+            return write_artifacts(result, artifacts, outcome)
 
 
 def failed_path(output: Path) -> Path:
@@ -134,24 +134,24 @@ class _Export:
         self.frozen, self.staging, self.progress = frozen, staging, progress
         teacher = protected.teacher
         images = protected.verify_images or None if gate.images is None else gate.images
-        self.asked = InputsAsked(images, gate.sizes, gate.thorough)
+        self.inputs_asked = InputsAsked(images, gate.sizes, gate.thorough)
         self.overflow: str = ""
         self._choose_inputs()
         truth = file.ground_truth
-        self.truth = None if truth is None else read_truth(truth, self.asked.paths, teacher)
+        self.truth = None if truth is None else read_truth(truth, self.inputs_asked.paths, teacher)
         one_at_a_time = file.static_batch and not frozen
         self.notes = [
             *library_notes(gate.provider, file.portable),
             *frozen_notes(*(frozen or teacher.static_shape[2:])),
             *_half_notes(teacher, file.dtype),
             *(["The file takes one image at a time (--static-batch)."] if one_at_a_time else []),
-            *self.asked.notes,
+            *self.inputs_asked.notes,
         ]
 
     def _choose_inputs(self) -> None:
         teacher = self.protected.teacher
         shape = (1, None, *self.frozen) if self.frozen else teacher.static_shape
-        self.cases, self.comparison = verification_inputs(teacher, self.asked, teacher.size, shape)
+        self.cases, self.comparison = verification_inputs(teacher, self.inputs_asked, teacher.size, shape)
 
     def model(self) -> onnx.ModelProto:
         """The protected teacher as ONNX, in the type and the form that are asked for."""
@@ -170,8 +170,8 @@ class _Export:
         model = to_onnx(self.protected, opset=opset, static=self.frozen, data_folder=data_folder)
         if self.frozen or not backend.traced or None not in teacher.static_shape[2:]:
             return model
-        again = partial(to_onnx, self.protected, opset=opset, data_folder=data_folder)
-        model, self.protected = fitted(model, self.protected, lambda at: again(traced_at=at), data_folder)
+        export_again = partial(to_onnx, self.protected, opset=opset, data_folder=data_folder)
+        model, self.protected = fitted(model, self.protected, lambda at: export_again(traced_at=at), data_folder)
         if self.protected.teacher.size != teacher.size:
             self._choose_inputs()
             self.notes.append(_size_note(self.protected.teacher))
@@ -200,7 +200,7 @@ class _Export:
         open_backend(teacher, self.file.opset).release()
         if isinstance(protected.module, OnnxModule):
             protected.module.release()
-        fidelity, preservation = self._measured(model, expected)
+        fidelity, preservation = self._gate_results(model, expected)
         first = affordable(self.comparison.first_multiply_adds)
         path = self.staging.path
         return ParityResult(
@@ -222,7 +222,7 @@ class _Export:
             assumptions=teacher.assumptions,
         )
 
-    def _measured(self, model: onnx.ModelProto, expected: Expected) -> tuple[GateResult, GateResult]:
+    def _gate_results(self, model: onnx.ModelProto, expected: Expected) -> tuple[GateResult, GateResult]:
         """Fidelity and preservation of the file, which has both in its metadata."""
         data_range, gate, portable = self.protected.teacher.data_range, self.gate, self.file.portable
         thresholds = Thresholds(FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
@@ -261,18 +261,18 @@ def _expected(protected: Protected, cases: Sequence[Case], progress: Printer) ->
 def write_until_stable(
     staging: Staging,
     model: onnx.ModelProto,
-    measured: Stamps,
+    stamped: Stamps,
     provenance: Callable[[Stamps], Provenance],
-    judged: Callable[[], tuple[GateResult | None, GateResult]],
+    measure: Callable[[], tuple[GateResult | None, GateResult]],
 ) -> tuple[GateResult, GateResult]:
     """Write and measure until what was measured stands in the metadata of the very bytes that were measured.
 
     Args:
         staging: where the bytes go.
         model: the metadata of it is replaced.
-        measured: what the first bytes say: what PyTorch gave, so that as a rule one measurement is enough.
+        stamped: what the first bytes say: the figures of PyTorch, so that as a rule one measurement is enough.
         provenance: the metadata with a measurement in it.
-        judged: measures the bytes that were written.
+        measure: measures the bytes that were written.
 
     Returns:
         Fidelity and preservation.
@@ -281,17 +281,17 @@ def write_until_stable(
         AsvpError: the file scores differently from run to run.
     """
     for _ in range(5):
-        write_provenance(model, provenance(measured))
+        write_provenance(model, provenance(stamped))
         staging.write(model)
-        fidelity, preservation = judged()
+        fidelity, preservation = measure()
         assert fidelity is not None
-        stamps = {
+        measured = {
             "fidelity": _stamp(fidelity.threshold, fidelity.min_psnr),
             "preservation": _stamp(preservation.threshold, preservation.min_psnr),
         }
-        if _agree(stamps, measured):
+        if _agree(measured, stamped):
             return fidelity, preservation
-        measured = stamps
+        stamped = measured
     raise AsvpError(
         "The scores of the exported file differ from run to run by more than 0.1 dB, so it cannot be verified. Use "
         "--provider cpu."
@@ -304,14 +304,14 @@ def _stamp(threshold: float, psnr: float) -> dict[str, float | None]:
     Over 100 dB only the rounding of float32 is measured, which changes with the number of threads: 100 stands there
     then.
     """
-    found = min(psnr, _ROUNDING_DB)
-    return {"threshold": threshold, "min_psnr": math.floor(found * 10) / 10 if math.isfinite(found) else None}
+    capped = min(psnr, _ROUNDING_DB)
+    return {"threshold": threshold, "min_psnr": math.floor(capped * 10) / 10 if math.isfinite(capped) else None}
 
 
-def _agree(stamps: Stamps, written: Stamps) -> bool:
+def _agree(measured: Stamps, stamped: Stamps) -> bool:
     """Whether a second measurement is within the metadata's step of what was written."""
-    pairs = [(stamps[gate]["min_psnr"], written.get(gate, {}).get("min_psnr")) for gate in stamps]
-    return bool(written) and all(a == b or (a is not None and b is not None and abs(a - b) < 0.15) for a, b in pairs)
+    pairs = [(measured[gate]["min_psnr"], stamped.get(gate, {}).get("min_psnr")) for gate in measured]
+    return bool(stamped) and all(a == b or (a is not None and b is not None and abs(a - b) < 0.15) for a, b in pairs)
 
 
 def _provenance(protected: Protected, portable: str, gates: Stamps) -> Provenance:
@@ -340,14 +340,15 @@ def _one_at_a_time(teacher: Teacher) -> Teacher:
     Raises:
         InputError: its batch is another number, or that of a graph which keeps its sizes.
     """
-    own = teacher.static_shape[0]
-    if own == 1:
+    batch = teacher.static_shape[0]
+    if batch == 1:
         return teacher
-    if own is not None or isinstance(teacher.module, OnnxModule):
-        theirs = f"of {own}" if own else "left free"
+    if batch is not None or isinstance(teacher.module, OnnxModule):
+        size = f"of {batch}" if batch else "left free"
         raise InputError(
-            f"--static-batch was given; the batch of {teacher.source} is {theirs}, and a graph keeps its sizes. Leave "
-            "--static-batch out, or fix the batch of an ONNX file first (onnxruntime.tools.make_dynamic_shape_fixed)."
+            f"--static-batch was given; the batch of {teacher.source} is {size}, and a graph keeps its sizes. "
+            "Leave --static-batch out, or fix the batch of an ONNX file first "
+            "(onnxruntime.tools.make_dynamic_shape_fixed)."
         )
     return replace(teacher, static_shape=(1, *teacher.static_shape[1:]))
 
@@ -361,10 +362,13 @@ def _size_note(teacher: Teacher) -> str:
 
 
 def _half_notes(teacher: Teacher, dtype: str) -> list[str]:
-    known = teacher.architecture
-    if dtype != "fp16" or known is None or known.supports_half:
+    architecture = teacher.architecture
+    if dtype != "fp16" or architecture is None or architecture.supports_half:
         return []
-    return [f"spandrel does not list {known.name} as safe in float16: pictures other than those verified may overflow."]
+    return [
+        f"spandrel does not list {architecture.name} as safe in float16: pictures other than those verified may "
+        "overflow."
+    ]
 
 
 def _frozen_size(teacher: Teacher, sizes: Sequence[tuple[int, int]], static: bool) -> tuple[int, int] | None:

@@ -27,47 +27,47 @@ _AUDIT_FOLDERS = (
     "",
     "input",
     "truth",
-    *(f"{part}/{one}" for part in ("train", "test") for one in ("", "input", "truth")),
+    *(f"{part}/{subfolder}" for part in ("train", "test") for subfolder in ("", "input", "truth")),
 )
 
 
-def model_files(model: Any, what: str = "model") -> Iterator[Named]:
+def model_files(model: Any, kind: str = "model") -> Iterator[Named]:
     """A model's file and the files of its external data; of a teacher in memory what it still reads.
 
     Args:
         model: a file, a teacher, a protected model, or a module, which reads nothing.
-        what: it is.
+        kind: what the file is, for messages.
     """
     if isinstance(model, str | Path):
         path = Path(model)
-        yield what, path
+        yield kind, path
         if path.is_file() and is_onnx(path):
             with contextlib.suppress(Exception):  # whoever loads it says what is wrong
-                yield from _data(onnx.load(path, load_external_data=False), path, what)
+                yield from _data(onnx.load(path, load_external_data=False), path, kind)
         return
     teacher: Teacher | Protected = getattr(model, "teacher", model)
     module = getattr(teacher, "module", None)
     graph, folder = getattr(module, "model", None), getattr(module, "folder", None)
     if isinstance(graph, onnx.ModelProto) and folder is not None:
         path = Path(folder, getattr(teacher, "source", ""))
-        yield what, path
-        yield from _data(graph, path, what)
+        yield kind, path
+        yield from _data(graph, path, kind)
 
 
-def _data(model: onnx.ModelProto, path: Path, what: str) -> Iterator[Named]:
+def _data(model: onnx.ModelProto, path: Path, kind: str) -> Iterator[Named]:
     for name in sorted(external_files(model)):
-        for home in dict.fromkeys((path.parent, Path(os.path.realpath(path)).parent)):
-            yield f"external data of the {what}", home / name
+        for folder in dict.fromkeys((path.parent, Path(os.path.realpath(path)).parent)):
+            yield f"external data of the {kind}", folder / name
 
 
-def code_files(factory: str | None, what: str = "architecture") -> Iterator[Named]:
+def code_files(factory: str | None, kind: str = "architecture") -> Iterator[Named]:
     """Where a factory lies: `path/nets.py:factory`, or the module of that name in the working folder."""
-    where = (factory or "").rpartition(":")[0]
-    if where.endswith(".py") or "/" in where or "\\" in where:
-        yield what, Path(where)
-    elif where:
-        module = Path(*where.split("."))
-        yield from ((what, path) for path in (module.with_suffix(".py"), module / "__init__.py") if path.is_file())
+    location = (factory or "").rpartition(":")[0]
+    if location.endswith(".py") or "/" in location or "\\" in location:
+        yield kind, Path(location)
+    elif location:
+        module = Path(*location.split("."))
+        yield from ((kind, path) for path in (module.with_suffix(".py"), module / "__init__.py") if path.is_file())
 
 
 def plan_files(plan: object) -> Iterator[Named]:
@@ -80,11 +80,11 @@ def plan_files(plan: object) -> Iterator[Named]:
             yield "weights of the plan", plan.with_name(json.loads(plan.read_bytes())["weights"]["file"])
 
 
-def pictures(folder: Path | None, what: str) -> Iterator[Named]:
+def pictures(folder: Path | None, kind: str) -> Iterator[Named]:
     """The pictures directly inside a folder."""
     if folder is not None:
         with contextlib.suppress(OSError):  # whoever lists it says what is wrong
-            yield from ((what, path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+            yield from ((kind, path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def audit_pictures(folder: Path | None) -> Iterator[Named]:
@@ -93,9 +93,9 @@ def audit_pictures(folder: Path | None) -> Iterator[Named]:
         yield from pictures(Path(folder or "", part), "audit picture")
 
 
-def loaded_files(model: Any, load: LoadOptions, what: str = "model") -> Iterator[Named]:
+def loaded_files(model: Any, load: LoadOptions, kind: str = "model") -> Iterator[Named]:
     """What loading a model reads."""
-    yield from model_files(model, what)
+    yield from model_files(model, kind)
     yield from code_files(load.arch)
     if load.inputs:
         yield "example of the inputs", load.inputs

@@ -97,10 +97,10 @@ def restore_picture(
     if output is not None:
         image_format(output)
         check_output(output, force=job.run.force)
-        read = [*model_files(protected, "protected file")]
-        read += [("image", image)] if isinstance(image, Path) else []
-        read += [("inputs", job.run.inputs)] if job.run.inputs else []
-        keep_apart(read, {"picture": output})
+        read_files = [*model_files(protected, "protected file")]
+        read_files += [("image", image)] if isinstance(image, Path) else []
+        read_files += [("inputs", job.run.inputs)] if job.run.inputs else []
+        keep_apart(read_files, {"picture": output})
     picture = read_picture(image) if isinstance(image, Path) else Picture(image)
     if output is not None:
         image_format(output, picture)
