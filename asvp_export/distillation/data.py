@@ -254,22 +254,22 @@ def _aligned(
     scale = Fraction(teacher.scale)
     shape = pair.degraded.shape[:2]
     if pair.clean.shape[:2] != tuple(side * scale for side in shape):
-        wanted, actual = (
+        expected, actual = (
             "x".join(str(side) for side in sides) for sides in ((s * scale for s in shape), pair.clean.shape[:2])
         )
         raise InputError(
             f"The clean picture of {pair.name} is {actual} (height x width); its input times the scale {scale} of "
-            f"{teacher.source} makes {wanted}. Give pairs, or a task, that fit the model."
+            f"{teacher.source} makes {expected}. Give pairs, or a task, that fit the model."
         )
-    if any(wanted > side or wanted * scale % 1 for wanted, side in zip(size, shape, strict=True)):
+    if any(length > side or length * scale % 1 for length, side in zip(size, shape, strict=True)):
         raise InputError(
             f"The picture {pair.name} is {shape[0]}x{shape[1]} (height x width) as {teacher.source} gets it; an audit "
             f"of that model needs at least {size[0]}x{size[1]}. Use larger pictures."
         )
     step = scale.denominator
     top, left = (
-        int((rng.integers((side - wanted) // step + 1) if rng is not None else (side - wanted) // step // 2) * step)
-        for wanted, side in zip(size, shape, strict=True)
+        int((rng.integers((side - length) // step + 1) if rng is not None else (side - length) // step // 2) * step)
+        for length, side in zip(size, shape, strict=True)
     )
     x = pair.degraded[top : top + size[0], left : left + size[1]]
     rows, columns = (

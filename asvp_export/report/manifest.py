@@ -183,7 +183,7 @@ def _read_manifest(path: Path, model: Path) -> _Manifest:
                 f"{VERSION} was expected)."
             )
         manifest = checked(data, _Manifest, more=True)
-        _check(manifest)
+        _check_values(manifest)
     except ValueError as error:
         raise InputError(f"The manifest {path} cannot be used: {error}. Export the model again.") from error
     if (listed := manifest.name("model")) != model.name:
@@ -194,7 +194,7 @@ def _read_manifest(path: Path, model: Path) -> _Manifest:
     return manifest
 
 
-def _check(manifest: _Manifest) -> None:
+def _check_values(manifest: _Manifest) -> None:
     """Refuse values that no export writes; raises ValueError."""
     for entry in manifest.files:
         if entry.role not in ROLES:
