@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from asvp_export.parity.result import ParityResult
     from asvp_export.parity.verify import GateResult, ImageScore
 
-NAME = "report.html"
-
 _PICTURE_BYTES = 3_000_000  # of all pictures; base64 makes 4 MB of them
 _MOST_CHARTS, _MOST_SCORES = 24, 200
 _GATES = {
