@@ -1,4 +1,4 @@
-"""A command whose help has its options under headings, and in which nothing is seen but what we say."""
+"""Commands: their help has options under headings, and what models and libraries print is hidden."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def option(*flags: str, heading: str = LAST, **named: Any) -> Callable[[Callable
 
 
 class Command(click.Command):
-    """A command in which nothing is seen but what we say by `echo`; with --debug, all.
+    """A command that shows only what `echo` prints; with --debug also what the model and the libraries print.
 
     Args:
         *arguments: as for click.

@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """No scene is in two of the three."""
+    """The pictures in three parts; no scene is in two of them."""
 
     train: tuple[Pair, ...]
     """What students are trained with."""

@@ -187,7 +187,7 @@ def _is_cached(cache: Path, key: str) -> bool:
 
 
 def _particulars(teacher: Teacher) -> Iterator[object]:
-    """How the same weights could teach something else; options only where they are not as usual."""
+    """What outputs depend on beside the weights; options only where they are not the default, so that old keys hold."""
     if open_backend(teacher).traced:  # else its bytes say all that it computes
         yield source_hash(teacher.module)
     if teacher.data_range != ValueRange():

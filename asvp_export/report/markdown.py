@@ -1,4 +1,4 @@
-"""Text of others in Markdown: the one place that knows what Markdown, and the HTML in it, would take for theirs."""
+"""Markdown of text that anybody may have written: what Markdown and HTML would interpret is escaped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def one_line(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text in which Markdown and HTML see nothing of theirs; a table looks after its bars itself."""
+    """Text in which what Markdown and HTML would interpret is escaped, but for bars: `table` does that."""
     return re.sub(r"([\\`*_{}\[\]<>#~&])", r"\\\1", one_line(text))
 
 

@@ -54,7 +54,7 @@ class Artifact:
 
 
 def shipped_files(output: Path, reports: ReportOptions, force: bool, planned: bool) -> Files:
-    """Where that goes which is written beside an exported file.
+    """The paths of what is written beside an exported file.
 
     Args:
         output: the ONNX file.
@@ -119,7 +119,7 @@ def check_cache(folder: Path) -> None:
 
 
 def _check_folders(file: Path, files: Files, reports: ReportOptions) -> None:
-    """Refused here, before the long work, where they could not be written."""
+    """Refuse folders that cannot be written to, before the long work."""
     for kind, path in files.items():
         folder = path.parent
         if folder == reports.report and not folder.exists():  # it is made when there is something to put into it

@@ -74,7 +74,7 @@ def audit(
 
 @dataclass(frozen=True)
 class AuditJob:
-    """What an audit is told."""
+    """The options of an audit."""
 
     layers: tuple[str, ...] = ()
     """What is protected on the spot, where neither a file nor a plan says what is shipped."""

@@ -59,7 +59,7 @@ def check(
 
 @dataclass(frozen=True)
 class CheckJob:
-    """What a check is told."""
+    """The options of a check."""
 
     plan: Plan | Path | None = None
     """The plan of a compensated file, or its file."""

@@ -25,7 +25,7 @@ from asvp_export.workflows.reading import Named, compared_files, loaded_files, p
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What an export is told."""
+    """The options of an export."""
 
     layers: tuple[str, ...] = ()
     """Names and globs; none where a plan is given."""

@@ -68,7 +68,7 @@ def protect(
 
 @dataclass(frozen=True)
 class ProtectJob:
-    """What a command that protects is told."""
+    """The options of protecting a model."""
 
     layers: tuple[str, ...] = ()
     """Names and globs."""

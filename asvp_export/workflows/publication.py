@@ -45,7 +45,7 @@ from asvp_export.workflows.artifacts import Files, render_artifacts, write_artif
 Stamps = dict[str, dict[str, float | None]]
 
 Rehearsal = Callable[[ParityResult], object]
-"""Shows a result to nobody: what fails at that fails before the file is published."""
+"""Prints a result where nobody sees it, so that an error in printing comes before the file is published."""
 
 _ROUNDING_DB = 100.0
 

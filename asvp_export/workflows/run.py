@@ -59,7 +59,7 @@ def run(
 
 @dataclass(frozen=True)
 class RunJob:
-    """What a run is told."""
+    """The options of a run."""
 
     run: RunOptions = field(default_factory=RunOptions)
     """Where it runs, and what the model takes beside the picture."""
