@@ -14,7 +14,6 @@ the audit photographs.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected
 from asvp_export.options import AuditOptions
 from asvp_export.progress import for_terminal
+from benchmarks._rows import add_row
 from benchmarks._teachers import ROOT, TASKS, teacher
 from benchmarks.bench_strength import degraded
 
@@ -79,7 +79,7 @@ def layers(task: str) -> None:
         model = asvp_export.protect(teacher(task), chosen, gain=100.0)
         options = AuditOptions(task=task, student=student(task), rows=ASKED, seeds=1, steps=STEPS, cache=CACHE)
         result = run_audit(model, options=options)
-        keep(f"layers/{task}/{name}", {"layers": chosen, "rows": [shown(row) for row in result.rows]})
+        add_row(RESULTS, f"layers/{task}/{name}", {"layers": chosen, "rows": [shown(row) for row in result.rows]})
 
 
 def protected(task: str, setting: str) -> Protected:
@@ -110,7 +110,7 @@ def run(setting: str, task: str) -> None:
     strengths = {layer.name: layer.strength for layer in model.plan.layers}
     record = {key: value for key, value in result.as_dict().items() if key != "verdict"} | {"strength": strengths}
     record["rows"] = [shown(row) for row in result.rows]
-    keep(f"{setting}/{task}", record)
+    add_row(RESULTS, f"{setting}/{task}", record)
 
 
 def student(task: str) -> str:
@@ -120,16 +120,6 @@ def student(task: str) -> str:
 def shown(row: Row) -> dict[str, Any]:
     print(f"{row.arm!s:36} {row.psnr:.2f} {row.ssim:.3f} {row.spread or 0:.2f} {row.loss or 0:6.2f} {row.effect}")
     return {key: value for key, value in row.as_dict().items() if key not in ("curve", "title", "baseline")}
-
-
-def keep(key: str, result: dict[str, Any]) -> None:
-    RESULTS.touch()
-    with RESULTS.open("r+") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        results = json.loads(stream.read() or "{}") | {key: result}
-        stream.seek(0)
-        stream.truncate()
-        stream.write(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ the audit photographs, of which neither saw a scene. In PyTorch, without an expo
 
 from __future__ import annotations
 
-import fcntl
 import json
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from asvp_export.plan import calibration
 from asvp_export.plan.runner_torch import TorchRunner
 from asvp_export.plan.search import Goal, Search
 from asvp_export.teacher.model import Teacher
+from benchmarks._rows import add_row
 from benchmarks._teachers import ROOT, TASKS, teacher
 
 RESULTS = ROOT / "docs" / "results" / "strength.json"
@@ -95,12 +95,7 @@ def run_once(key: str, make: Any) -> None:
         return
     start = time.perf_counter()
     row = make() | {"seconds": round(time.perf_counter() - start)}
-    with RESULTS.open("r+") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        rows = json.loads(stream.read() or "{}") | {key: row}
-        stream.seek(0)
-        stream.truncate()
-        stream.write(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+    add_row(RESULTS, key, row)
     print(key, json.dumps(row), flush=True)
 
 
