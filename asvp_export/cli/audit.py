@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from asvp_export.cli.command import Command, option
+from asvp_export.cli.command import Command
 from asvp_export.cli.export import LAYERS, PLAN, PROTECTING
 from asvp_export.cli.from_options import takes
 from asvp_export.cli.output import Output, prints, refuse_given
+from asvp_export.cli.protect import VERIFY_IMAGES
 from asvp_export.cli.types import PATH
 from asvp_export.console import echo
 from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
@@ -30,12 +31,7 @@ from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectO
 @takes("protect", ProtectOptions)
 @PLAN
 @takes("gate", GateOptions, only=("images", "min_psnr"))
-@option(
-    "--verify-images",
-    type=PATH,
-    heading=GateOptions.title,
-    help="Folder of other inputs, on which gains are verified.",
-)
+@VERIFY_IMAGES
 @prints
 def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output, **options: Any) -> int:
     """Train students on what the shipped model gives away, and say what the defence costs them.

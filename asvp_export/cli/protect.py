@@ -13,6 +13,13 @@ from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOptions
 
+VERIFY_IMAGES = option(
+    "--verify-images",
+    type=PATH,
+    heading=GateOptions.title,
+    help="Folder of other inputs, on which gains are verified.",
+)
+
 
 @click.command(
     cls=Command,
@@ -25,12 +32,7 @@ from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOp
 @takes("protect", ProtectOptions)
 @option("-o", "--output", type=PATH, help="The plan to write. Default: <MODEL's stem>.plan.json, in this folder.")
 @takes("gate", GateOptions, only=("images", "sizes", "thorough", "min_psnr"))
-@option(
-    "--verify-images",
-    type=PATH,
-    heading=GateOptions.title,
-    help="Folder of other inputs, on which gains are verified.",
-)
+@VERIFY_IMAGES
 @takes("file", FileOptions, only=("dtype", "force"))
 @prints
 def protect(model: Path, output: Path | None, screen: Output, **options: object) -> int:
