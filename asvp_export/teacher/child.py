@@ -32,8 +32,8 @@ _CRASHES = 16  # and no run that worked: as many as there are multiples of sizes
 class CrashError(RuntimeError):
     """The process ended by itself; the message says how, and on what."""
 
-    def __init__(self, ended: str, where: str) -> None:
-        super().__init__(f"the process that ran it was {ended} {where}")
+    def __init__(self, ended: str, context: str) -> None:
+        super().__init__(f"the process that ran it was {ended} {context}")
         self.ended = ended
 
 
@@ -88,8 +88,8 @@ class Child:
         self._module: nn.Module | None = None
         self._kind = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._room = 0
-        self._here = self._worked = False
+        self._memory_limit = 0
+        self._in_this_process = self._worked = False
         self._stopped = ""
         self._crashes: dict[tuple[int, int], str] = {}
 
@@ -100,12 +100,12 @@ class Child:
             kind: of the file, "onnx" or "torchscript".
         """
         self._kind = kind
-        self._room = 2**20 * self._limits.mebibytes if self._limits.mebibytes else int(_SHARE * _free_memory())
+        self._memory_limit = 2**20 * self._limits.mebibytes if self._limits.mebibytes else int(_SHARE * _free_memory())
         command = [sys.executable, "-I", child_main.__file__]
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         except OSError:
-            self._here = True
+            self._in_this_process = True
             return
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has ended already, as will be seen
@@ -125,16 +125,16 @@ class Child:
             StoppedError: that crashed, or took longer or more memory than it may.
             MachineError: memory ran out.
         """
-        if self._here:
+        if self._in_this_process:
             return False
-        asked = {"file": str(self._path.absolute()), "device": self._device, "check": check is not None}
-        given = [torch.frombuffer(bytearray(check), dtype=torch.uint8)] if check else []
+        request = {"file": str(self._path.absolute()), "device": self._device, "check": check is not None}
+        tensors = [torch.frombuffer(bytearray(check), dtype=torch.uint8)] if check else []
         try:
-            self._asked(None, [], "while its process started", _TO_START)
-            answer, _ = self._asked(asked, given, "while it was opened", _TO_OPEN * self._limits.seconds)
+            self._ask(None, [], "while its process started", _TO_START)
+            answer, _ = self._ask(request, tensors, "while it was opened", _TO_OPEN * self._limits.seconds)
         except CrashError as error:
             if error.ended == _ended(1):  # Python itself does not start in isolation
-                self._here = True
+                self._in_this_process = True
                 return False
             raise StoppedError(f"{self._path.name} cannot be opened: {error}.") from error
         if answer.get("memory"):
@@ -148,8 +148,8 @@ class Child:
             if self._kind == "onnx":
                 raise InputError(f"onnxruntime cannot open {self._path}: {reason}.")
             self.end()
-            self._here = True
-        return not self._here
+            self._in_this_process = True
+        return not self._in_this_process
 
     def stand_for(self, module: nn.Module) -> Callable[..., object]:
         """What runs a module: this where its file was opened here, else the module itself."""
@@ -166,17 +166,17 @@ class Child:
             MachineError: it took more memory than there is.
         """
         assert self._module is not None, "it stands for no module"
-        if not self._here and self._process is None:  # it crashed
+        if not self._in_this_process and self._process is None:  # it crashed
             self.start(self._kind)
             self.open(None)
-        if self._here:
+        if self._in_this_process:
             return self._module(*inputs)
-        given = self._module.cast(inputs).values() if isinstance(self._module, OnnxModule) else inputs
+        arguments = self._module.cast(inputs).values() if isinstance(self._module, OnnxModule) else inputs
         image = max(inputs, key=lambda x: x.ndim)
-        where = f"on {'x'.join(map(str, image.shape))}"
-        tensors = [x.detach().cpu() for x in given]
+        context = f"on {'x'.join(map(str, image.shape))}"
+        tensors = [x.detach().cpu() for x in arguments]
         try:
-            answer, found = self._asked({}, tensors, where, self._limits.seconds)
+            answer, outputs = self._ask({}, tensors, context, self._limits.seconds)
         except CrashError as error:
             self._crashes[image.shape[-2], image.shape[-1]] = error.ended
             if not self._worked and len(self._crashes) >= _CRASHES:
@@ -185,7 +185,7 @@ class Child:
         if "error" in answer:
             raise _error(answer)
         self._worked = True
-        return _unpacked(answer["result"], [tensor.to(inputs[0].device) for tensor in found])
+        return _unpacked(answer["result"], [tensor.to(inputs[0].device) for tensor in outputs])
 
     def crashed_below(self, least: int) -> str:
         """The largest crash at a side of less than so many pixels, in words; "" where there was none."""
@@ -208,16 +208,24 @@ class Child:
                 assert pipe is not None
                 pipe.close()
 
-    def _asked(
-        self, asked: dict[str, Any] | None, tensors: list[torch.Tensor], where: str, seconds: float
+    def _ask(
+        self, message: dict[str, Any] | None, tensors: list[torch.Tensor], context: str, seconds: float
     ) -> tuple[dict[str, Any], list[torch.Tensor]]:
+        """Send a message, where there is one, and wait for an answer and its tensors.
+
+        Args:
+            message: what JSON holds; None: the process answers by itself when it has started.
+            tensors: sent behind it.
+            context: when, or on what, as the end of a sentence.
+            seconds: how long it may take.
+        """
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         self._stopped = ""
         try:
             with self._watched(process, seconds):
-                if asked is not None:
-                    child_main.send(process.stdin, asked, tensors)
+                if message is not None:
+                    child_main.send(process.stdin, message, tensors)
                 answer = child_main.receive(process.stdout)
                 if sum(size for _, _, size in answer["tensors"]) > _SHARE * _free_memory():
                     self._stopped = "memory"
@@ -228,31 +236,31 @@ class Child:
         except (OSError, EOFError) as error:
             stopped, code = self._stopped, process.wait() if not self._stopped else 0
             self.end()
-            raise self._problem(stopped, code, where, seconds) from error
+            raise self._problem(stopped, code, context, seconds) from error
         except BaseException:  # Ctrl-C
             self.end()
             raise
         return answer, [child_main.torch_tensor(*part) for part in parts]
 
-    def _problem(self, stopped: str, code: int, where: str, seconds: float) -> Exception:
+    def _problem(self, stopped: str, code: int, context: str, seconds: float) -> Exception:
         name = self._path.name
         if stopped == "time":
             return StoppedError(
-                f"{name} did not finish within {seconds:g} s {where}; if it only needs longer, raise the limit with "
+                f"{name} did not finish within {seconds:g} s {context}; if it only needs longer, raise the limit with "
                 "--probe-timeout SECONDS."
             )
         killed = code == -9 and sys.platform == "linux"  # by the system, because memory ran out
         if stopped == "memory" and self._limits.mebibytes:
             return StoppedError(
-                f"{name} took more than {self._limits.mebibytes} MiB of memory {where}; if it needs more, raise the "
+                f"{name} took more than {self._limits.mebibytes} MiB of memory {context}; if it needs more, raise the "
                 "limit with --probe-memory MIB."
             )
         if stopped == "memory" or killed:
             return MachineError(
-                f"{name} took more than {self._room / 2**30:.1f} GiB of memory {where}, and no more is free; use a "
-                "machine with more, or close other programs on this one."
+                f"{name} took more than {self._memory_limit / 2**30:.1f} GiB of memory {context}, and no more is free; "
+                "use a machine with more, or close other programs on this one."
             )
-        return CrashError(_ended(code), where)
+        return CrashError(_ended(code), context)
 
     @contextlib.contextmanager
     def _watched(self, process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
@@ -263,7 +271,7 @@ class Child:
             waited = 0.0  # in looks, not by the clock: a laptop may sleep
             while not done.wait(_LOOK):
                 waited += _LOOK
-                over = "time" if waited > seconds else "memory" if _memory_of(process.pid) > self._room else ""
+                over = "time" if waited > seconds else "memory" if _memory_of(process.pid) > self._memory_limit else ""
                 if over:
                     self._stopped = over
                     process.kill()

@@ -58,14 +58,14 @@ def received(stream: IO[bytes], count: int) -> bytearray:
     Raises:
         EOFError: the other side is gone.
     """
-    found, done = bytearray(count), 0
-    while done < count:
+    content, filled = bytearray(count), 0
+    while filled < count:
         # IO has no readinto, a buffered stream has: a tensor's bytes are in memory once.
-        more = stream.readinto(memoryview(found)[done:])  # type: ignore[attr-defined]
+        more = stream.readinto(memoryview(content)[filled:])  # type: ignore[attr-defined]
         if not more:
             raise EOFError
-        done += more
-    return found
+        filled += more
+    return content
 
 
 def _bytes(tensor: Any) -> memoryview:
@@ -94,12 +94,12 @@ def _onnx() -> Callable[..., Callable[[list[Any]], object]]:
     import onnx
     import onnxruntime as ort
 
-    def opened(asked: Mapping[str, Any], given: list[Any]) -> Callable[[list[Any]], object]:
-        path = Path(asked["file"])
-        if asked["check"]:
+    def open_file(request: Mapping[str, Any], tensors: list[Any]) -> Callable[[list[Any]], object]:
+        path = Path(request["file"])
+        if request["check"]:
             try:
-                content = onnx.load_from_string(bytes(given[0][2])) if given else str(path)
-                onnx.checker.check_model(content, full_check=not given)
+                content = onnx.load_from_string(bytes(tensors[0][2])) if tensors else str(path)
+                onnx.checker.check_model(content, full_check=not tensors)
             except Exception as error:  # protobuf's and the checker's errors have no common base
                 raise InvalidError(f"{type(error).__name__}: {error}") from error
         options = ort.SessionOptions()
@@ -107,37 +107,37 @@ def _onnx() -> Callable[..., Callable[[list[Any]], object]]:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        names = [one.name for one in session.get_outputs()]
+        names = [output.name for output in session.get_outputs()]
 
-        def run(given: list[Any]) -> object:
-            arrays = (np.ndarray(shape, kind, data) for kind, shape, data in given)
-            found = session.run(names, {one.name: x for one, x in zip(session.get_inputs(), arrays, strict=True)})
-            for name, value in zip(names, found, strict=True):
+        def run(inputs: list[Any]) -> object:
+            arrays = (np.ndarray(shape, kind, data) for kind, shape, data in inputs)
+            outputs = session.run(names, {node.name: x for node, x in zip(session.get_inputs(), arrays, strict=True)})
+            for name, value in zip(names, outputs, strict=True):
                 if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc":
                     raise TypeError(f"{name} is not a tensor of numbers")
-            return found[0] if len(found) == 1 else tuple(found)
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
         return run
 
-    return opened
+    return open_file
 
 
 def _torchscript() -> Callable[..., Callable[[list[Any]], object]]:
     """What opens an archive as `asvp_export.teacher.load` does."""
     import torch
 
-    def opened(asked: Mapping[str, Any], given: list[Any]) -> Callable[[list[Any]], object]:
-        device = asked["device"]
+    def open_file(request: Mapping[str, Any], tensors: list[Any]) -> Callable[[list[Any]], object]:
+        device = request["device"]
         with torch.no_grad():
-            module = torch.jit.load(asked["file"], map_location=device).float().to(device).eval()
+            module = torch.jit.load(request["file"], map_location=device).float().to(device).eval()
 
-        def run(given: list[Any]) -> object:
+        def run(inputs: list[Any]) -> object:
             with torch.no_grad():
-                return module(*(torch_tensor(*one).to(device) for one in given))
+                return module(*(torch_tensor(*tensor).to(device) for tensor in inputs))
 
         return run
 
-    return opened
+    return open_file
 
 
 def _packed(result: Any, tensors: list[Any]) -> object:
@@ -162,8 +162,9 @@ def _requests() -> Iterator[tuple[dict[str, Any], list[Any]]]:
         stream = sys.stdin.buffer
         try:
             while True:
-                asked = receive(stream)
-                waiting.put((asked, [(kind, shape, received(stream, size)) for kind, shape, size in asked["tensors"]]))
+                request = receive(stream)
+                tensors = [(kind, shape, received(stream, size)) for kind, shape, size in request["tensors"]]
+                waiting.put((request, tensors))
         finally:
             os._exit(0)
 
@@ -174,19 +175,19 @@ def _requests() -> Iterator[tuple[dict[str, Any], list[Any]]]:
 
 def _answers(stream: IO[bytes]) -> None:
     """Answer what is asked: which kind of file it will be, the file, and one run after the other."""
-    opened: Callable[..., Callable[[list[Any]], object]] | None = None
+    open_file: Callable[..., Callable[[list[Any]], object]] | None = None
     run: Callable[[list[Any]], object] | None = None
-    for asked, given in _requests():
+    for request, inputs in _requests():
         tensors: list[Any] = []
         answer = None
         try:
-            if opened is None:
-                sys.path[:] = asked["path"]
-                opened = {"onnx": _onnx, "torchscript": _torchscript}[asked["kind"]]()
+            if open_file is None:
+                sys.path[:] = request["path"]
+                open_file = {"onnx": _onnx, "torchscript": _torchscript}[request["kind"]]()
             elif run is None:
-                run = opened(asked, given)
+                run = open_file(request, inputs)
             else:
-                answer = _packed(run(given), tensors)
+                answer = _packed(run(inputs), tensors)
         except Exception as error:  # whatever the file's code raises
             memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
             send(stream, {"error": [type(error).__name__, str(error)], "memory": memory})

@@ -100,7 +100,7 @@ class _Here(Child):
 
     def start(self, kind: str) -> None:
         """See `Child`."""
-        self._kind, self._here = kind, True
+        self._kind, self._in_this_process = kind, True
 
     def open(self, check: bytes | None = b"") -> bool:
         """See `Child`."""

@@ -360,7 +360,7 @@ def test_external_data_is_found(tmp_path: Path, left):
         child.start("onnx")
         runs = child.stand_for(read_onnx(path, child))
         assert named_outputs(runs(torch.rand(1, 3, 20, 24)))["output"].shape == (1, 3, 20, 24)
-        assert not child._here
+        assert not child._in_this_process
 
 
 def test_a_module_in_memory_stays_here():
