@@ -41,15 +41,15 @@ def build(arch: str, arch_args: dict[str, Any] | None = None) -> nn.Module:
         raise InputError(
             f'the architecture\'s arguments are {arguments!r}; expected a JSON object such as {{"width": 32}}.'
         )
-    where, _, factory_name = arch.rpartition(":")
-    if not where or not factory_name:
+    location, _, factory_name = arch.rpartition(":")
+    if not location or not factory_name:
         raise InputError(f"The architecture {arch!r} cannot be read: {_FORM}.")
-    file = Path(where) if where.endswith(".py") or "/" in where or "\\" in where else None
+    file = Path(location) if location.endswith(".py") or "/" in location or "\\" in location else None
     folders = [Path.cwd()] if file is None else [file.resolve().parent, Path.cwd()]
     # What an architecture prints must not end up in the command line's JSON.
     with import_from(*folders), contextlib.redirect_stdout(sys.stderr):
-        source = _import(where, file)
-        factory = _attribute(source, factory_name, where)
+        source = _import(location, file)
+        factory = _attribute(source, factory_name, location)
         module = _call(factory, arguments, arch)
     if not isinstance(module, nn.Module):
         raise InputError(f"{arch} returned {_a(type(module).__name__)}; expected a torch.nn.Module.")
@@ -70,14 +70,14 @@ def import_from(*folders: Path) -> Iterator[None]:
             for loaded in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
                 del sys.modules[loaded]
             _local_imports.discard(name)
-    before, known = sys.path.copy(), set(sys.modules)
+    before, imported = sys.path.copy(), set(sys.modules)
     sys.path[:0] = [str(home) for home in homes]
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = before
-        for name in {key.partition(".")[0] for key in sys.modules.keys() - known} - known:
+        for name in {key.partition(".")[0] for key in sys.modules.keys() - imported} - imported:
             origin = getattr(sys.modules.get(name), "__file__", None)
             if origin is not None and any(_lies_in(origin, home) for home in homes):
                 _local_imports.add(name)
@@ -88,22 +88,22 @@ def _lies_in(origin: str, folder: Path) -> bool:
     return Path(origin).resolve().parent in (folder, folder / Path(origin).parent.name)
 
 
-def _import(where: str, file: Path | None) -> ModuleType:
+def _import(location: str, file: Path | None) -> ModuleType:
     if file is not None and file.suffix != ".py":
-        raise InputError(f"The architecture's file {where} is not a .py file; {_FORM}.")
+        raise InputError(f"The architecture's file {location} is not a .py file; {_FORM}.")
     if file is not None and not file.is_file():
         raise InputError(
-            f"The architecture's file {where} {'is a folder' if file.is_dir() else 'does not exist'}; {_FORM}."
+            f"The architecture's file {location} {'is a folder' if file.is_dir() else 'does not exist'}; {_FORM}."
         )
     try:
-        return importlib.import_module(where) if file is None else _execute(file)
+        return importlib.import_module(location) if file is None else _execute(file)
     except ModuleNotFoundError as error:
-        if file is None and error.name is not None and (where == error.name or where.startswith(error.name + ".")):
+        if file is None and error.name is not None and f"{location}.".startswith(f"{error.name}."):
             hint = "is it installed, and spelled right? A file needs its suffix: path/nets.py:factory"
-            raise InputError(f"The architecture's module {where} cannot be found ({error}); {hint}.") from error
-        raise InputError(f"Importing the architecture {where} failed: {error}. Install what it needs.") from error
+            raise InputError(f"The architecture's module {location} cannot be found ({error}); {hint}.") from error
+        raise InputError(f"Importing the architecture {location} failed: {error}. Install what it needs.") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"Importing the architecture {where} failed: {one_line(error)}.") from error
+        raise InputError(f"Importing the architecture {location} failed: {one_line(error)}.") from error
 
 
 def _execute(file: Path) -> ModuleType:
@@ -123,31 +123,32 @@ def _execute(file: Path) -> ModuleType:
     return module
 
 
-def _attribute(source: ModuleType, name: str, where: str) -> Callable[..., Any]:
-    found: Any = source
+def _attribute(source: ModuleType, name: str, location: str) -> Callable[..., Any]:
+    attribute: Any = source
     for part in name.split("."):
-        if not hasattr(found, part):
-            here = [
+        if not hasattr(attribute, part):
+            classes = [
                 key for key, value in vars(source).items() if isinstance(value, type) and issubclass(value, nn.Module)
             ]
-            own = sorted(key for key in here if getattr(source, key).__module__ == source.__name__)
-            hint = f"; it defines {', '.join(own[:5])}" if own else ""
-            raise InputError(f"{where} has no {name}{hint}.")
-        found = getattr(found, part)
-    if not callable(found):
+            defined = sorted(key for key in classes if getattr(source, key).__module__ == source.__name__)
+            hint = f"; it defines {', '.join(defined[:5])}" if defined else ""
+            raise InputError(f"{location} has no {name}{hint}.")
+        attribute = getattr(attribute, part)
+    if not callable(attribute):
         raise InputError(
-            f"{where}:{name} is {_a(type(found).__name__)}; expected a class or a function that returns a module."
+            f"{location}:{name} is {_a(type(attribute).__name__)}; expected a class or a function that returns a "
+            "module."
         )
-    return found
+    return attribute
 
 
 def _call(factory: Callable[..., Any], arguments: dict[str, Any], arch: str) -> Any:
     try:
         return factory(**arguments)
     except TypeError as error:
-        given = ", ".join(arguments) or "no arguments"
+        names = ", ".join(arguments) or "no arguments"
         raise InputError(
-            f"{arch} cannot be made with {given}: {one_line(error)}. Give its arguments as JSON."
+            f"{arch} cannot be made with {names}: {one_line(error)}. Give its arguments as JSON."
         ) from error
     except (Exception, SystemExit) as error:
         raise InputError(f"{arch} failed: {one_line(error)}.") from error

@@ -150,45 +150,45 @@ def find(content: Any, path: Path, key: str | None = None) -> list[Weights] | nn
     """
     if not isinstance(content, Mapping | nn.Module):
         raise InputError(f"{path} holds {type(content).__name__}; expected a state dict (names and tensors).")
-    found = sorted(_walk(content), key=lambda item: rank(item[0]))
-    if not found and isinstance(content, Mapping):
+    candidates = sorted(_walk(content), key=lambda item: rank(item[0]))
+    if not candidates and isinstance(content, Mapping):
         keys = ", ".join(str(key) for key in list(content)[:6]) or "nothing"
         raise InputError(f"{path} holds no tensors (it holds {keys}); expected one state dict, names and tensors.")
     if key:
-        found = _under(found, key, path)
-    modules = [item for item in found if isinstance(item[1], nn.Module)]
-    if modules and modules[0] is found[0]:
-        keys = [name for name, _ in modules if rank(name) == rank(found[0][0])]
+        candidates = _under(candidates, key, path)
+    modules = [item for item in candidates if isinstance(item[1], nn.Module)]
+    if modules and modules[0] is candidates[0]:
+        keys = [name for name, _ in modules if rank(name) == rank(candidates[0][0])]
         if len(keys) > 1:
-            raise InputError(f"{path} holds several modules ({', '.join(keys[:6])}); choose one: {options(keys)}.")
+            raise InputError(f"{path} holds several modules ({', '.join(keys[:6])}); choose one: {key_options(keys)}.")
         return modules[0][1]
-    return [Weights(name, value) for name, value in found if not isinstance(value, nn.Module)]
+    return [Weights(name, value) for name, value in candidates if not isinstance(value, nn.Module)]
 
 
 def rank(key: str) -> tuple[int, tuple[int, ...]]:
     """How likely a key leads to what is shipped, to sort by: averaged weights first, then by `_HOLDERS`."""
     parts = key.split(".") if key else []
-    places: list[int] = [] if key else [len(_HOLDERS)]
+    positions: list[int] = [] if key else [len(_HOLDERS)]
     for part in parts:
-        places.append(_HOLDERS.index(part) if part in _HOLDERS else len(_HOLDERS) + 1)
+        positions.append(_HOLDERS.index(part) if part in _HOLDERS else len(_HOLDERS) + 1)
         if part not in _HOLDERS:  # what lies below a name of one's own choice is no likelier for its name
             break
-    return -sum(bool(_AVERAGED.search(part)) for part in parts), tuple(places)
+    return -sum(bool(_AVERAGED.search(part)) for part in parts), tuple(positions)
 
 
-def options(keys: Collection[str]) -> str:
+def key_options(keys: Collection[str]) -> str:
     """What to type for each of these keys, three at most."""
     return " or ".join(f"--weights-key {shlex.quote(key)}" for key in list(keys)[:3])
 
 
-def without(name: str, marks: Collection[str]) -> str:
+def without_marks(name: str, marks: Collection[str]) -> str:
     """A dotted name without the parts that are marks."""
     return ".".join(part for part in name.split(".") if part not in marks)
 
 
-def renamed(state: dict[str, Any], marks: Collection[str]) -> dict[str, Any]:
+def renamed_without(state: dict[str, Any], marks: Collection[str]) -> dict[str, Any]:
     """A state dict without marks in its names; as it is where two names would become one."""
-    short = {without(name, marks): value for name, value in state.items()}
+    short = {without_marks(name, marks): value for name, value in state.items()}
     return short if len(short) == len(state) else state
 
 
@@ -205,10 +205,12 @@ def _walk(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]
         yield ".".join(keys), content
     if not isinstance(content, Mapping) or "param_groups" in content or len(keys) > 5:
         return
-    own = {key: value for key, value in content.items() if isinstance(key, str) and _is_state(key, value)}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and _is_state(key, value)}
     # A callback's scores are tensors too.
-    if any(isinstance(value, torch.Tensor) and value.ndim and not is_counter(key, value) for key, value in own.items()):
-        yield ".".join(keys), renamed(own, MARKS)
+    if any(
+        isinstance(value, torch.Tensor) and value.ndim and not is_counter(key, value) for key, value in state.items()
+    ):
+        yield ".".join(keys), renamed_without(state, MARKS)
     for key, value in content.items():
         yield from _walk(value, (*keys, str(key)))
 
@@ -217,25 +219,25 @@ def _is_state(key: str, value: Any) -> bool:
     return isinstance(value, torch.Tensor) or key.endswith("_extra_state")
 
 
-def _under(found: list[tuple[str, Any]], key: str, path: Path) -> list[tuple[str, Any]]:
+def _under(candidates: list[tuple[str, Any]], key: str, path: Path) -> list[tuple[str, Any]]:
     """What has this key, or lies below it: among the keys, or among the names of a state dict."""
     chosen = []
-    for name, value in found:
+    for name, value in candidates:
         if f"{name}.".startswith(f"{key}."):
             chosen.append((name, value))
         elif not name or key.startswith(f"{name}."):
             prefix = f"{key.removeprefix(f'{name}.') if name else key}."
-            for state in (value, renamed(value, {"module"})) if isinstance(value, dict) else ():
+            for state in (value, renamed_without(value, {"module"})) if isinstance(value, dict) else ():
                 below = {part.removeprefix(prefix): item for part, item in state.items() if part.startswith(prefix)}
                 if below:
                     chosen.append((key, below))
                     break
     if not chosen:
-        names = [name or part for name, value in found for part in ([name] if name else _firsts(value))]
+        names = [name or part for name, value in candidates for part in ([name] if name else _first_parts(value))]
         raise InputError(f"{path} holds no weights under --weights-key {key}; it holds {', '.join(names[:6])}.")
     return chosen
 
 
-def _firsts(value: Any) -> list[str]:
+def _first_parts(value: Any) -> list[str]:
     """The first parts of the names of a state dict, each once."""
     return list(dict.fromkeys(name.partition(".")[0] for name in value)) if isinstance(value, dict) else ["a module"]

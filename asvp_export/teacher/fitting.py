@@ -15,7 +15,7 @@ from torch import nn
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
 from asvp_export.teacher.architecture import one_line
-from asvp_export.teacher.checkpoint import MARKS, Weights, is_counter, options, rank, renamed, without
+from asvp_export.teacher.checkpoint import MARKS, Weights, is_counter, key_options, rank, renamed_without, without_marks
 
 _COMPUTED = re.compile(
     r"(?:.*\.)?(?:attn_mask|relative_position_index|relative_coords_table|num_batches_tracked)(?:_[A-Z\d]+)?"
@@ -54,12 +54,12 @@ class Part:
         return f"{self.weights.key}.{self.prefix}".strip(".")
 
 
-def fit(module: nn.Module, found: Sequence[Weights], path: Path) -> tuple[Assumption, ...]:
+def fit(module: nn.Module, state_dicts: Sequence[Weights], path: Path) -> tuple[Assumption, ...]:
     """Load the state dict that fits into a module: every weight and every shape, half precision converted on the way.
 
     Args:
         module: the bare architecture; its weights are replaced.
-        found: what the file holds, as `checkpoint.find` returns it.
+        state_dicts: what the file holds, as `checkpoint.find` returns it.
         path: the file, for messages.
 
     Returns:
@@ -70,17 +70,19 @@ def fit(module: nn.Module, found: Sequence[Weights], path: Path) -> tuple[Assump
             several fit, and none is likelier than the others.
     """
     architecture = _Architecture(module)
-    what = f"the architecture {architecture.name}"
-    parts = sorted((part for one in found for part in architecture.parts(one)), key=lambda part: rank(part.key))
+    phrase = f"the architecture {architecture.name}"
+    parts = sorted(
+        (part for weights in state_dicts for part in architecture.parts(weights)), key=lambda part: rank(part.key)
+    )
     if not parts:  # a module's own loading hooks may know these names
-        parts = [architecture.nearest(found)]
-    refuse_ties(parts, f"fit {what}", path)
+        parts = [architecture.nearest(state_dicts)]
+    refuse_ties(parts, f"fit {phrase}", path)
     try:
-        own = {name: architecture.expected[name] for name in parts[0].computed}
-        module.load_state_dict(own | parts[0].state, strict=True)
+        computed = {name: architecture.expected[name] for name in parts[0].computed}
+        module.load_state_dict(computed | parts[0].state, strict=True)
     except Exception as error:  # hooks may raise anything
-        raise architecture.refusal(parts[0], found, path, one_line(error)) from error
-    return told(parts, found, f"these names and shapes fit {what}", f"fit {what}")
+        raise architecture.refusal(parts[0], state_dicts, path, one_line(error)) from error
+    return weights_assumed(parts, state_dicts, f"these names and shapes fit {phrase}", f"fit {phrase}")
 
 
 def guesses(weights: Weights, prefix: str = "") -> Iterator[Part]:
@@ -91,8 +93,8 @@ def guesses(weights: Weights, prefix: str = "") -> Iterator[Part]:
     """
     inside = {name: value for name, value in weights.state.items() if name.startswith(prefix)}
     net = {name.removeprefix(prefix): value for name, value in inside.items() if not is_counter(name, value)}
-    left = {name: value for name, value in weights.state.items() if name not in inside or is_counter(name, value)}
-    yield Part(weights, prefix, net, _groups(left, prefix))
+    left_out = {name: value for name, value in weights.state.items() if name not in inside or is_counter(name, value)}
+    yield Part(weights, prefix, net, _groups(left_out, prefix))
     if prefix.count(".") > 5:
         return
     below: dict[str, dict[str, str]] = {}
@@ -112,30 +114,32 @@ def refuse_ties(parts: Sequence[Part], fitting: str, path: Path) -> None:
     tied = [part.key for part in parts if rank(part.key) == rank(parts[0].key)]
     if len(tied) > 1:
         raise InputError(
-            f"{path} holds several state dicts that {fitting} ({_listed(tied)}): choose one, {options(tied)}."
+            f"{path} holds several state dicts that {fitting} ({_listed(tied)}): choose one, {key_options(tied)}."
         )
 
 
-def told(parts: Sequence[Part], found: Sequence[Weights], because: str, fitting: str) -> tuple[Assumption, ...]:
+def weights_assumed(
+    parts: Sequence[Part], state_dicts: Sequence[Weights], because: str, fitting: str
+) -> tuple[Assumption, ...]:
     """What was concluded in taking the first of the readings that fit; nothing where there was nothing to choose.
 
     Args:
         parts: the readings that fit, the one that was taken first.
-        found: what the file holds.
+        state_dicts: what the file holds.
         because: why it was taken where it alone fits.
         fitting: what the others do as well, "fit the architecture Net".
     """
     best, others = parts[0], parts[1:]
-    passed = [one.key or f"{next(iter(one.state))}" for one in found if one is not best.weights]
-    left = [*best.left_out, *passed]
+    passed = [weights.key or f"{next(iter(weights.state))}" for weights in state_dicts if weights is not best.weights]
+    left_out = [*best.left_out, *passed]
     computed = sorted({name.rpartition(".")[2] for name in best.computed} - {"num_batches_tracked"})
-    if not (best.prefix or left or computed):
+    if not (best.prefix or left_out or computed):
         return ()
     concluded = best.weights.key or "the names as they are"
     if best.prefix:
         concluded = f"{best.prefix}* of {best.weights.key or 'the file'}"
-    if left:
-        concluded += f"; {_listed(left)} {'is' if len(left) == 1 else 'are'} left out"
+    if left_out:
+        concluded += f"; {_listed(left_out)} {'is' if len(left_out) == 1 else 'are'} left out"
     if computed:
         concluded += f"; {_listed(computed)} as the architecture computes {'it' if len(computed) == 1 else 'them'}"
     keys = [part.key for part in others if part.key]
@@ -143,7 +147,7 @@ def told(parts: Sequence[Part], found: Sequence[Weights], because: str, fitting:
         averaged = rank(best.key)[0] < rank(others[0].key)[0]
         because = "it holds the averaged weights" if averaged else "its name is the likelier"
         because += f", though {_listed(keys) or 'the names as they are'} would {fitting} too"
-    option = options(keys[:1]) or ("--weights-key NAME" if best.prefix or passed else "")
+    option = key_options(keys[:1]) or ("--weights-key NAME" if best.prefix or passed else "")
     return (Assumption("weights", concluded, because, best.certain and not others, option),)
 
 
@@ -153,8 +157,8 @@ class _Architecture:
     def __init__(self, module: nn.Module) -> None:
         self.name = type(module).__name__
         self.expected = module.state_dict()
-        self.full = {without(name, MARKS): name for name in self.expected}
-        buffers = {without(name, MARKS) for name, _ in module.named_buffers(remove_duplicate=False)}
+        self.full = {without_marks(name, MARKS): name for name in self.expected}
+        buffers = {without_marks(name, MARKS) for name, _ in module.named_buffers(remove_duplicate=False)}
         self.computed = {name for name in self.full if name in buffers and _COMPUTED.fullmatch(name)}
         self.unsaved = buffers - self.full.keys()
         self.firsts = {name.partition(".")[0] for name in self.full}
@@ -163,26 +167,26 @@ class _Architecture:
 
     def parts(self, weights: Weights) -> Iterator[Part]:
         """The readings in which each weight is found, with its shape, and none of the net's is left out."""
-        state = renamed(weights.state, self.marks)
+        state = renamed_without(weights.state, self.marks)
         for prefix, count in self._prefixes(state).items():
             if count >= len(self.full) - len(self.computed) and (part := self._part(weights, state, prefix)):
                 yield part
 
-    def nearest(self, found: Sequence[Weights]) -> Part:
+    def nearest(self, state_dicts: Sequence[Weights]) -> Part:
         """The reading in which most names are found; what is not the net's stays in its state."""
         counted = [
-            (count, one, prefix)
-            for one in found
-            for prefix, count in self._prefixes(renamed(one.state, self.marks)).items()
+            (count, weights, prefix)
+            for weights in state_dicts
+            for prefix, count in self._prefixes(renamed_without(weights.state, self.marks)).items()
         ]
         _, weights, prefix = max(counted, key=lambda item: item[0])
-        inside, outside = self._split(renamed(weights.state, self.marks), prefix)
+        inside, outside = self._split(renamed_without(weights.state, self.marks), prefix)
         state = {self.full.get(name, name): value for name, value in inside.items()}
         return Part(weights, prefix, outside | state, _groups(outside, prefix))
 
-    def refusal(self, part: Part, found: Sequence[Weights], path: Path, problem: str) -> InputError:
+    def refusal(self, part: Part, state_dicts: Sequence[Weights], path: Path, problem: str) -> InputError:
         """Why this reading does not fit, counted; `problem` is what loading it raised."""
-        inside, _ = self._split(renamed(part.weights.state, self.marks), part.prefix)
+        inside, _ = self._split(renamed_without(part.weights.state, self.marks), part.prefix)
         ill = [name for name in self.full if name in inside and not self._same_shape(name, inside[name])]
         wrong = [
             f"{self.full[name]} ({_shape(inside[name])} in the file, {_shape(self.expected[self.full[name]])} in the "
@@ -196,40 +200,42 @@ class _Architecture:
             _count("ill-shaped", wrong),
         ]
         counted = "; ".join(part for part in counts if part)
-        what = f"the architecture {self.name}"
+        phrase = f"the architecture {self.name}"
         if not counted and part.left_out:
             return InputError(
-                f"{path} holds more than {what}: {part.prefix}* fits, but {_listed(part.left_out)} would be left out; "
-                f"if that is meant, give {options([part.key])}."
+                f"{path} holds more than {phrase}: {part.prefix}* fits, but {_listed(part.left_out)} would be left "
+                f"out; if that is meant, give {key_options([part.key])}."
             )
-        where = f"under {part.key}, which comes nearest, " if part.key and (part.prefix or len(found) > 1) else ""
-        whole = f"{path} does not fit {what}: "
-        if len(found) > 1:
-            names = _listed([one.key or next(iter(one.state)) for one in found], 6)
-            whole = f"{path} holds several state dicts ({names}), none of which fits {what}: "
-        return InputError(f"{whole}{where}{counted or problem}. Check --arch and --arch-args.")
+        nearest = (
+            f"under {part.key}, which comes nearest, " if part.key and (part.prefix or len(state_dicts) > 1) else ""
+        )
+        misfit = f"{path} does not fit {phrase}: "
+        if len(state_dicts) > 1:
+            names = _listed([weights.key or next(iter(weights.state)) for weights in state_dicts], 6)
+            misfit = f"{path} holds several state dicts ({names}), none of which fits {phrase}: "
+        return InputError(f"{misfit}{nearest}{counted or problem}. Check --arch and --arch-args.")
 
     def _part(self, weights: Weights, state: dict[str, Any], prefix: str) -> Part | None:
         inside, outside = self._split(state, prefix)
-        taken = {name: value for name, value in inside.items() if name in self.full and self._same_shape(name, value)}
-        lacking = self.full.keys() - taken.keys()
+        matched = {name: value for name, value in inside.items() if name in self.full and self._same_shape(name, value)}
+        lacking = self.full.keys() - matched.keys()
         if not self.full or not lacking <= self.computed:
             return None
-        rest = {name: value for name, value in inside.items() if name not in taken}
-        doubtful = {name.partition(".")[0] for name, value in rest.items() if not self._is_no_weight(name, value)}
+        unmatched = {name: value for name, value in inside.items() if name not in matched}
+        doubtful = {name.partition(".")[0] for name, value in unmatched.items() if not self._is_no_weight(name, value)}
         if any(first in self.firsts or not _COMPANION.search(first) for first in doubtful):
             return None
-        others = [name for name, value in outside.items() if not self._is_no_weight(name, value)]
-        if others and any(part.isdigit() for part in prefix.split(".")):
+        other_weights = [name for name, value in outside.items() if not self._is_no_weight(name, value)]
+        if other_weights and any(part.isdigit() for part in prefix.split(".")):
             return None  # an element of a list: the others are layers of the same net
-        left = {prefix + name: value for name, value in rest.items() if name not in self.computed} | outside
+        left_out = {prefix + name: value for name, value in unmatched.items() if name not in self.computed} | outside
         return Part(
             weights,
             prefix,
-            {self.full[name]: value for name, value in taken.items()},
-            _groups(left, prefix),
+            {self.full[name]: value for name, value in matched.items()},
+            _groups(left_out, prefix),
             tuple(self.full[name] for name in lacking),
-            all(_COMPANION.search(_branch(name, prefix)[-1]) for name in others),
+            all(_COMPANION.search(_branch(name, prefix)[-1]) for name in other_weights),
         )
 
     def _is_no_weight(self, name: str, value: Any) -> bool:
@@ -248,29 +254,29 @@ class _Architecture:
         counted = Counter({"": 0})
         for name in state:
             parts = name.split(".")
-            for place in range(max(0, len(parts) - self.depth), len(parts)):
-                if ".".join(parts[place:]) in self.full:
-                    counted["".join(f"{part}." for part in parts[:place])] += 1
+            for start in range(max(0, len(parts) - self.depth), len(parts)):
+                if ".".join(parts[start:]) in self.full:
+                    counted["".join(f"{part}." for part in parts[:start])] += 1
         return counted
 
 
-def _groups(left: dict[str, Any], prefix: str) -> tuple[str, ...]:
+def _groups(left_out: dict[str, Any], prefix: str) -> tuple[str, ...]:
     """Names of a state dict in groups: counters by their last part, weights by where they part from the prefix."""
-    found: list[str] = []
-    for name, value in left.items():
+    groups: list[str] = []
+    for name, value in left_out.items():
         above, _, last = name.rpartition(".")
         branch = ".".join(_branch(name, prefix))
         if above and (is_counter(name, value) or _COMPUTED.fullmatch(name)):
-            found.append(f"*.{last}")
+            groups.append(f"*.{last}")
         else:
-            found.append(branch if branch == name else f"{branch}.*")
-    return tuple(dict.fromkeys(found))
+            groups.append(branch if branch == name else f"{branch}.*")
+    return tuple(dict.fromkeys(groups))
 
 
 def _branch(name: str, prefix: str) -> list[str]:
     """The parts of a name that it shares with a prefix, and one more."""
-    parts, own = name.split("."), prefix.split(".")
-    shared = next((place for place, pair in enumerate(zip(parts, own, strict=False)) if pair[0] != pair[1]), 0)
+    parts, prefix_parts = name.split("."), prefix.split(".")
+    shared = next((index for index, pair in enumerate(zip(parts, prefix_parts, strict=False)) if pair[0] != pair[1]), 0)
     return parts[: shared + 1]
 
 

@@ -74,11 +74,11 @@ def _teacher(model: str | Path | nn.Module, options: LoadOptions, child: Child) 
     values = None if options.data_range is None else ValueRange.read(options.data_range)
     examples = None if options.inputs is None else read_inputs(options.inputs)
     opened, source, digest = _opened(model, options, child)
-    known, sizes, layout = opened.architecture, opened.sizes, options.layout
+    architecture, sizes, layout = opened.architecture, opened.sizes, options.layout
     module = _ready(opened.module, source, options.device)
     if options.norm_statistics != "stored":
         use_input_statistics(module, source, options.norm_statistics)
-    if known is not None:  # spandrel's architectures are called with images in 0..1
+    if architecture is not None:  # spandrel's architectures are called with images in 0..1
         values = values or ValueRange()
         layout = layout or NCHW
     if isinstance(module, OnnxModule):
@@ -87,38 +87,38 @@ def _teacher(model: str | Path | nn.Module, options: LoadOptions, child: Child) 
         sizes = module.image_sizes(None if examples is None else signature_of(examples, module, source))
 
     def attempt(channels_last: bool) -> Findings:
-        signature = replace(inputs_of(known), channels_last=channels_last) if known else None
+        signature = replace(inputs_of(architecture), channels_last=channels_last) if architecture else None
         if examples is not None:
             signature = signature_of(examples, module, source, channels_last)
-        dims, stated = frozen(sizes, channels_last), known.size if known else SizeRule()
+        dims, stated = frozen(sizes, channels_last), architecture.size if architecture else SizeRule()
         subject = Subject(module, source, options.device, runs, options.main_output)
         return probe(subject, signature, dims, values, stated, channels_last)
 
     runs = child.stand_for(module)
     try:
-        found, about_layout = first_that_works(readings(layout, sizes, module), attempt)
+        findings, about_layout = first_that_works(readings(layout, sizes, module), attempt)
     except InputError as error:
         if examples is not None or len(names := required(module)) < 2:
             raise
         image = {names[0]: (1, 3, 64, 64)}
         raise InputError(how_to_give(source, image | dict.fromkeys(names[1:]))) from error
-    size = found.size.stricter(known.size) if known else found.size
-    signature = found.signature
+    size = findings.size.stricter(architecture.size) if architecture else findings.size
+    signature = findings.signature
     if isinstance(module, OnnxModule):  # the file's own names
         signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
-    assumptions = (*opened.assumptions, *about_layout, *found.assumptions)
+    assumptions = (*opened.assumptions, *about_layout, *findings.assumptions)
     teacher = Teacher(
         module,
         source,
         digest,
         opened.kind,
         signature,
-        found.scale,
+        findings.scale,
         size,
-        found.data_range,
-        found.static_shape,
+        findings.data_range,
+        findings.static_shape,
         options.device,
-        known,
+        architecture,
         assumptions,
     )
     about_norms = () if options.norm_statistics != "stored" else statistics_assumed(teacher)
@@ -196,17 +196,19 @@ def _from_file(path: Path, options: LoadOptions, child: Child) -> _Opened:
         _refuse_arch(arch, f"{path}, a saved module")
         return _Opened(weights, "pickle")
     if not arch:
-        found = recognise(weights, path)
-        return _Opened(found.module, "state-dict", architecture=found.architecture, assumptions=found.assumptions)
+        recognised = recognise(weights, path)
+        return _Opened(
+            recognised.module, "state-dict", architecture=recognised.architecture, assumptions=recognised.assumptions
+        )
     module = build(arch, options.arch_args)
     return _Opened(module, "state-dict", assumptions=fit(module, weights, path))
 
 
-def _refuse_arch(arch: str | None, what: str, weights_key: str | None = None) -> None:
+def _refuse_arch(arch: str | None, source: str, weights_key: str | None = None) -> None:
     if arch:
-        raise InputError(f"{what}, holds its architecture already; leave --arch {arch} out.")
+        raise InputError(f"{source}, holds its architecture already; leave --arch {arch} out.")
     if weights_key:
-        raise InputError(f"{what}, holds only one model; leave --weights-key {weights_key} out.")
+        raise InputError(f"{source}, holds only one model; leave --weights-key {weights_key} out.")
 
 
 def _check_weights(module: nn.Module, source: str) -> None:
@@ -231,15 +233,15 @@ def _copied(module: nn.Module) -> nn.Module:
 
 def _check_device(device: str) -> None:
     try:
-        wanted = torch.device(device)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"The device {device!r} is unknown; expected cpu or cuda.") from error
-    if wanted.type not in ("cpu", "cuda"):
+    if parsed.type not in ("cpu", "cuda"):
         raise InputError(f"The device {device!r} is not supported; expected cpu or cuda.")
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
         raise InputError(
-            f"The device {device!r} was asked for, but PyTorch sees {found} CUDA devices; use --device cpu."
+            f"The device {device!r} was asked for, but PyTorch sees {count} CUDA devices; use --device cpu."
         )
 
 

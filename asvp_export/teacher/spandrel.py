@@ -16,7 +16,7 @@ from asvp_export.errors import InputError
 from asvp_export.signature import Signature, SizeRule, following
 from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.checkpoint import Weights
-from asvp_export.teacher.fitting import Part, guesses, refuse_ties, told
+from asvp_export.teacher.fitting import Part, guesses, refuse_ties, weights_assumed
 from asvp_export.teacher.model import Architecture
 
 _GIVE = "give --arch package.module:factory (or path/nets.py:factory)"
@@ -36,13 +36,13 @@ class Recognised:
     """Which of the file's weights were taken, where there was something to choose."""
 
 
-def recognise(found: Sequence[Weights], path: Path) -> Recognised:
+def recognise(state_dicts: Sequence[Weights], path: Path) -> Recognised:
     """Find the architecture that a state dict belongs to, and load the state dict into it.
 
     spandrel is handed tensors and their names; it never opens the file.
 
     Args:
-        found: the state dicts in the file, as `checkpoint.find` returns them.
+        state_dicts: the state dicts in the file, as `checkpoint.find` returns them.
         path: the file, for messages.
 
     Returns:
@@ -52,23 +52,29 @@ def recognise(found: Sequence[Weights], path: Path) -> Recognised:
         InputError: spandrel cannot be imported, knows no such architecture, the weights do not fit the one it sees, or
             it knows several of them, and none is likelier than the others.
     """
-    spandrel = _spandrel(path, len(found[0].state))
+    spandrel = _spandrel(path, len(state_dicts[0].state))
     registry = spandrel.MAIN_REGISTRY.architectures("detection")
-    seen = [(part, known) for one in found for part in guesses(one) for known in registry if known.detect(part.state)]
+    candidates = [
+        (part, support)
+        for weights in state_dicts
+        for part in guesses(weights)
+        for support in registry
+        if support.detect(part.state)
+    ]
     failed = ""
-    for place, (part, known) in enumerate(seen):
+    for index, (part, support) in enumerate(candidates):
         try:
-            descriptor = known.architecture.load(dict(part.state))
+            descriptor = support.architecture.load(dict(part.state))
         except Exception as error:  # its loaders compute with names and shapes, and raise whatever that raises
-            failed = failed or f"looks like {known.architecture.name}, but does not load as that ({one_line(error)})"
+            failed = failed or f"looks like {support.architecture.name}, but does not load as that ({one_line(error)})"
             continue
-        parts = _apart([part, *(other for other, _ in seen[place + 1 :])])
+        parts = _apart([part, *(later for later, _ in candidates[index + 1 :])])
         refuse_ties(parts, "spandrel recognises", path)
-        because = f"spandrel recognises {known.architecture.name} in these names"
+        because = f"spandrel recognises {support.architecture.name} in these names"
         described = _described(descriptor, spandrel)
-        return replace(described, assumptions=told(parts, found, because, "be recognised"))
+        return replace(described, assumptions=weights_assumed(parts, state_dicts, because, "be recognised"))
     problem = failed or "is of an architecture that spandrel does not recognise"
-    raise InputError(f"{path}, a state dict of {len(found[0].state)} tensors, {problem}: {_GIVE}.")
+    raise InputError(f"{path}, a state dict of {len(state_dicts[0].state)} tensors, {problem}: {_GIVE}.")
 
 
 def _apart(parts: Sequence[Part]) -> list[Part]:
