@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,8 +104,8 @@ class OnnxModule(nn.Module):
         """Name to a shape that forward may take: what is free is 1 in the batch, and 64 elsewhere."""
         dims = {value.name: value.type.tensor_type.shape.dim for value in self.inputs}
         return {
-            name: tuple(dim.dim_value or (64 if place else 1) for place, dim in enumerate(those))
-            for name, those in dims.items()
+            name: tuple(dim.dim_value or (64 if axis else 1) for axis, dim in enumerate(shape))
+            for name, shape in dims.items()
         }
 
     @cached_property
@@ -122,27 +122,27 @@ class OnnxModule(nn.Module):
         Raises:
             InputError: there are more inputs than are known, or the image is no image batch of a floating type.
         """
-        given = [_shown(value) for value in self.inputs]
-        known = signature.names if signature else ("the image",)
-        if self.inputs and len(known) != len(self.inputs):
+        shown = [_shown(value) for value in self.inputs]
+        names = signature.names if signature else ("the image",)
+        if self.inputs and len(names) != len(self.inputs):
             raise InputError(
-                f"The graph takes {len(given)} inputs ({'; '.join(given)}), and only {len(known)} are known; give an "
+                f"The graph takes {len(shown)} inputs ({'; '.join(shown)}), and only {len(names)} are known; give an "
                 "example of each with --inputs FILE.npz."
             )
         value = self.inputs[signature.place if signature else 0] if self.inputs else None
         dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim] if value is not None else []
         if value is None or len(dims) not in (4, 5) or value.type.tensor_type.elem_type not in _FLOATS:
             raise InputError(
-                f"The graph takes {'; '.join(given) or 'nothing'}; a float image batch N,C,H,W or N,H,W,C was expected "
+                f"The graph takes {'; '.join(shown) or 'nothing'}; a float image batch N,C,H,W or N,H,W,C was expected "
                 "first."
             )
         return tuple(dims)
 
     def with_cuts(self, cuts: Iterable[str]) -> OnnxModule:
         """The same graph with other cuts; what runs it is shared."""
-        other = OnnxModule(self.model, self.folder, cuts)
-        other._opened = self._opened
-        return other
+        module = OnnxModule(self.model, self.folder, cuts)
+        module._opened = self._opened
+        return module
 
     @cached_property
     def _bytes(self) -> int:
@@ -167,8 +167,8 @@ class OnnxModule(nn.Module):
             missing = tuple(name for name in stage if name not in values)
             for name, value in zip(missing, self._run(missing, values), strict=True):
                 values[name] = sites[name](value) if name in sites else value
-        found = tuple(values[name].to(inputs[0].device) for name in self.output_names)
-        return found[0] if len(found) == 1 else found
+        outputs = tuple(values[name].to(inputs[0].device) for name in self.output_names)
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def cast(self, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """The inputs by name, on the CPU, in the types that the graph wants."""
@@ -198,24 +198,24 @@ class OnnxModule(nn.Module):
             return []
         key = (self.cuts, names)
         if key not in self._opened:
-            given = [described(name, values[name]) for name in self.cuts if name in values]
-            self._opened[key] = self._session(names, given)
+            cut_inputs = [described(name, values[name]) for name in self.cuts if name in values]
+            self._opened[key] = self._session(names, cut_inputs)
         opened, _ = self._opened[key]
-        found = guarded(opened.run, list(names), {one.name: array(values[one.name]) for one in opened.get_inputs()})
-        return [tensor_of(name, value) for name, value in zip(names, found, strict=True)]
+        arrays = guarded(opened.run, list(names), feeds_of(opened, values))
+        return [tensor_of(name, value) for name, value in zip(names, arrays, strict=True)]
 
-    def session(self, outputs: Sequence[str], given: Sequence[onnx.ValueInfoProto] = ()) -> ort.InferenceSession:
+    def session(self, outputs: Sequence[str], cut_inputs: Sequence[onnx.ValueInfoProto] = ()) -> ort.InferenceSession:
         """A session for any tensors of the main graph: what these need, and no more."""
-        return self._session(outputs, given)[0]
+        return self._session(outputs, cut_inputs)[0]
 
     def _session(
-        self, outputs: Sequence[str], given: Sequence[onnx.ValueInfoProto]
+        self, outputs: Sequence[str], cut_inputs: Sequence[onnx.ValueInfoProto]
     ) -> tuple[ort.InferenceSession, int]:
         """The session, and how many bytes of weights are in it; others are given up where there is no room for it."""
-        whole = not given and tuple(outputs) == self.output_names
-        part = self.model if whole else pruned(self.model, given, outputs)
+        is_whole = not cut_inputs and tuple(outputs) == self.output_names
+        part = self.model if is_whole else pruned(self.model, cut_inputs, outputs)
         size = data_bytes(part)
-        if size + sum(other for _, other in self._opened.values()) > max(_ROOM, self._bytes + self._bytes // 4):
+        if size + sum(loaded for _, loaded in self._opened.values()) > max(_ROOM, self._bytes + self._bytes // 4):
             self.release()
         return open_session(part, self.folder), size
 
@@ -253,8 +253,8 @@ def guarded(call: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def _cast(x: torch.Tensor, value: onnx.ValueInfoProto) -> torch.Tensor:
-    wanted = torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))).dtype
-    return x.detach().to("cpu", wanted)
+    dtype = torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))).dtype
+    return x.detach().to("cpu", dtype)
 
 
 def described(name: str, value: torch.Tensor) -> onnx.ValueInfoProto:
@@ -266,6 +266,11 @@ def described(name: str, value: torch.Tensor) -> onnx.ValueInfoProto:
 def array(value: torch.Tensor) -> np.ndarray:
     """A tensor as onnxruntime takes it."""
     return np.ascontiguousarray(value.detach().cpu().numpy())
+
+
+def feeds_of(opened: ort.InferenceSession, values: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """What a session takes, of tensors by name."""
+    return {node.name: array(values[node.name]) for node in opened.get_inputs()}
 
 
 def tensor_of(name: str, value: object) -> torch.Tensor:

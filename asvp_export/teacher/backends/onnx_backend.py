@@ -38,7 +38,7 @@ from asvp_export.teacher.backends.base import (
     dimensions_problem,
 )
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_model import OnnxModule, array, guarded, open_session, tensor_of
+from asvp_export.teacher.onnx_model import OnnxModule, feeds_of, guarded, open_session, tensor_of
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -93,9 +93,9 @@ class OnnxBackend:
         tensors = list(self.names.sites.values())
         values = self.graph.cast(self.teacher.inputs(image))
         opened = self.graph.session(tensors)
-        feeds = {one.name: ort.OrtValue.ortvalue_from_numpy(array(values[one.name])) for one in opened.get_inputs()}
-        made = guarded(opened.run_with_ort_values, tensors, feeds)  # OrtValues: they say what is no tensor
-        return {name: _layer_outputs(value) for name, value in zip(self.names.sites, made, strict=True)}
+        feeds = {name: ort.OrtValue.ortvalue_from_numpy(x) for name, x in feeds_of(opened, values).items()}
+        outputs = guarded(opened.run_with_ort_values, tensors, feeds)  # OrtValues: they say what is no tensor
+        return {name: _layer_outputs(value) for name, value in zip(self.names.sites, outputs, strict=True)}
 
     def excluded(self, reached: Collection[str]) -> dict[str, str]:
         """See `Backend`."""
@@ -114,7 +114,7 @@ class OnnxBackend:
         with tempfile.TemporaryDirectory() as folder:
             opened = open_session(part, self.graph.folder, Path(folder, "profile"))
             for _ in range(_TIMED_RUNS):
-                guarded(opened.run, None, {one.name: array(values[one.name]) for one in opened.get_inputs()})
+                guarded(opened.run, None, feeds_of(opened, values))
             events = json.loads(Path(opened.end_profiling()).read_text())
         lasted: dict[str, list[float]] = {}
         for event in events:
@@ -128,14 +128,14 @@ class OnnxBackend:
         self, layers: Sequence[str], inputs: Sequence[tuple[torch.Tensor, ...]], take: Take, at_once: int = 64
     ) -> None:
         """See `Backend`."""
-        for first in range(0, len(layers), at_once):
-            some = layers[first : first + at_once]
-            tensors = [self.names.sites[layer] for layer in some]
+        for start in range(0, len(layers), at_once):
+            chunk = layers[start : start + at_once]
+            tensors = [self.names.sites[layer] for layer in chunk]
             opened = self.graph.session(tensors)
-            for given in inputs:
-                values = self.graph.cast(given)
-                feeds = {one.name: array(values[one.name]) for one in opened.get_inputs()}
-                for layer, name, value in zip(some, tensors, guarded(opened.run, tensors, feeds), strict=True):
+            for arguments in inputs:
+                values = self.graph.cast(arguments)
+                feeds = feeds_of(opened, values)
+                for layer, name, value in zip(chunk, tensors, guarded(opened.run, tensors, feeds), strict=True):
                     take(layer, tensor_of(name, value))
 
     def insert(
@@ -154,11 +154,11 @@ class OnnxBackend:
         tensors = self.names.sites
         if self.opset < CAST_LIKE and nodes:
             outputs = self.graph.session([tensors[name] for name in nodes]).get_outputs()
-            check_types(model, {one.name: one.type for one in outputs})
+            check_types(model, {output.name: output.type for output in outputs})
         cuts = [Cut(name, tensors[name], node) for name, node in nodes.items()]
-        made = insert_nodes(with_weights(model, inserted.weights), cuts)
-        remove_author(made)
-        return made
+        exported = insert_nodes(with_weights(model, inserted.weights), cuts)
+        remove_author(exported)
+        return exported
 
     def _check_settings(self, settings: ExportSettings) -> None:
         source, static = self.teacher.source, settings.static
@@ -188,18 +188,18 @@ class OnnxBackend:
         part = pruned(self.graph.model, [], self.graph.output_names)
         nodes = [node for node in part.graph.node if node.op_type in _PRODUCTS and not node.domain]
         stored = {name: tuple(tensor.dims) for name, tensor in stored_weights(self.graph.model).items()}
-        made = {name for node in part.graph.node for name in node.output}
-        wanted = dict.fromkeys(name for node in nodes for name in (node.output[0], *node.input[:2]) if name in made)
-        if not wanted:
+        computed = {name for node in part.graph.node for name in node.output}
+        needed = dict.fromkeys(name for node in nodes for name in (node.output[0], *node.input[:2]) if name in computed)
+        if not needed:
             return 0.0
         values = self.graph.cast(self.teacher.inputs(image))
-        opened = self.graph.session(list(wanted))
-        feeds = {one.name: array(values[one.name]) for one in opened.get_inputs()}
-        arrays = guarded(opened.run, list(wanted), feeds)
+        opened = self.graph.session(list(needed))
+        feeds = feeds_of(opened, values)
+        arrays = guarded(opened.run, list(needed), feeds)
         shapes = stored | {name: tuple(x.shape) for name, x in values.items()}
-        shapes |= {name: x.shape for name, x in zip(wanted, arrays, strict=True) if isinstance(x, np.ndarray)}
-        known = [node for node in nodes if {node.output[0], *node.input[:2]} <= shapes.keys()]
-        return float(sum(_multiply_adds_of(node, shapes) for node in known))
+        shapes |= {name: x.shape for name, x in zip(needed, arrays, strict=True) if isinstance(x, np.ndarray)}
+        countable = [node for node in nodes if {node.output[0], *node.input[:2]} <= shapes.keys()]
+        return float(sum(_multiply_adds_of(node, shapes) for node in countable))
 
     def release(self) -> None:
         """See `Backend`."""
@@ -219,26 +219,26 @@ def _layer_outputs(value: ort.OrtValue) -> LayerOutputs:
 
 def _elsewhere(model: onnx.ModelProto) -> dict[str, str]:
     """Names in the file that are no layers, and what they are."""
-    places: dict[str, str] = {}
+    elsewhere: dict[str, str] = {}
     for node in model.graph.node:
         owner = node.name or node.output[0]
         for graph in graphs_in([node]):
             inside = f"lies inside the {node.op_type} {owner}, where it may run any number of times"
             names = [graph.name, *(name for inner in graph.node for name in (inner.name, *inner.output))]
-            places |= dict.fromkeys((name for name in names if name), inside)
-    places |= {tensor.name: "is a weight, the same for every image" for tensor in model.graph.initializer}
-    stored = dict.fromkeys(places)
+            elsewhere |= dict.fromkeys((name for name in names if name), inside)
+    elsewhere |= {tensor.name: "is a weight, the same for every image" for tensor in model.graph.initializer}
+    stored = dict.fromkeys(elsewhere)
     inputs = [value.name for value in model.graph.input if value.name not in stored]
-    return places | dict.fromkeys(inputs, "is an input of the graph, not computed by it")
+    return elsewhere | dict.fromkeys(inputs, "is an input of the graph, not computed by it")
 
 
 def _multiply_adds_of(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    made, data, weight = shapes[node.output[0]], shapes[node.input[0]], shapes[node.input[1]]
+    output, data, weight = shapes[node.output[0]], shapes[node.input[0]], shapes[node.input[1]]
     if node.op_type == "Conv":  # (out, in / groups, *kernel)
-        return math.prod(made) * math.prod(weight[1:])
+        return math.prod(output) * math.prod(weight[1:])
     if node.op_type == "ConvTranspose":  # (in, out / groups, *kernel)
         return math.prod(data) * math.prod(weight[1:])
     if node.op_type == "Gemm":
-        turned = any(one.name == "transA" and one.i for one in node.attribute)
-        return math.prod(made) * data[0 if turned else -1]
-    return math.prod(made) * data[-1]
+        turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+        return math.prod(output) * data[0 if turned else -1]
+    return math.prod(output) * data[-1]

@@ -92,8 +92,8 @@ def _way_out(teacher: Teacher, options: dict[str, Frozen | None], attempt: Calla
                 attempt(frozen)
         except Exception:  # whatever it is, this is no way out
             continue
-        tried = f" (tried at {frozen[2]}x{frozen[3]})" if option == _STATIC and frozen is not None else ""
-        return f"It exports with {option}{tried}"
+        size_tried = f" (tried at {frozen[2]}x{frozen[3]})" if option == _STATIC and frozen is not None else ""
+        return f"It exports with {option}{size_tried}"
     return f"Neither {' nor '.join(options)} makes it exportable: give an ONNX file made elsewhere"
 
 
@@ -108,9 +108,9 @@ def _scripted(teacher: Teacher) -> None:
 
 def _fixed_on_the_way(error: BaseException, signature: Signature) -> list[str]:
     """The free sizes to which the tracer says that it found but one value, as "name (value)"."""
-    said = re.findall(r"static shape of (\d+) for dimension .*shape\[(\d+)\]", str(_innermost(error)))
+    matches = re.findall(r"static shape of (\d+) for dimension .*shape\[(\d+)\]", str(_innermost(error)))
     names = signature.dimensions[signature.place]
-    return list(dict.fromkeys(f"{names.get(int(axis), f'axis {axis}')} ({size})" for size, axis in said))
+    return list(dict.fromkeys(f"{names.get(int(axis), f'axis {axis}')} ({size})" for size, axis in matches))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -133,11 +133,11 @@ def _reason(error: BaseException) -> str:
 
 def _users_line(error: BaseException) -> str:
     """The line of the user's forward where it happened, as PyTorch's message or the traceback names it; "" for none."""
-    for one in _chain(error):
-        named = re.findall(r'File "([^"]+)", line (\d+), in (\w+)(?:\n +(.+))?', str(one))
+    for cause in _chain(error):
+        named = re.findall(r'File "([^"]+)", line (\d+), in (\w+)(?:\n +(.+))?', str(cause))
         frames = [
             (frame.filename, str(frame.lineno), frame.name, frame.line or "")
-            for frame in traceback.extract_tb(one.__traceback__)
+            for frame in traceback.extract_tb(cause.__traceback__)
         ]
         for file, line, function, code in reversed([*frames, *named]):
             path = Path(file)

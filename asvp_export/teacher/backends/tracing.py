@@ -41,7 +41,7 @@ def traced(teacher: Teacher, inserted: Insertion, settings: ExportSettings) -> o
         program = _trace(inserted.module, teacher, frozen, opset, settings.traced_at)
     except Exception as error:  # the exporter wraps whatever went wrong inside
         attempt = partial(_trace, inserted.module, teacher, opset=opset, at=TRACED)
-        raise refusal(error, teacher, frozen, lambda other: attempt(frozen=other)) from error
+        raise refusal(error, teacher, frozen, lambda dims: attempt(frozen=dims)) from error
     if data_folder is not None and _bytes_of(program.model) > publish.EXTERNAL_LIMIT:
         unload_from_model(program.model, data_folder, "traced.data", size_threshold_bytes=publish.SMALL - 1)
     model = program.model_proto
@@ -181,8 +181,8 @@ def _check_free(model: ir.Model, signature: Signature, frozen: Frozen) -> None:
         FixedError: there is one.
     """
     dims = model.graph.inputs[signature.place].shape or ()
-    axes, given = signature.dimensions[signature.place], _frozen_names(frozen)
-    stuck = [f"{name} ({dims[i]})" for i, name in axes.items() if name not in given and isinstance(dims[i], int)]
+    axes, requested = signature.dimensions[signature.place], _frozen_names(frozen)
+    stuck = [f"{name} ({dims[i]})" for i, name in axes.items() if name not in requested and isinstance(dims[i], int)]
     if stuck:
         raise FixedError(stuck)
 
@@ -192,7 +192,7 @@ def _name_output(model: onnx.ModelProto, teacher: Teacher) -> None:
     if not isinstance(teacher.scale, int):
         return
     dims = model.graph.output[teacher.signature.main].type.tensor_type.shape.dim
-    places = (1, 2) if teacher.signature.channels_last else (-2, -1)
-    for dim, name in zip((dims[place] for place in places), ("height", "width"), strict=True):
+    axes = (1, 2) if teacher.signature.channels_last else (-2, -1)
+    for dim, name in zip((dims[axis] for axis in axes), ("height", "width"), strict=True):
         if dim.dim_param:
             dim.dim_param = name if teacher.scale == 1 else f"{teacher.scale}*{name}"
