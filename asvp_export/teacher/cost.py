@@ -12,7 +12,8 @@ from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
-_known: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()  # a count is a forward, which may take seconds
+# A count is a forward, which may take seconds.
+_counted: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()
 
 
 def multiply_adds(teacher: Teacher) -> float:
@@ -26,8 +27,8 @@ def multiply_adds(teacher: Teacher) -> float:
         InputError: the teacher fails on its own example.
         MachineError: memory ran out.
     """
-    if teacher.module in _known:
-        return _known[teacher.module]
+    if teacher.module in _counted:
+        return _counted[teacher.module]
     image = teacher.example()
     try:
         total = open_backend(teacher).multiply_adds(image)
@@ -37,5 +38,5 @@ def multiply_adds(teacher: Teacher) -> float:
         raise InputError(
             f"{teacher.source} fails on its example of {tuple(image.shape)}: {one_line(error)}."
         ) from error
-    _known[teacher.module] = total / (image.shape[0] * image.shape[-1] * image.shape[-2])
-    return _known[teacher.module]
+    _counted[teacher.module] = total / (image.shape[0] * image.shape[-1] * image.shape[-2])
+    return _counted[teacher.module]

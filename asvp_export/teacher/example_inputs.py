@@ -16,7 +16,7 @@ from asvp_export.images import read_npz
 from asvp_export.signature import Signature, channels_to_front, following
 from asvp_export.teacher.checkpoint import read_torch
 
-_WANTED = "expected the model's inputs, by name or in order, as arrays of an .npz or tensors of a .pt"
+_EXPECTED = "expected the model's inputs, by name or in order, as arrays of an .npz or tensors of a .pt"
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -30,7 +30,7 @@ def read_inputs(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
         InputError: the file is missing, damaged, or holds something else.
     """
     if not path.is_file():
-        raise InputError(f"The file of inputs {path} does not exist; {_WANTED}.")
+        raise InputError(f"The file of inputs {path} does not exist; {_EXPECTED}.")
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     content = read_torch(path, trust_pickle=False)
@@ -39,13 +39,13 @@ def read_inputs(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
     if isinstance(content, torch.Tensor):
         content = (content,)
     if not isinstance(content, tuple | list):
-        raise InputError(f"{path} holds {type(content).__name__}; {_WANTED}.")
+        raise InputError(f"{path} holds {type(content).__name__}; {_EXPECTED}.")
     return [_array(value, f"{path}, input {i}") for i, value in enumerate(content)]
 
 
-def _array(value: Any, where: str) -> np.ndarray:
+def _array(value: Any, location: str) -> np.ndarray:
     if not isinstance(value, torch.Tensor):
-        raise InputError(f"{where} is {type(value).__name__}; {_WANTED}.")
+        raise InputError(f"{location} is {type(value).__name__}; {_EXPECTED}.")
     return value.detach().cpu().numpy()
 
 
@@ -76,15 +76,15 @@ def signature_of(
         examples = dict(zip(names, examples, strict=True))
     if len(examples) == 1 and not hasattr(module, "input_names"):  # as teachers without example inputs have it
         examples = {"input": next(iter(examples.values()))}
-    place = next((i for i, a in enumerate(examples.values()) if a.ndim in (4, 5) and a.dtype.kind == "f"), None)
-    if place is None:
-        given = ", ".join(f"{name} {'x'.join(map(str, a.shape))} {a.dtype}" for name, a in examples.items())
+    image_index = next((i for i, a in enumerate(examples.values()) if a.ndim in (4, 5) and a.dtype.kind == "f"), None)
+    if image_index is None:
+        shown = ", ".join(f"{name} {'x'.join(map(str, a.shape))} {a.dtype}" for name, a in examples.items())
         raise InputError(
-            f"The example inputs are {given or 'nothing'}; a float image batch N,C,H,W (or N,T,C,H,W) was "
+            f"The example inputs are {shown or 'nothing'}; a float image batch N,C,H,W (or N,T,C,H,W) was "
             "expected in them."
         )
-    (name, image), others = list(examples.items())[place], [*examples.items()]
-    del others[place]
+    (name, image), others = list(examples.items())[image_index], [*examples.items()]
+    del others[image_index]
     if channels_last and image.ndim == 5:
         raise InputError(
             f"The example of {name} is a video; videos are taken as N,T,C,H,W only. Leave --layout nhwc out."
@@ -94,8 +94,8 @@ def signature_of(
         image_name=name,
         channels=shape[-3],
         frames=image.shape[1] if image.ndim == 5 else None,
-        place=place,
-        others=tuple(following(other, _single(example), shape, channels_last) for other, example in others),
+        place=image_index,
+        others=tuple(following(other_name, _single(example), shape, channels_last) for other_name, example in others),
         channels_last=channels_last,
     )
 
@@ -104,12 +104,16 @@ def required(module: nn.Module) -> list[str]:
     """The inputs that a PyTorch module cannot be called without, as far as it shows them."""
     if isinstance(module, torch.jit.ScriptModule):
         arguments = module.forward.schema.arguments[1:]  # pyright: ignore[reportFunctionMemberAccess]  TorchScript's own
-        return [one.name for one in arguments if not one.has_default_value()]
+        return [parameter.name for parameter in arguments if not parameter.has_default_value()]
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):  # compiled forwards show none
         return []
-    return [one.name for one in parameters if one.kind in _POSITIONAL and one.default is one.empty]
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in _POSITIONAL and parameter.default is parameter.empty
+    ]
 
 
 def how_to_give(source: str, inputs: Mapping[str, Sequence[int] | None]) -> str:
@@ -119,13 +123,13 @@ def how_to_give(source: str, inputs: Mapping[str, Sequence[int] | None]) -> str:
         source: the model's name.
         inputs: name to shape; None where that is not known.
     """
-    taken = ", ".join(name + (f" {'x'.join(map(str, shape))}" if shape else "") for name, shape in inputs.items())
+    listed = ", ".join(name + (f" {'x'.join(map(str, shape))}" if shape else "") for name, shape in inputs.items())
     shown = ", ".join(
         f"{name}=numpy.zeros({tuple(shape)}, 'float32')" if shape else f"{name}=numpy.zeros(ITS_SHAPE, 'float32')"
         for name, shape in inputs.items()
     )
     return (
-        f"{source} takes {len(inputs)} inputs ({taken}), and only the picture can be generated. Give an example of "
+        f"{source} takes {len(inputs)} inputs ({listed}), and only the picture can be generated. Give an example of "
         f"each, with real values: python -c \"import numpy; numpy.savez('inputs.npz', {shown})\", then --inputs "
         "inputs.npz."
     )

@@ -50,63 +50,65 @@ def frozen(sizes: Sequence[int | None], channels_last: bool) -> Dims:
     return sizes[0], sizes[-3], sizes[-2], sizes[-1]
 
 
-def readings(asked: str | None, sizes: Sequence[int | None], module: nn.Module) -> list[Layout]:
+def readings(requested: str | None, sizes: Sequence[int | None], module: nn.Module) -> list[Layout]:
     """The layouts in which a model is tried, the likelier one first.
 
     A graph that begins by moving the last axis in front of the others, or by a convolution, shows its layout. Else the
     sizes that it declares may show it; where they do not, both layouts are run.
 
     Args:
-        asked: what the user says of it, "nchw" or "nhwc"; None: nothing.
+        requested: what the user says of it, "nchw" or "nhwc"; None: nothing.
         sizes: of the image input as the model declares them, None where free.
         module: the model.
 
     Raises:
         InputError: the word is unknown, or the model takes videos channels last.
     """
-    if asked not in (None, NCHW, NHWC):
-        raise InputError(f"The layout {asked!r} was asked for; {NCHW} or {NHWC} was expected.")
-    if len(sizes) == 5 and (asked == NHWC or (asked is None and looks_channels_last(sizes))):
+    if requested not in (None, NCHW, NHWC):
+        raise InputError(f"The layout {requested!r} was asked for; {NCHW} or {NHWC} was expected.")
+    if len(sizes) == 5 and (requested == NHWC or (requested is None and looks_channels_last(sizes))):
         shown = "x".join(str(size or "?") for size in sizes)
         raise InputError(
             f"The image input is {shown}, a video with its channels last; videos are taken as N,T,C,H,W only. Put a "
             f"transpose before and behind the model, or give --layout {NCHW} if the input is not a video."
         )
-    if asked is not None:
-        return [Layout(asked == NHWC)]
+    if requested is not None:
+        return [Layout(requested == NHWC)]
     if len(sizes) == 5:
         return [Layout(False)]
-    begins = _begins(module) if isinstance(module, OnnxModule) else None
+    moves_channels = _moves_channels(module) if isinstance(module, OnnxModule) else None
     _, second, _, last = sizes
-    other = f"the second is {second or 'free'}"
-    if begins is not False and looks_channels_last(sizes):
-        shape = f"the last of its axes is {last} and fixed while {other}"
-        moved = ", and the graph begins by moving the last axis in front of the others" if begins else ""
-        return [Layout(True, shape + moved, certain=bool(begins) or None in sizes[1:3])]
-    if begins and not (second in CHANNELS and last not in CHANNELS):
+    second_axis = f"the second is {second or 'free'}"
+    if moves_channels is not False and looks_channels_last(sizes):
+        shape = f"the last of its axes is {last} and fixed while {second_axis}"
+        moved = ", and the graph begins by moving the last axis in front of the others" if moves_channels else ""
+        return [Layout(True, shape + moved, certain=bool(moves_channels) or None in sizes[1:3])]
+    if moves_channels and not (second in CHANNELS and last not in CHANNELS):
         return [Layout(True, "the graph begins by moving the last axis in front of the others")]
-    if begins is False and last in CHANNELS:
+    if moves_channels is False and last in CHANNELS:
         return [Layout(False, f"its first layers read channels from the second axis, though the last one is {last}")]
     if second in CHANNELS and last in CHANNELS:
-        return [Layout(False, f"{other} and the last of its axes is {last}: either may be channels", certain=False)]
-    if begins is False or last not in (None, *CHANNELS):
+        return [
+            Layout(False, f"{second_axis} and the last of its axes is {last}: either may be channels", certain=False)
+        ]
+    if moves_channels is False or last not in (None, *CHANNELS):
         return [Layout(False)]
     return [Layout(False), Layout(True, "it runs on such images, and on none that is N,C,H,W")]
 
 
-def _begins(graph: OnnxModule) -> bool | None:
+def _moves_channels(graph: OnnxModule) -> bool | None:
     """Whether the first layers of a graph move channels from the end to the front; False: they read them there."""
-    same, found = {one.name for one in graph.inputs if len(one.type.tensor_type.shape.dim) == 4}, set[bool]()
+    unmoved, answers = {value.name for value in graph.inputs if len(value.type.tensor_type.shape.dim) == 4}, set[bool]()
     for node in graph.model.graph.node:
-        if not same.intersection(node.input):
+        if not unmoved.intersection(node.input):
             continue
         if node.op_type in _PLAIN:
-            same.update(node.output)
+            unmoved.update(node.output)
         elif node.op_type in _FIRST:
-            found.add(False)
-        elif node.op_type == "Transpose" and any(list(one.ints) == _TO_FRONT for one in node.attribute):
-            found.add(True)
-    return found.pop() if len(found) == 1 else None
+            answers.add(False)
+        elif node.op_type == "Transpose" and any(list(attribute.ints) == _TO_FRONT for attribute in node.attribute):
+            answers.add(True)
+    return answers.pop() if len(answers) == 1 else None
 
 
 def first_that_works(
@@ -127,12 +129,12 @@ def first_that_works(
     problems = []
     for layout in layouts:
         try:
-            found = attempt(layout.channels_last)
+            findings = attempt(layout.channels_last)
         except InputError as error:
             problems.append(error)
             continue
-        if found.other_layout and len(layouts) > 1:
+        if findings.other_layout and len(layouts) > 1:
             layout = Layout(False, "it runs on such images, and on those that are N,H,W,C as well", certain=False)
-        told = Assumption("layout", _NAMES[layout.channels_last], layout.because, layout.certain, _OPTION)
-        return found, (told,) if layout.because else ()
+        assumption = Assumption("layout", _NAMES[layout.channels_last], layout.because, layout.certain, _OPTION)
+        return findings, (assumption,) if layout.because else ()
     raise problems[0]

@@ -28,15 +28,15 @@ class MainOutput:
         asked: the output's name, or its position as a number; None: to be found.
     """
 
-    def __init__(self, module: nn.Module, source: str, asked: str | None) -> None:
-        self._module, self._source, self._asked = module, source, asked
+    def __init__(self, module: nn.Module, source: str, requested: str | None) -> None:
+        self._module, self._source, self._requested = module, source, requested
         self._order: dict[tuple[str, ...], str] = {}
-        self._seen: Assumption | None = None
+        self._assumption: Assumption | None = None
 
     @property
     def assumptions(self) -> tuple[Assumption, ...]:
         """What was concluded, where there was more than one output."""
-        return (self._seen,) if self._seen else ()
+        return (self._assumption,) if self._assumption else ()
 
     def choose(self, outputs: Mapping[str, torch.Tensor], image: torch.Tensor, inputs: Sequence[torch.Tensor]) -> int:
         """The position of the main output among all of one run.
@@ -51,7 +51,7 @@ class MainOutput:
         """
         names = list(outputs)
         pictures = [name for name, tensor in outputs.items() if is_picture(tensor, image.shape[0])]
-        if self._asked is not None:
+        if self._requested is not None:
             return names.index(self._named(pictures, outputs))
         alike = [name for name in pictures if outputs[name].shape[-3] == image.shape[-3]]
         alike = alike or [name for name in pictures if outputs[name].shape[-3] in (1, 3)] or pictures
@@ -65,13 +65,13 @@ class MainOutput:
         return names.index(chosen)
 
     def _named(self, pictures: Sequence[str], outputs: Mapping[str, torch.Tensor]) -> str:
-        asked = str(self._asked)
-        name = list(outputs)[int(asked)] if asked.isdecimal() and int(asked) < len(outputs) else asked
+        requested = str(self._requested)
+        name = list(outputs)[int(requested)] if requested.isdecimal() and int(requested) < len(outputs) else requested
         if name in pictures:
             return name
         shown = ", ".join(f"{picture} {'x'.join(map(str, outputs[picture].shape))}" for picture in pictures)
         raise InputError(
-            f"The main output {asked} was asked for; the pictures among the outputs of {self._source} are {shown}. "
+            f"The main output {requested} was asked for; the pictures among the outputs of {self._source} are {shown}. "
             "Give one of these to --main-output."
         )
 
@@ -82,15 +82,15 @@ class MainOutput:
             return
         others = ", ".join(name for name in names if name != chosen)
         if len(alike) == 1:
-            why = f"it alone has a picture's channels (the others: {others})"
+            because = f"it alone has a picture's channels (the others: {others})"
         elif len(largest) == 1:
-            why = f"it is the largest picture (the others: {others})"
+            because = f"it is the largest picture (the others: {others})"
         elif last:
             behind = [name for name in largest if name != chosen]
-            why = f"it is computed from {', '.join(behind)}, as large as it is"
+            because = f"it is computed from {', '.join(behind)}, as large as it is"
         else:
-            why = f"it is the first of several as large (the others: {others})"
-        self._seen = Assumption("main output", chosen, why, len(alike) == 1, OPTION)
+            because = f"it is the first of several as large (the others: {others})"
+        self._assumption = Assumption("main output", chosen, because, len(alike) == 1, OPTION)
 
 
 def is_picture(tensor: torch.Tensor, batch: int) -> bool:
@@ -99,12 +99,12 @@ def is_picture(tensor: torch.Tensor, batch: int) -> bool:
 
 
 def _last_computed(
-    module: nn.Module, every: Sequence[str], names: Sequence[str], inputs: Sequence[torch.Tensor]
+    module: nn.Module, all_names: Sequence[str], names: Sequence[str], inputs: Sequence[torch.Tensor]
 ) -> str:
     """The output that all the others named go into; "" where there is none, or it cannot be found out."""
     try:
         graph = isinstance(module, OnnxModule)
-        before = _graph_order(module, names) if graph else _traced(module, every, names, inputs)
+        before = _graph_order(module, names) if graph else _traced(module, all_names, names, inputs)
     except Exception:  # a user's model with gradients may raise anything
         return ""
     last = [name for name in names if all(other in before[name] for other in names if other != name)]
@@ -115,27 +115,27 @@ def _graph_order(module: OnnxModule, names: Sequence[str]) -> dict[str, set[str]
     """Name to the named outputs that it is computed from, of an ONNX graph."""
     behind: dict[str, set[str]] = {}
     for node in module.model.graph.node:
-        found = {name for read in reads(node) for name in (*behind.get(read, ()), read) if name in names}
+        ancestors = {name for read in reads(node) for name in (*behind.get(read, ()), read) if name in names}
         for output in node.output:
-            behind[output] = found
+            behind[output] = ancestors
     return {name: behind.get(name, set()) for name in names}
 
 
 def _traced(
-    module: nn.Module, every: Sequence[str], names: Sequence[str], inputs: Sequence[torch.Tensor]
+    module: nn.Module, all_names: Sequence[str], names: Sequence[str], inputs: Sequence[torch.Tensor]
 ) -> dict[str, set[str]]:
     """The same of a module, from PyTorch's record of a run."""
     from asvp_export.teacher.model import named_outputs
 
     floats = [x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs]
     with torch.enable_grad():
-        given = [x * 1 if x.requires_grad else x for x in floats]  # a forward may write into what it gets
-        outputs = dict(zip(every, named_outputs(module(*given)).values(), strict=True))
-        found: dict[str, set[str]] = {}
+        arguments = [x * 1 if x.requires_grad else x for x in floats]  # a forward may write into what it gets
+        outputs = dict(zip(all_names, named_outputs(module(*arguments)).values(), strict=True))
+        ancestors: dict[str, set[str]] = {}
         for name in names:
             others = [other for other in names if other != name]
             grads = torch.autograd.grad(
-                outputs[name].sum(), [outputs[one] for one in others], retain_graph=True, allow_unused=True
+                outputs[name].sum(), [outputs[other] for other in others], retain_graph=True, allow_unused=True
             )
-            found[name] = {one for one, grad in zip(others, grads, strict=True) if grad is not None}
-    return found
+            ancestors[name] = {other for other, grad in zip(others, grads, strict=True) if grad is not None}
+    return ancestors

@@ -122,8 +122,8 @@ def with_others(signature: Signature, image: torch.Tensor) -> tuple[torch.Tensor
         signature: of the model.
         image: the image batch, N,C,H,W.
     """
-    given = [torch.from_numpy(other).to(image.device) for other in signature.others_for(image.shape)]
-    return (*given[: signature.place], signature.to_model(image).contiguous(), *given[signature.place :])
+    others = [torch.from_numpy(example).to(image.device) for example in signature.others_for(image.shape)]
+    return (*others[: signature.place], signature.to_model(image).contiguous(), *others[signature.place :])
 
 
 def named_outputs(result: object, name: str = "") -> dict[str, torch.Tensor]:
@@ -153,8 +153,8 @@ def natural_inputs(signature: Signature, batch: int, height: int, width: int, va
     """Random images with the statistics of photographs, as the model takes them; the frames of a video pan over one."""
     frames = signature.frames or 1
     wide = natural_images(batch, signature.channels, height, width + 2 * (frames - 1))
-    made = torch.stack([wide[..., 2 * t : 2 * t + width] for t in range(frames)], dim=1)
-    return (made if signature.frames else made[:, 0]).contiguous() * values.peak + values.low
+    video = torch.stack([wide[..., 2 * t : 2 * t + width] for t in range(frames)], dim=1)
+    return (video if signature.frames else video[:, 0]).contiguous() * values.peak + values.low
 
 
 def natural_images(batch: int, channels: int, height: int, width: int) -> torch.Tensor:

@@ -19,23 +19,23 @@ OPTION = "--norm-statistics input"
 _SAME_DB = 48.0  # an RMSE of one 8-bit step
 
 
-def use_input_statistics(module: nn.Module, source: str, asked: str) -> None:
+def use_input_statistics(module: nn.Module, source: str, choice: str) -> None:
     """Make normalisation layers compute their statistics from each input, as they do in training mode.
 
     Args:
         module: a PyTorch module; its layers are changed.
         source: its name, for messages.
-        asked: what the user gave.
+        choice: what the user gave.
 
     Raises:
         InputError: not one of CHOICES, or no layer of the module stores statistics.
     """
-    if asked not in CHOICES:
-        raise InputError(f"The norm statistics {asked!r} were asked for; {' or '.join(CHOICES)} was expected.")
+    if choice not in CHOICES:
+        raise InputError(f"The norm statistics {choice!r} were asked for; {' or '.join(CHOICES)} was expected.")
     layers = _storing(module)
     if not layers:
         raise InputError(
-            f"--norm-statistics {asked} was given; no normalisation layer of {source} stores statistics, so there is "
+            f"--norm-statistics {choice} was given; no normalisation layer of {source} stores statistics, so there is "
             "nothing to choose. Leave the option out."
         )
     for layer in layers:
@@ -56,13 +56,13 @@ def statistics_assumed(teacher: Teacher) -> tuple[Assumption, ...]:
     untouched = [layer for layer in layers if _untouched(layer)]
     apart = _psnr_of_both(teacher)
     if untouched:
-        why, certain = f"{len(untouched)} of {len(layers)} layers hold statistics that no training updated", False
+        because, certain = f"{len(untouched)} of {len(layers)} layers hold statistics that no training updated", False
     elif any(isinstance(layer, _InstanceNorm) for layer in layers):
-        why, certain = f"evaluation mode uses them; those of the input give another picture ({apart:.0f} dB)", False
+        because, certain = f"evaluation mode uses them; those of the input give another picture ({apart:.0f} dB)", False
     else:
-        why, certain = "evaluation mode uses them", True
+        because, certain = "evaluation mode uses them", True
     certain = certain or apart >= _SAME_DB
-    return (Assumption("normalisation", f"stored statistics of {', '.join(kinds)}", why, certain, OPTION),)
+    return (Assumption("normalisation", f"stored statistics of {', '.join(kinds)}", because, certain, OPTION),)
 
 
 def _storing(module: nn.Module) -> list[_BatchNorm | _InstanceNorm]:
@@ -77,14 +77,14 @@ def _untouched(layer: _BatchNorm | _InstanceNorm) -> bool:
 
 def _psnr_of_both(teacher: Teacher) -> float:
     """PSNR in dB between the main outputs by stored statistics and by the input's; 0 where the other does not run."""
-    other = copy.deepcopy(teacher.module)
-    use_input_statistics(other, teacher.source, "input")
+    adapted = copy.deepcopy(teacher.module)
+    use_input_statistics(adapted, teacher.source, "input")
     inputs = teacher.inputs(teacher.example())
     try:
         with torch.no_grad():
-            both = [list(named_outputs(one(*inputs)).values()) for one in (teacher.module, other)]
+            outputs = [list(named_outputs(module(*inputs)).values()) for module in (teacher.module, adapted)]
     except Exception:  # a user's model may raise anything
         return 0.0
-    first, second = (found[teacher.signature.main].double() for found in both)
+    first, second = (tensors[teacher.signature.main].double() for tensors in outputs)
     error = float((first - second).square().mean()) / teacher.data_range.peak**2
     return float("inf") if error == 0 else -10 * float(torch.log10(torch.tensor(error)))

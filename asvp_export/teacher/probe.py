@@ -134,13 +134,13 @@ def probe(
             problems.append(error)
             continue
         _check_repeatable(run, height, width)
-        run.frozen_batch(height, width, shrinkage)
+        run.freeze_batch(height, width, shrinkage)
         values, about_values = (data_range, ()) if data_range else detected_range(run, height, width)
-        scale = shrinkage.scale
-        whole = scale.numerator if scale.denominator == 1 else scale
-        told = (*run.main.assumptions, *about_values, *_about_sizes(run, shrinkage, size, fixed))
-        both = run.takes_channels_last(height, width, shrinkage)
-        return Findings(run.signature, whole, size, values, run.static_shape, told, both)
+        fraction = shrinkage.scale
+        scale = fraction.numerator if fraction.denominator == 1 else fraction
+        assumptions = (*run.main.assumptions, *about_values, *_about_sizes(run, shrinkage, size, fixed))
+        other_layout = run.takes_channels_last(height, width, shrinkage)
+        return Findings(run.signature, scale, size, values, run.static_shape, assumptions, other_layout)
     raise problems[0]
 
 
@@ -202,11 +202,11 @@ def _sizes(run: _Runner, stated: SizeRule) -> tuple[_Shrinkage, SizeRule, int, i
 def _smallest_multiple(run: _Runner, stated: SizeRule) -> tuple[int, int, int, _Shrinkage, bool]:
     """The multiple, a height and a width that work, what they become, and whether they have to be equal."""
     multiples = dict.fromkeys(math.lcm(stated.multiple, multiple) for multiple in _MULTIPLES)
-    tried: list[str] = []
+    sizes: list[str] = []
     for square, multiple in itertools.product((True,) if stated.square else (False, True), multiples):
         count = max(1, round(48 / multiple), -(-stated.minimum // multiple)) | 1
         height, width = multiple * count, multiple * (count if square else count + 2)
-        tried.append(f"{height}x{width}")
+        sizes.append(f"{height}x{width}")
         shrinkage = run.shrinkage(height, width, multiple)
         if shrinkage is None:
             continue
@@ -215,7 +215,7 @@ def _smallest_multiple(run: _Runner, stated: SizeRule) -> tuple[int, int, int, _
                 return smaller, height + smaller, width + smaller, shrinkage, square
         return multiple, height, width, shrinkage, square
     raise InputError(
-        f"{run.source} takes none of the sizes that were tried ({tried[0]} to {tried[-1]} pixels, "
+        f"{run.source} takes none of the sizes that were tried ({sizes[0]} to {sizes[-1]} pixels, "
         f"{run.signature.channels} channels, multiples of {min(multiples)} to {max(multiples)}); at the last it said: "
         f"{run.problem}."
     )
@@ -233,7 +233,7 @@ class _Runner:
 
     def main_output(self, image: torch.Tensor) -> torch.Tensor | None:
         """The main output, or None where the model raises (`problem` says why); the outputs' names are noted."""
-        asked = "x".join(map(str, image.shape))
+        size = "x".join(map(str, image.shape))
         try:
             inputs = with_others(self.signature, image)
             with torch.no_grad():
@@ -242,7 +242,7 @@ class _Runner:
             raise
         except Exception as error:  # a user's model may raise anything
             if is_out_of_memory(error):
-                raise MachineError(f"Memory ran out while {self.source} ran on {asked}.") from error
+                raise MachineError(f"Memory ran out while {self.source} ran on {size}.") from error
             self.problem = one_line(error)
             return None
         outputs = {name: self.signature.from_model(tensor) for name, tensor in outputs.items()}
@@ -264,11 +264,11 @@ class _Runner:
             return _Shrinkage(scale, 0)
         if multiple:
             return self._with_border(sides, height, width, multiple)
-        whole = Fraction(
+        nearest = Fraction(
             max(1, round(scale))
         )  # at one size only: the nearest whole scale, and the same border on both sides
-        borders = height * whole - sides[0], width * whole - sides[1]
-        return _Shrinkage(whole, int(borders[0])) if borders[0] == borders[1] else self._unclear(sides, height, width)
+        borders = height * nearest - sides[0], width * nearest - sides[1]
+        return _Shrinkage(nearest, int(borders[0])) if borders[0] == borders[1] else self._unclear(sides, height, width)
 
     def _with_border(self, sides: tuple[int, int], height: int, width: int, multiple: int) -> _Shrinkage | None:
         """The border shows in a second size; cropping to a multiple, which looks alike there, in the third."""
@@ -278,13 +278,14 @@ class _Runner:
             return None
         scale = Fraction(larger[0] - sides[0], multiple)
         border = height * scale - sides[0]
-        found = _Shrinkage(scale, int(border))
+        shrinkage = _Shrinkage(scale, int(border))
         sizes = ((height, width), (height + multiple, width + multiple), (height + 3 * multiple, width + 3 * multiple))
         fits = all(
-            (found.of(h), found.of(w)) == got for (h, w), got in zip(sizes, (sides, larger, largest), strict=True)
+            (shrinkage.of(h), shrinkage.of(w)) == measured
+            for (h, w), measured in zip(sizes, (sides, larger, largest), strict=True)
         )
         if scale > 0 and 1 in (scale.numerator, scale.denominator) and border.denominator == 1 and fits:
-            return found
+            return shrinkage
         return self._unclear(sides, height, width)
 
     def _unclear(self, sides: tuple[int, int], height: int, width: int) -> None:
@@ -308,55 +309,55 @@ class _Runner:
             return False
         return sides is not None and min(sides) > 0 and sides == (shrinkage.of(height), shrinkage.of(width))
 
-    def frozen_batch(self, height: int, width: int, shrinkage: _Shrinkage) -> None:
+    def freeze_batch(self, height: int, width: int, shrinkage: _Shrinkage) -> None:
         """Freeze N at 1 where a batch of two makes the model fail, also with one noise level for both, say."""
         if self.static_shape[0] is not None or self.works(height, width, shrinkage, batch=2):
             return
-        tried = self.signature
-        common = [replace(o, follows=tuple(f for f in o.follows if f[1] != "batch")) for o in tried.others]
+        signature = self.signature
+        common = [replace(o, follows=tuple(f for f in o.follows if f[1] != "batch")) for o in signature.others]
         if common:
-            self.signature = replace(tried, others=tuple(common))
+            self.signature = replace(signature, others=tuple(common))
             if self.works(height, width, shrinkage, batch=2):
                 return
-        self.signature, self.static_shape = tried, (1, *self.static_shape[1:])
+        self.signature, self.static_shape = signature, (1, *self.static_shape[1:])
 
     def takes_channels_last(self, height: int, width: int, shrinkage: _Shrinkage) -> bool:
         """Whether a model that takes this size as N,C,H,W takes it as N,H,W,C too: a run does not tell the layout."""
-        tried = self.signature
-        if tried.channels_last or tried.frames or self.static_shape[2] or self.static_shape[3]:
+        signature = self.signature
+        if signature.channels_last or signature.frames or self.static_shape[2] or self.static_shape[3]:
             return False
-        self.signature = replace(tried, channels_last=True)
+        self.signature = replace(signature, channels_last=True)
         try:
             return self.works(height, width, shrinkage)
         finally:
-            self.signature = tried
+            self.signature = signature
 
     def _note(self, outputs: dict[str, torch.Tensor], image: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> None:
         """Take in which outputs there are, channels first, and which of them is the restored picture."""
-        tensors, asked = list(outputs.values()), "x".join(map(str, image.shape))
+        tensors, size = list(outputs.values()), "x".join(map(str, image.shape))
         if not any(is_picture(tensor, image.shape[0]) for tensor in tensors):
             kinds = "; ".join(f"{'x'.join(map(str, t.shape)) or 'no dimensions'} {str(t.dtype)[6:]}" for t in tensors)
             raise _NotAnImageError(
-                f"{self.source} gives {kinds or 'no tensor'} for {asked}, which is not an image batch. Expected a "
+                f"{self.source} gives {kinds or 'no tensor'} for {size}, which is not an image batch. Expected a "
                 "float tensor N,C,H,W (or N,T,C,H,W) among its outputs."
             )
         names = ["output"] if len(outputs) == 1 else list(outputs)
         if isinstance(self.module, OnnxModule):
             names = list(self.module.output_names)
-        taken = set(self.signature.names)
-        names = tuple(f"{name}_out" if name in taken else name for name in names)
+        input_names = set(self.signature.names)
+        names = tuple(f"{name}_out" if name in input_names else name for name in names)
         floats = tuple(i for i, tensor in enumerate(tensors) if tensor.is_floating_point())
         main = self.main.choose(dict(zip(names, tensors, strict=True)), image, inputs)
         self.signature = replace(self.signature, outputs=names, floats=floats, main=main)
 
 
-def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, given: Dims) -> tuple[Assumption, ...]:
+def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, fixed: Dims) -> tuple[Assumption, ...]:
     """What was concluded of sizes, scale and batches, all of it by running the model."""
     _, _, height, width = run.static_shape
     scale = f"{shrinkage.scale}" + (f", less a border of {shrinkage.border} pixels" if shrinkage.border else "")
     if height is not None and width is not None:
         only = f"{height}x{width}"
-        told = [
+        assumptions = [
             Assumption("sizes", only, "the model is fixed to it", True),
             Assumption("scale", scale, f"of what comes out at {only}, the one size there is", not shrinkage.border),
         ]
@@ -365,14 +366,14 @@ def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, given: Dim
         rule += [f"at least {size.minimum}"] if size.minimum > size.multiple else []
         rule += ["height and width equal"] if size.square else []
         crash = run.runs.crashed_below(size.minimum) if isinstance(run.runs, Child) else ""
-        why = "all that were tried run"
+        because = "all that were tried run"
         if size != SizeRule():
-            why = crash or "these run, and the smaller or less even ones that were tried do not"
-        told = [  # a service that is handed such a picture is gone: a crash is told in any case
-            Assumption("sizes", ", ".join(rule) or "any", why, not crash),
+            because = crash or "these run, and the smaller or less even ones that were tried do not"
+        assumptions = [  # a service that is handed such a picture is gone: a crash is told in any case
+            Assumption("sizes", ", ".join(rule) or "any", because, not crash),
             Assumption("scale", scale, "of what comes out at each size that was tried", True),
         ]
     if run.static_shape[0] is not None:
-        why = "the model is fixed to it" if given[0] is not None else "two images at a time make the model fail"
-        told.append(Assumption("batch", str(run.static_shape[0]), why, True))
-    return tuple(told)
+        because = "the model is fixed to it" if fixed[0] is not None else "two images at a time make the model fail"
+        assumptions.append(Assumption("batch", str(run.static_shape[0]), because, True))
+    return tuple(assumptions)

@@ -72,8 +72,8 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
                 "a newer PyTorch, or pass --trust-pickle if you trust its author."
             )
         _screen(path)
-    said = _Captured()
-    logging.getLogger("torch.export").addFilter(said)
+    captured = _Captured()
+    logging.getLogger("torch.export").addFilter(captured)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PyTorch's loader warns of PyTorch's own classes
@@ -84,10 +84,10 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
     except InputError:
         raise
     except Exception as error:
-        reason = one_line(said.error or error)
+        reason = one_line(captured.error or error)
         raise InputError(f"{path} cannot be loaded as a torch.export archive: {reason}.") from error
     finally:
-        logging.getLogger("torch.export").removeFilter(said)
+        logging.getLogger("torch.export").removeFilter(captured)
 
 
 class _Captured(logging.Filter):
@@ -193,10 +193,13 @@ def _input_sizes(program: ExportedProgram, path: Path) -> Sizes:
     inputs = program.graph_signature.user_inputs
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    image = next((one for one in tensors if one.ndim in (4, 5) and one.dtype == torch.float32), None)
+    image = next((tensor for tensor in tensors if tensor.ndim in (4, 5) and tensor.dtype == torch.float32), None)
     if image is None:
-        found = ", ".join(f"{'x'.join(map(str, one.shape))} {str(one.dtype)[6:]}" for one in tensors) or "no tensor"
-        raise InputError(f"{path} takes {found}; expected an image batch N,C,H,W of float32.")
+        shown = (
+            ", ".join(f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype)[6:]}" for tensor in tensors)
+            or "no tensor"
+        )
+        raise InputError(f"{path} takes {shown}; expected an image batch N,C,H,W of float32.")
     return tuple(size if isinstance(size, int) else None for size in image.shape)
 
 
@@ -204,7 +207,7 @@ def _check_evaluation(program: ExportedProgram, path: Path) -> None:
     """An archive keeps the mode that it was exported in; eval() cannot change it afterwards."""
     training = {torch.ops.aten.dropout.default: 2, torch.ops.aten.batch_norm.default: 5}
     for node in program.graph.nodes:
-        place = training.get(node.target)
-        if place is not None and len(node.args) > place and node.args[place] is True:
+        index = training.get(node.target)
+        if index is not None and len(node.args) > index and node.args[index] is True:
             name = str(node.target).split(".")[1]
             raise InputError(f"{path} was exported in training mode (its {name} is active): call model.eval() first.")

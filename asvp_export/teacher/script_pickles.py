@@ -61,9 +61,9 @@ class _Storages(pickle.Unpickler):
         _, kind, key, _, elements = named
         if elements == 0:
             return
-        where = f"{self._name.removesuffix('.pkl')}/{key}"
-        if where not in self._lengths:
-            self._lengths[where] = len(self._record(where))
+        storage = f"{self._name.removesuffix('.pkl')}/{key}"
+        if storage not in self._lengths:
+            self._lengths[storage] = len(self._record(storage))
         claimed = elements * getattr(torch, kind.name)._dtype.itemsize
-        if not 0 < claimed <= self._lengths[where]:
-            raise ValueError(f"{self._name} claims {claimed} bytes of {where}, which has {self._lengths[where]}")
+        if not 0 < claimed <= self._lengths[storage]:
+            raise ValueError(f"{self._name} claims {claimed} bytes of {storage}, which has {self._lengths[storage]}")

@@ -95,10 +95,10 @@ def _danger(path: Path) -> str:
         if not name.endswith(".py"):
             continue
         code = _BETWEEN_TOKENS.sub(" ", reader.get_record(name).decode("utf-8"))
-        if found := _FILES.search(code):
-            return f"the operator {found[1]}, which reads or writes files"
-        if other := set(_NAMESPACE.findall(code)) - _NAMESPACES:
-            return f"operators of {min(other)}"
+        if match := _FILES.search(code):
+            return f"the operator {match[1]}, which reads or writes files"
+        if foreign := set(_NAMESPACE.findall(code)) - _NAMESPACES:
+            return f"operators of {min(foreign)}"
     return ""
 
 
@@ -122,10 +122,10 @@ def converted(teacher: Teacher, opset: int | None = None) -> OnnxModule:
             f"The opset {opset} was asked for; from TorchScript {OPSETS[0]} to {OPSETS[-1]} can be written. Leave "
             "--opset out."
         )
-    made = _graphs.setdefault(teacher.module, {})
-    if (opset, teacher.static_shape) not in made:
-        made[opset, teacher.static_shape] = _verified(teacher, OnnxModule(_convert(teacher, opset)))
-    return made[opset, teacher.static_shape]
+    graphs = _graphs.setdefault(teacher.module, {})
+    if (opset, teacher.static_shape) not in graphs:
+        graphs[opset, teacher.static_shape] = _verified(teacher, OnnxModule(_convert(teacher, opset)))
+    return graphs[opset, teacher.static_shape]
 
 
 def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
@@ -217,7 +217,7 @@ def _unpacked(graph: Any, value: torch.Value, example: object) -> list[torch.Val
         for output, inside, part in zip(node.outputs(), kind.elements(), example, strict=True):
             output.setType(inside)
             parts.append((output, part))
-    return [found for output, part in parts for found in _unpacked(graph, output, part)]
+    return [tensor for output, part in parts for tensor in _unpacked(graph, output, part)]
 
 
 def _verified(teacher: Teacher, graph: OnnxModule) -> OnnxModule:
@@ -228,19 +228,19 @@ def _verified(teacher: Teacher, graph: OnnxModule) -> OnnxModule:
         with torch.no_grad():
             expected = named_outputs(teacher.module(*inputs))
             try:
-                got = named_outputs(graph(*inputs))
+                actual = named_outputs(graph(*inputs))
             except RuntimeError as error:
                 raise _unfaithful(teacher, f"it does not run ({one_line(error)})", image) from error
-        for a, b in zip(expected.values(), got.values(), strict=True):
+        for a, b in zip(expected.values(), actual.values(), strict=True):
             off = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-6))
             if not off <= _TOLERANCE:
                 raise _unfaithful(teacher, f"its output is off by {off:.1e} of the largest value", image)
     return graph
 
 
-def _unfaithful(teacher: Teacher, what: str, image: torch.Tensor) -> AsvpError:
+def _unfaithful(teacher: Teacher, reason: str, image: torch.Tensor) -> AsvpError:
     size = "x".join(map(str, image.shape))
     return AsvpError(
         f"PyTorch's exporter made a graph of {teacher.source} that is not the same model: on {size} "
-        f"{what}. Give the state dict of the original module with --arch, or script the module instead of tracing it."
+        f"{reason}. Give the state dict of the original module with --arch, or script the module instead of tracing it."
     )

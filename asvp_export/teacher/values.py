@@ -94,12 +94,12 @@ def _distances(run: Runner, height: int, width: int, values: ValueRange) -> tupl
     output = run.main_output(image)
     if output is None or output.ndim != 4 or image.ndim != 4 or output.shape[1] not in (1, image.shape[1]):
         return nothing
-    given = functional.interpolate(image, size=output.shape[-2:], mode="bilinear", align_corners=False)
-    given = given if output.shape[1] == given.shape[1] else given.mean(1, keepdim=True)
-    difference, contrast = output.float() - given, (given - given.mean()).norm()
+    resized = functional.interpolate(image, size=output.shape[-2:], mode="bilinear", align_corners=False)
+    resized = resized if output.shape[1] == resized.shape[1] else resized.mean(1, keepdim=True)
+    difference, contrast = output.float() - resized, (resized - resized.mean()).norm()
     centred = difference - difference.mean((2, 3), keepdim=True)
-    found = float(difference.norm() / contrast), float(centred.norm() / contrast)
-    return found if all(map(math.isfinite, found)) else nothing
+    distances = float(difference.norm() / contrast), float(centred.norm() / contrast)
+    return distances if all(map(math.isfinite, distances)) else nothing
 
 
 def _ripple(run: Runner, height: int, width: int, values: ValueRange) -> float:
