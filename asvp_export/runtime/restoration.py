@@ -51,11 +51,15 @@ def restore(
     size, values = (provenance.size, provenance.data_range) if provenance else (SizeRule(), ValueRange())
     inputs = inputs_of(opened)
     image = _image(inputs, provenance)
-    image, given = _checked(inputs, image, others, tiling)
-    last = provenance.layout == NHWC if provenance else looks_channels_last(image.shape)
-    batch, channels, *sides = _channels_first([dim if isinstance(dim, int) else None for dim in image.shape], last)
+    image, arrays = _checked(inputs, image, others, tiling)
+    channels_last = provenance.layout == NHWC if provenance else looks_channels_last(image.shape)
+    batch, channels, *sides = _channels_first(
+        [dim if isinstance(dim, int) else None for dim in image.shape], channels_last
+    )
     height, width = picture.shape[:2]
-    beside = {name: channels_to_front(value) if last and value.ndim == 4 else value for name, value in given.items()}
+    beside = {
+        name: channels_to_front(value) if channels_last and value.ndim == 4 else value for name, value in arrays.items()
+    }
     follow = [name for name, value in beside.items() if value.shape[2:] == (height, width)]
     beside |= {name: _padded(beside[name], size, sides) for name in follow}
     x = np.ascontiguousarray(values.of(_padded(as_channels(picture[None], channels or 3), size, sides)))
@@ -67,10 +71,10 @@ def restore(
     main = _main(opened, provenance)
 
     def run(part: np.ndarray) -> np.ndarray:
-        parts = (_repeated(part if one is image else beside[one.name], batch) for one in inputs)
-        parts = (np.ascontiguousarray(channels_to_end(x)) if last and x.ndim == 4 else x for x in parts)
-        found = np.atleast_1d(run_model(opened, *parts)[main])[:1]
-        return channels_to_front(found) if last and found.ndim == 4 else found
+        parts = (_repeated(part if model_input is image else beside[model_input.name], batch) for model_input in inputs)
+        parts = (np.ascontiguousarray(channels_to_end(x)) if channels_last and x.ndim == 4 else x for x in parts)
+        output = np.atleast_1d(run_model(opened, *parts)[main])[:1]
+        return channels_to_front(output) if channels_last and output.ndim == 4 else output
 
     y = run_tiled(run, x, tiles) if tiles else run(x)
     if y.ndim != 4 or y.shape[:2] not in [(1, 1), (1, 3)]:
@@ -89,49 +93,51 @@ def _checked(
     tiling: Tiling | None,
 ) -> tuple[ModelInput, Mapping[str, np.ndarray]]:
     """The image input, and what was given beside it by name, where that is all that the model takes."""
-    rest = [one.name for one in inputs if one is not image]
-    given = others if isinstance(others, Mapping) else dict(zip(rest, others, strict=False))
-    found = "; ".join(map(str, inputs)) or "nothing"
-    if image is None or (not others and rest):
+    names = [model_input.name for model_input in inputs if model_input is not image]
+    arrays = others if isinstance(others, Mapping) else dict(zip(names, others, strict=False))
+    described = "; ".join(map(str, inputs)) or "nothing"
+    if image is None or (not others and names):
         raise InputError(
-            f"The model takes {found}; one image batch (N, C, H, W or N, H, W, C) was expected. Give examples of "
+            f"The model takes {described}; one image batch (N, C, H, W or N, H, W, C) was expected. Give examples of "
             "other inputs with --inputs."
         )
-    if missing := [name for name in rest if name not in given]:
-        raise InputError(f"The model takes {found}; {missing[0]} was not given. Add it to the other inputs (--inputs).")
-    if rest and tiling:
+    if missing := [name for name in names if name not in arrays]:
+        raise InputError(
+            f"The model takes {described}; {missing[0]} was not given. Add it to the other inputs (--inputs)."
+        )
+    if names and tiling:
         raise InputError(
             "Tiles were asked for; only a model whose single input is one picture runs in tiles. Leave --tile out."
         )
-    return image, given
+    return image, arrays
 
 
 def _padded(x: np.ndarray, rule: SizeRule, sides: Sequence[int | None]) -> np.ndarray:
     """Padded to what the rule asks for, and to the sides that are fixed."""
     x = pad_to(x, rule)
-    height, width = (max(here, fixed or 0) for here, fixed in zip(x.shape[2:], sides, strict=True))
+    height, width = (max(side, fixed or 0) for side, fixed in zip(x.shape[2:], sides, strict=True))
     return pad(x, height, width)
 
 
-def _tiles(padded: Sequence[int], sides: Sequence[int | None], asked: Tiling | None, rule: SizeRule) -> Tiling | None:
+def _tiles(padded: Sequence[int], sides: Sequence[int | None], tiling: Tiling | None, rule: SizeRule) -> Tiling | None:
     """The tiles to run: those asked for, or the file's own size where the picture is larger; None: run it whole."""
     if not any(sides):
-        return asked.fitting(rule) if asked else None
-    free = rule.fit(asked.size) if asked else max(padded)
-    height, width = (fixed or min(free, here) for fixed, here in zip(sides, padded, strict=True))
+        return tiling.fitting(rule) if tiling else None
+    free = rule.fit(tiling.size) if tiling else max(padded)
+    height, width = (fixed or min(free, side) for fixed, side in zip(sides, padded, strict=True))
     if (height, width) == tuple(padded):
         return None
-    overlap = asked.overlap if asked else Tiling.overlap
+    overlap = tiling.overlap if tiling else Tiling.overlap
     return Tiling(height, min(overlap, height // 2, width // 2), width)
 
 
 def _fixed_notes(tiles: Tiling, picture: Sequence[int], alone: bool) -> list[str]:
     """What a user has to know of a fixed size run tile by tile; refused where the file takes more than a picture."""
-    found = f"The file takes {_size(tiles.sides)} (height x width) only and the picture is {_size(picture)}"
+    mismatch = f"The file takes {_size(tiles.sides)} (height x width) only and the picture is {_size(picture)}"
     if not alone:
-        raise InputError(f"{found}; only a model whose single input is one picture runs in tiles. Crop the picture.")
+        raise InputError(f"{mismatch}; only a model whose single input is one picture runs in tiles. Crop the picture.")
     return [
-        f"{found}: it is restored in tiles that share {tiles.overlap} pixels, which differs from a run on the whole."
+        f"{mismatch}: it is restored in tiles that share {tiles.overlap} pixels, which differs from a run on the whole."
     ]
 
 
@@ -140,9 +146,9 @@ def _repeated(x: np.ndarray, batch: int | None) -> np.ndarray:
     return np.repeat(x, batch, axis=0) if batch is not None and x.shape[:1] == (1,) else x
 
 
-def _channels_first(sizes: Sequence[int | None], last: bool) -> list[int | None]:
+def _channels_first(sizes: Sequence[int | None], channels_last: bool) -> list[int | None]:
     """N, C, H, W of sizes that may be N, H, W, C."""
-    return [sizes[0], sizes[3], sizes[1], sizes[2]] if last else list(sizes)
+    return [sizes[0], sizes[3], sizes[1], sizes[2]] if channels_last else list(sizes)
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -151,12 +157,12 @@ def _size(shape: Sequence[int]) -> str:
 
 def _image(inputs: Sequence[ModelInput], provenance: Provenance | None) -> ModelInput | None:
     """The input that the metadata names, else the first, where it is an image batch."""
-    named = [one for one in inputs if provenance and one.name == provenance.image]
-    found = next(iter((*named, *inputs)), None)
-    return found if found and len(found.shape) == 4 else None
+    named = [model_input for model_input in inputs if provenance and model_input.name == provenance.image]
+    candidate = next(iter((*named, *inputs)), None)
+    return candidate if candidate and len(candidate.shape) == 4 else None
 
 
 def _main(opened: ort.InferenceSession, provenance: Provenance | None) -> int:
     """Which floating output is the restored image: the one that the metadata names, else the first."""
-    names = [one.name for one in float_outputs(opened)]
+    names = [output.name for output in float_outputs(opened)]
     return names.index(provenance.output) if provenance and provenance.output in names else 0

@@ -242,8 +242,8 @@ def session(
         MachineError: there is not enough memory for it.
     """
     if PROVIDERS.get(provider) not in ort.get_available_providers():
-        there = ", ".join(name for name, long in PROVIDERS.items() if long in ort.get_available_providers())
-        raise InputError(f"The provider {provider!r} was asked for; this onnxruntime has {there}.")
+        available = ", ".join(name for name, long in PROVIDERS.items() if long in ort.get_available_providers())
+        raise InputError(f"The provider {provider!r} was asked for; this onnxruntime has {available}.")
     name, source = _source(model)
     try:
         opened = create_session(source, SessionSettings(provider, threads, data_folder, library))
@@ -309,7 +309,7 @@ def inputs_of(opened: ort.InferenceSession) -> tuple[ModelInput, ...]:
 
 def float_outputs(opened: ort.InferenceSession) -> list[ort.NodeArg]:
     """The outputs of a floating type, in order: those are compared."""
-    return [one for one in opened.get_outputs() if one.type in FLOAT_DTYPES]
+    return [output for output in opened.get_outputs() if output.type in FLOAT_DTYPES]
 
 
 def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndarray]:
@@ -323,27 +323,27 @@ def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndar
         InputError: the model does not run on these inputs.
         MachineError: there is not enough memory for it.
     """
-    given = {}
-    for one, x in zip(opened.get_inputs(), inputs, strict=True):
-        given[one.name] = (
-            x.astype(FLOAT_DTYPES[one.type], copy=False) if x.dtype.kind == "f" and one.type in FLOAT_DTYPES else x
+    feeds = {}
+    for node, x in zip(opened.get_inputs(), inputs, strict=True):
+        feeds[node.name] = (
+            x.astype(FLOAT_DTYPES[node.type], copy=False) if x.dtype.kind == "f" and node.type in FLOAT_DTYPES else x
         )
     try:
-        outputs = opened.run([one.name for one in float_outputs(opened)], given)
+        outputs = opened.run([node.name for node in float_outputs(opened)], feeds)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         size = " and ".join("x".join(str(dim) for dim in x.shape) for x in inputs)
-        what = f"onnxruntime cannot run the model on an input of {size}"
-        raise _translated(error, what, _OTHER_SIZE) from error
+        problem = f"onnxruntime cannot run the model on an input of {size}"
+        raise _translated(error, problem, _OTHER_SIZE) from error
     if not outputs:
-        kinds = "; ".join(f"{one.name} {one.type}" for one in opened.get_outputs())
+        kinds = "; ".join(f"{node.name} {node.type}" for node in opened.get_outputs())
         raise InputError(f"The model gives {kinds}; a floating-point output was expected.")
     return [np.asarray(output) for output in outputs]
 
 
-def _translated(error: Exception, what: str, advice: str) -> AsvpError:
+def _translated(error: Exception, problem: str, advice: str) -> AsvpError:
     """The error with onnxruntime's reason on one line, without its code."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     reason = re.sub(r"^Load model from .*? failed: ?", "", reason) or type(error).__name__
     if is_out_of_memory(error):
-        return MachineError(f"{what}: out of memory ({reason}). Use smaller images or a machine with more memory.")
-    return InputError(f"{what} ({reason.rstrip('.')}). {advice}")
+        return MachineError(f"{problem}: out of memory ({reason}). Use smaller images or a machine with more memory.")
+    return InputError(f"{problem} ({reason.rstrip('.')}). {advice}")

@@ -80,9 +80,9 @@ def run_tiled(run: Callable[[np.ndarray], np.ndarray], x: np.ndarray, tiling: Ti
             fade = round(tiling.overlap * scale)
             window = _ramp(y.shape[2], fade)[:, None] * _ramp(y.shape[3], fade)
             down, right = round(top * scale), round(left * scale)
-            here = slice(down, down + y.shape[2]), slice(right, right + y.shape[3])
-            total[0, :, *here] += y[0] * window
-            weights[here] += window
+            area = slice(down, down + y.shape[2]), slice(right, right + y.shape[3])
+            total[0, :, *area] += y[0] * window
+            weights[area] += window
     return (total / weights).astype(kind)
 
 
@@ -103,8 +103,8 @@ def seam_energy(whole: np.ndarray, tiled: np.ndarray, tiling: Tiling) -> float:
         jumps = np.square(np.diff(difference, axis=axis)).mean(axis=tuple(i for i in range(4) if i != axis))
         everywhere.append(jumps)
         at_seams.append(jumps[_seams(jumps.size + 1, tiling)])
-    seams, rest = np.concatenate(at_seams), np.concatenate(everywhere)
-    return float(seams.mean() / rest.mean()) if seams.size and rest.mean() > 0 else float("nan")
+    seams, jumps_anywhere = np.concatenate(at_seams), np.concatenate(everywhere)
+    return float(seams.mean() / jumps_anywhere.mean()) if seams.size and jumps_anywhere.mean() > 0 else float("nan")
 
 
 def _seams(side: int, tiling: Tiling) -> np.ndarray:

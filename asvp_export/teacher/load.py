@@ -91,10 +91,10 @@ def _teacher(model: str | Path | nn.Module, options: LoadOptions, child: Child) 
         if examples is not None:
             signature = signature_of(examples, module, source, channels_last)
         dims, stated = frozen(sizes, channels_last), architecture.size if architecture else SizeRule()
-        subject = Subject(module, source, options.device, runs, options.main_output)
+        subject = Subject(module, source, options.device, call, options.main_output)
         return probe(subject, signature, dims, values, stated, channels_last)
 
-    runs = child.stand_for(module)
+    call = child.stand_for(module)
     try:
         findings, about_layout = first_that_works(readings(layout, sizes, module), attempt)
     except InputError as error:

@@ -83,8 +83,8 @@ class Subject:
     device: str = "cpu"
     """Where the module is."""
 
-    runs: Callable[..., object] | None = None
-    """What is run in the module's stead (`asvp_export.teacher.child`); None: itself."""
+    call: Callable[..., object] | None = None
+    """What is called in the module's stead (`asvp_export.teacher.child`); None: itself."""
 
     main_output: str | None = None
     """Name or position of the output that is the restored picture; None: chosen (`MainOutput`)."""
@@ -226,7 +226,7 @@ class _Runner:
 
     def __init__(self, subject: Subject, signature: Signature, fixed: Dims, values: ValueRange) -> None:
         self.module, self.source, self.device = subject.module, subject.source, subject.device
-        self.runs = subject.runs or subject.module
+        self.call = subject.call or subject.module
         self.main = MainOutput(subject.module, subject.source, subject.main_output)
         self.signature, self.static_shape, self.values = signature, fixed, values
         self.problem = ""
@@ -237,7 +237,7 @@ class _Runner:
         try:
             inputs = with_others(self.signature, image)
             with torch.no_grad():
-                outputs = named_outputs(self.runs(*inputs))
+                outputs = named_outputs(self.call(*inputs))
         except (StoppedError, MachineError):
             raise
         except Exception as error:  # a user's model may raise anything
@@ -365,7 +365,7 @@ def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, fixed: Dim
         rule = [f"multiples of {size.multiple}"] if size.multiple > 1 else []
         rule += [f"at least {size.minimum}"] if size.minimum > size.multiple else []
         rule += ["height and width equal"] if size.square else []
-        crash = run.runs.crashed_below(size.minimum) if isinstance(run.runs, Child) else ""
+        crash = run.call.crashed_below(size.minimum) if isinstance(run.call, Child) else ""
         because = "all that were tried run"
         if size != SizeRule():
             because = crash or "these run, and the smaller or less even ones that were tried do not"
