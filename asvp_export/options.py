@@ -51,16 +51,16 @@ def option(default: Any, help: str, **shown: Any) -> Any:
     return field(default=default, metadata={"shown": Shown(help, **shown)})
 
 
-def shown(one: Field[Any]) -> Shown:
+def shown(option_field: Field[Any]) -> Shown:
     """How a field is shown."""
-    return one.metadata["shown"]
+    return option_field.metadata["shown"]
 
 
 def value_type(hint: Any) -> Any:
     """The type of one value: without None, and what a tuple of any length holds."""
     if get_origin(hint) in (Union, types.UnionType):
-        rest = [one for one in get_args(hint) if one is not type(None)]
-        hint = rest[0]
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        hint = parts[0]
     if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
         return get_args(hint)[0]
     return hint
@@ -79,23 +79,23 @@ class Options:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
-        for one in fields(self):
-            value, hint = getattr(self, one.name), hints[one.name]
+        for option_field in fields(self):
+            value, hint = getattr(self, option_field.name), hints[option_field.name]
             if value is None:
                 continue
-            name = one.name.replace("_", " ")
+            name = option_field.name.replace("_", " ")
             if value_type(hint) is Path and isinstance(value, str):
-                object.__setattr__(self, one.name, Path(value))
+                object.__setattr__(self, option_field.name, Path(value))
             elif isinstance(value, list):
-                object.__setattr__(self, one.name, tuple(value))
-            _check(name, value, shown(one), numeric=value_type(hint) in (int, float))
+                object.__setattr__(self, option_field.name, tuple(value))
+            _check(name, value, shown(option_field), numeric=value_type(hint) in (int, float))
 
 
-def grouped(given: Mapping[str, Any], *groups: type[Options], also: tuple[str, ...] = ()) -> tuple[Any, ...]:
+def grouped(keywords: Mapping[str, Any], *groups: type[Options], also: tuple[str, ...] = ()) -> tuple[Any, ...]:
     """The groups from the keywords of a public function.
 
     Args:
-        given: name to value.
+        keywords: name to value.
         *groups: to be made.
         also: names that belong to none of them.
 
@@ -103,32 +103,35 @@ def grouped(given: Mapping[str, Any], *groups: type[Options], also: tuple[str, .
         TypeError: a name that is not known.
         InputError: a value that does not do.
     """
-    names = [{one.name for one in fields(group)} for group in groups]
-    if unknown := set(given).difference(also, *names):
+    names = [{option_field.name for option_field in fields(group)} for group in groups]
+    if unknown := set(keywords).difference(also, *names):
         raise TypeError(
             f"there is no option {min(unknown)!r}; {', '.join(sorted(set().union(*names, also)))} are known"
         )
     return tuple(
-        group(**{name: given[name] for name in those if name in given})
-        for group, those in zip(groups, names, strict=True)
+        group(**{name: keywords[name] for name in group_names if name in keywords})
+        for group, group_names in zip(groups, names, strict=True)
     )
 
 
-def _check(name: str, value: object, about: Shown, numeric: bool) -> None:
-    if about.choices and isinstance(value, str) and value not in about.choices:
-        known = (*(("a number",) if numeric else ()), *filter(None, about.choices))
-        raise InputError(f"The {name} {value!r} was asked for; {' or '.join(known)} was expected.")
+def _check(name: str, value: object, shown_as: Shown, numeric: bool) -> None:
+    if shown_as.choices and isinstance(value, str) and value not in shown_as.choices:
+        expected = (*(("a number",) if numeric else ()), *filter(None, shown_as.choices))
+        raise InputError(f"The {name} {value!r} was asked for; {' or '.join(expected)} was expected.")
     if (
-        about.least is not None
+        shown_as.least is not None
         and isinstance(value, int | float)
-        and not (math.isfinite(value) and value > about.least)
+        and not (math.isfinite(value) and value > shown_as.least)
     ):
-        raise InputError(f"The {name} {value:g} was asked for; a number above {about.least:g} was expected.")
+        raise InputError(f"The {name} {value:g} was asked for; a number above {shown_as.least:g} was expected.")
 
 
 def defaults(group: type[Options]) -> dict[str, Any]:
     """Name to default."""
-    return {one.name: None if one.default is MISSING else one.default for one in fields(group)}
+    return {
+        option_field.name: None if option_field.default is MISSING else option_field.default
+        for option_field in fields(group)
+    }
 
 
 @dataclass(frozen=True)
