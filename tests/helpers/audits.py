@@ -23,8 +23,8 @@ def exported(model, path: Path) -> Path:
 
 
 def audited(model, clean, tmp_path, *, rows=ROWS, seeds=1, steps=2, jobs=1, file=None, progress=print, **options):
-    asked = {"task": TASK, "data": clean, "student": STUDENT, "cache": tmp_path / "cache"} | options
-    options = AuditOptions(rows=rows, seeds=seeds, steps=steps, jobs=jobs, **asked)
+    arguments = {"task": TASK, "data": clean, "student": STUDENT, "cache": tmp_path / "cache"} | options
+    options = AuditOptions(rows=rows, seeds=seeds, steps=steps, jobs=jobs, **arguments)
     return run_audit(model, file, options=options, progress=progress)
 
 

@@ -34,10 +34,10 @@ def model(
     )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
     bodies = {node.overload: perturbation_function(node, opset) for node in nodes}
-    made = helper.make_model(graph, opset_imports=imports, functions=list(bodies.values()))
-    made.ir_version = max(10, helper.find_min_ir_version_for(imports[:1]))  # 10: the first with overloads
-    return made
+    model_proto = helper.make_model(graph, opset_imports=imports, functions=list(bodies.values()))
+    model_proto.ir_version = max(10, helper.find_min_ir_version_for(imports[:1]))  # 10: the first with overloads
+    return model_proto
 
 
-def session(made: onnx.ModelProto) -> ort.InferenceSession:
-    return ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+def session(model_proto: onnx.ModelProto) -> ort.InferenceSession:
+    return ort.InferenceSession(model_proto.SerializeToString(), providers=["CPUExecutionProvider"])

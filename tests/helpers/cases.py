@@ -78,8 +78,8 @@ def _case(setting: Setting, rng: np.random.Generator) -> Case:
     maps = to_type(_scaled(raw, kind, setting, rng), TYPES[setting.dtype])
     poisoned = int(rng.integers(n)) if rng.random() < 0.08 else None
     if poisoned is not None:
-        place = (poisoned, rng.integers(c), rng.integers(height * width))
-        maps[place] = to_type(np.array([rng.choice([np.nan, np.inf, -np.inf])]), TYPES[setting.dtype])[0]
+        position = (poisoned, rng.integers(c), rng.integers(height * width))
+        maps[position] = to_type(np.array([rng.choice([np.nan, np.inf, -np.inf])]), TYPES[setting.dtype])[0]
     return Case(setting, maps, height, poisoned, kind in ("one", "usual"))
 
 

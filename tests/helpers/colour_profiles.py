@@ -15,14 +15,14 @@ def icc(space: bytes, tags: dict[bytes, bytes]) -> bytes:
     """A profile written by hand: no public one comes with Pillow but sRGB."""
     tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 9) + b"Made here\0".ljust(91, b"\0"), **tags}
     tags[b"wtpt"] = xyz(0.9642, 1, 0.8249)
-    body, table, place = b"", b"", 132 + 12 * len(tags)
+    body, table, offset = b"", b"", 132 + 12 * len(tags)
     for name, content in tags.items():
         content = content.ljust(-(-len(content) // 4) * 4, b"\0")
-        table += name + struct.pack(">II", place + len(body), len(content))
+        table += name + struct.pack(">II", offset + len(body), len(content))
         body += content
     kind = b"prtr" if space == b"CMYK" else b"mntr"
     head = struct.pack(
-        ">I4sI4s4s4s", place + len(body), b"lcms", 0x02100000, kind, space, b"Lab " if kind == b"prtr" else b"XYZ "
+        ">I4sI4s4s4s", offset + len(body), b"lcms", 0x02100000, kind, space, b"Lab " if kind == b"prtr" else b"XYZ "
     )
     head = head.ljust(36, b"\0") + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
     return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body

@@ -111,17 +111,17 @@ def errors_of(
     if gain != 1:
         projected = np.linalg.norm((after - truth.matrix) / (gain - 1))
         off = abs((projected / size) ** 2 - 1)
-        seen = rounding / abs(gain - 1) / size
-        allowed = tolerance.energy + 2 * seen + seen**2
-    said = f"r = {r}: captured energy off by {off:.2e} (allowed {allowed:.1e})"
+        blur = rounding / abs(gain - 1) / size
+        allowed = tolerance.energy + 2 * blur + blur**2
+    message = f"r = {r}: captured energy off by {off:.2e} (allowed {allowed:.1e})"
     energy, distance = off / allowed if gain != 1 else 0.0, 0.0
     if truth.values[r - 1] > 0 and truth.gap(r) / truth.values[r - 1] > 1e-2:
         exact = truth.amplified(r, gain)
         off = np.linalg.norm(after - exact) / np.linalg.norm(exact)
         allowed = tolerance.distance + rounding / np.linalg.norm(exact)
-        said += f", distance {off:.2e} (allowed {allowed:.1e})"
+        message += f", distance {off:.2e} (allowed {allowed:.1e})"
         distance = off / allowed
-    return Errors(float(energy), float(distance), f"{said}, s = {_show(truth.values)}")
+    return Errors(float(energy), float(distance), f"{message}, s = {_show(truth.values)}")
 
 
 def _show(values: np.ndarray) -> str:

@@ -28,15 +28,15 @@ class Drawn:
 
 def expected(maps: list[np.ndarray], step: int = 1) -> Drawn:
     """Of clean, exposed and residual map of one sample, [C, H, W]."""
-    clean, *others = (np.asarray(one, np.float64) for one in maps)
+    clean, *others = (np.asarray(feature_map, np.float64) for feature_map in maps)
     channel = max(range(len(clean)), key=lambda c: clean[c].std())
     (factor,), *_ = np.linalg.lstsq(others[0].reshape(-1, 1), clean.ravel(), rcond=None)
     size = np.linalg.norm(clean)
     return Drawn(
         channel,
-        [means(one[channel], step) for one in (clean, *others)],
+        [means(feature_map[channel], step) for feature_map in (clean, *others)],
         float(factor),
-        [float(np.linalg.norm(one - clean) / size) for one in others],
+        [float(np.linalg.norm(feature_map - clean) / size) for feature_map in others],
         float(np.linalg.norm(factor * others[0] - clean) / size),
     )
 
@@ -68,5 +68,5 @@ def maps_in_file(path: Path, x: torch.Tensor) -> dict[str, list[np.ndarray]]:
     model, maps = onnx.load(path), {}
     for pair in pairs(model):
         tensors = [pair.node.input[0], pair.node.output[0], *([pair.readers] if pair.inverse else [])]
-        maps[pair.name.layer] = [one.numpy() for one in stock(path, x, *tensors)]
+        maps[pair.name.layer] = [tensor.numpy() for tensor in stock(path, x, *tensors)]
     return maps

@@ -90,8 +90,8 @@ def pointwise(path: Path, sizes: list[Any], first: str = "Sqrt", **attributes: A
         helper.make_node(first, inputs, ["made"], **attributes),
     ]
     if first == "Transpose":
-        back = np.argsort(attributes["perm"]).tolist()
-        nodes.append(helper.make_node("Transpose", ["made"], ["y"], perm=back))
+        inverse = np.argsort(attributes["perm"]).tolist()
+        nodes.append(helper.make_node("Transpose", ["made"], ["y"], perm=inverse))
     else:
         nodes.append(helper.make_node("Identity", ["made"], ["y"]))
     weights = [helper.make_tensor("two", TensorProto.FLOAT, [], [2.0])]

@@ -64,7 +64,7 @@ def refused(match: str, model: Any, **options: Any) -> None:
 
 def exported(path: Path, module: nn.Module | None = None, shape: tuple[int, ...] = (1, 3, 24, 40), **free: Any) -> Path:
     """A .pt2 archive of a module; `free` names the dynamic dimensions n, h, w."""
-    dims = {place: free[name] for place, name in ((0, "n"), (2, "h"), (3, "w")) if name in free}
+    dims = {axis: free[name] for axis, name in ((0, "n"), (2, "h"), (3, "w")) if name in free}
     program = torch.export.export((module or Residual()).eval(), (torch.rand(shape),), dynamic_shapes=(dims,))
     torch.export.save(program, path)
     return path

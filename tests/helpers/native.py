@@ -46,8 +46,8 @@ def build(name: str, *options: str, target: str = "all") -> Path:
             [CMAKE, "-S", str(SOURCE), "-B", str(folder), "-DASVP_TESTS=ON", "-DASVP_CUDA=OFF", *options],
             [CMAKE, "--build", str(folder), "--parallel", "2", "--target", target],
         ):
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
+            completed = subprocess.run(command, capture_output=True, text=True)
+            assert completed.returncode == 0, completed.stdout + completed.stderr
     return folder
 
 
@@ -57,10 +57,10 @@ def onnxruntime_library() -> str:
     On some platforms the runtime is linked into the Python module, which exports no C API.
     """
     package = Path(importlib.util.find_spec("onnxruntime").origin).parent
-    found = next(package.glob("capi/libonnxruntime.so.*"), None)
-    if found is None:  # nothing to load: what such a program asks of the C API is not exported
+    library = next(package.glob("capi/libonnxruntime.so.*"), None)
+    if library is None:  # nothing to load: what such a program asks of the C API is not exported
         pytest.skip("this onnxruntime has no shared library of its own")
-    return str(found)
+    return str(library)
 
 
 def cuda_missing() -> str | None:

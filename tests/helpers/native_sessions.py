@@ -39,12 +39,12 @@ def model(
 ) -> onnx.ModelProto:
     """X -> node -> node ... -> Y; bfloat16 between casts from and to float32, for want of such a numpy array."""
     values = ["X", *(f"t{i}" for i in range(len(attributes) - 1)), "Y"]
-    known = [Perturbation(**a) if body else None for a in attributes]
+    perturbations = [Perturbation(**a) if body else None for a in attributes]
     nodes = [
         helper.make_node(OP_TYPE, [a], [b], name=name if b == "Y" else f"before_{b}", domain=DOMAIN, **written)
         for a, b, written in zip(values, values[1:], attributes, strict=False)
     ]
-    for node, perturbation in zip(nodes, known, strict=True):
+    for node, perturbation in zip(nodes, perturbations, strict=True):
         node.overload = perturbation.overload if perturbation and overload else ""
     ends = dtype
     if dtype == BFLOAT16:
@@ -54,10 +54,10 @@ def model(
             *nodes,
             helper.make_node("Cast", ["result"], ["Y"], to=ends),
         ]
-    functions = {p.overload: body(p, opset) for p in known if p}
+    functions = {p.overload: body(p, opset) for p in perturbations if p}
     for function in functions.values():
         function.overload = function.overload if overload else ""
-    made = helper.make_model(
+    model_proto = helper.make_model(
         helper.make_graph(
             nodes,
             "graph",
@@ -67,23 +67,23 @@ def model(
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)],
         functions=list(functions.values()),
     )
-    made.ir_version = ir
-    return made
+    model_proto.ir_version = ir
+    return model_proto
 
 
 def options(*libraries: str, threads=1, level="ORT_ENABLE_ALL") -> ort.SessionOptions:
-    made = ort.SessionOptions()
-    made.intra_op_num_threads = threads
-    made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    made.log_severity_level = 4  # errors come as exceptions
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = threads
+    session_options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    session_options.log_severity_level = 4  # errors come as exceptions
     for library in libraries:
-        made.register_custom_ops_library(library)
-    return made
+        session_options.register_custom_ops_library(library)
+    return session_options
 
 
-def session(made: onnx.ModelProto, *libraries: str, **settings) -> ort.InferenceSession:
-    chosen = options(*libraries, **settings)
-    return ort.InferenceSession(made.SerializeToString(), chosen, providers=["CPUExecutionProvider"])
+def session(model_proto: onnx.ModelProto, *libraries: str, **settings) -> ort.InferenceSession:
+    session_options = options(*libraries, **settings)
+    return ort.InferenceSession(model_proto.SerializeToString(), session_options, providers=["CPUExecutionProvider"])
 
 
 def run(opened: ort.InferenceSession, x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Every way in which the operator runs, on one case, and how far its answer is off as a fraction of what is allowed."""
+"""Every execution path of the operator, on one case, and how far its answer is off as a fraction of what is allowed."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def _body(node: Perturbation, dtype: str, ndim: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # it warns of nodes that it places on the CPU
-    made = model([node], dims=tuple(f"d{i}" for i in range(ndim)), dtype=TYPES[dtype])
-    return ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model_proto = model([node], dims=tuple(f"d{i}" for i in range(ndim)), dtype=TYPES[dtype])
+    return ort.InferenceSession(model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def by_body(x: np.ndarray, axis: int, node: Perturbation, case: Case) -> np.ndarray:
@@ -94,8 +94,8 @@ def by_body(x: np.ndarray, axis: int, node: Perturbation, case: Case) -> np.ndar
     out = np.empty_like(x, order="C")
     bind = opened.io_binding()
     x = np.ascontiguousarray(x)
-    for put, name, values in ((bind.bind_input, "X", x), (bind.bind_output, "Y", out)):
-        put(
+    for bind_array, name, values in ((bind.bind_input, "X", x), (bind.bind_output, "Y", out)):
+        bind_array(
             name, "cpu", 0, 16, values.shape, values.ctypes.data
         )  # 16: TensorProto.BFLOAT16, of which numpy knows nothing
     opened.run_with_iobinding(bind)
@@ -107,16 +107,16 @@ def ways(folder: Path) -> dict[str, Way]:
     levels = {
         Native(folder, level).kernels: level for level in LEVELS
     }  # a level that this processor lacks is not there
-    found: dict[str, Way] = {"reference": by_reference}
-    found |= {f"native, {name}": by_kernels(Native(folder, level)) for name, level in levels.items()}
-    found["CUDA, emulated"] = by_kernels(Emulated(folder), threads=2)
-    found[BODY] = by_body
-    return found
+    paths: dict[str, Way] = {"reference": by_reference}
+    paths |= {f"native, {name}": by_kernels(Native(folder, level)) for name, level in levels.items()}
+    paths["CUDA, emulated"] = by_kernels(Emulated(folder), threads=2)
+    paths[BODY] = by_body
+    return paths
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One case by one way."""
+    """One case by one execution path."""
 
     way: str
     pair: bool  # the node and its inverse
@@ -124,8 +124,8 @@ class Judged:
     errors: Errors
 
 
-def judged(case: Case, found: dict[str, Way]) -> Iterator[Judged]:
-    """The node by every way, and the pair of node and inverse where there is one.
+def judged(case: Case, paths: dict[str, Way]) -> Iterator[Judged]:
+    """The node by every path, and the pair of node and inverse where there is one.
 
     Raises:
         AssertionError: a promise that is no matter of degree is broken (zeros, NaN, the shape).
@@ -133,32 +133,36 @@ def judged(case: Case, found: dict[str, Way]) -> Iterator[Judged]:
     setting = case.setting
     x, axis = laid_out(case)
     clean = widened(case.maps)
-    truths = [None if i == case.poisoned else decomposed(one) for i, one in enumerate(clean)]
+    truths = [None if i == case.poisoned else decomposed(matrix) for i, matrix in enumerate(clean)]
     residual = 1.0 if setting.dtype in HALF or len(clean) % 2 else setting.gain**0.5
     node = Perturbation(setting.rank, setting.gain, setting.energy, axis)
     pair = setting.gain > 1 and setting.energy == 1
     if pair:
         node = replace(node, residual=residual)
-    for way, run in found.items():
-        if way == BODY and setting.dtype == "float64" and not case.usual:
+    for path, run in paths.items():
+        if path == BODY and setting.dtype == "float64" and not case.usual:
             continue  # it computes in float32, whose range these leave
         y = run(x, axis, node, case)
-        assert y.shape == x.shape and y.dtype == x.dtype, (way, y.shape, y.dtype)
+        assert y.shape == x.shape and y.dtype == x.dtype, (path, y.shape, y.dtype)
         exposed = taken_back(y, case, axis)
-        yield Judged(way, False, case.usual, _worst(_node_errors(case, truths, exposed, way), case))
+        yield Judged(path, False, case.usual, _worst(_node_errors(case, truths, exposed, path), case))
         if pair:
             assert node.inverse
-            back = taken_back(run(y, axis, node.inverse, case), case, axis)
-            yield Judged(way, True, case.usual, _worst(_pair_errors(case, clean, exposed, back, node, way), case))
+            residual_map = taken_back(run(y, axis, node.inverse, case), case, axis)
+            yield Judged(
+                path, True, case.usual, _worst(_pair_errors(case, clean, exposed, residual_map, node, path), case)
+            )
 
 
-def _worst(errors: Iterator[Errors], case: Case) -> Errors:
+def _worst(of_samples: Iterator[Errors], case: Case) -> Errors:
     """Of all samples; the captured energy and the distance may be of two."""
-    found = list(errors)
-    if not found:
+    by_sample = list(of_samples)
+    if not by_sample:
         return Errors(0.0, 0.0, "nothing but zeros and NaN")
-    said = max(found, key=lambda one: one.worst).said
-    return Errors(max(one.energy for one in found), max(one.distance for one in found), f"{case.setting}: {said}")
+    message = max(by_sample, key=lambda errors: errors.worst).said
+    energy = max(errors.energy for errors in by_sample)
+    distance = max(errors.distance for errors in by_sample)
+    return Errors(energy, distance, f"{case.setting}: {message}")
 
 
 def _finite(case: Case, results: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -170,7 +174,7 @@ def _finite(case: Case, results: np.ndarray) -> Iterator[tuple[int, np.ndarray]]
             yield sample, after
 
 
-def _node_errors(case: Case, truths: list[Sample | None], results: np.ndarray, way: str) -> Iterator[Errors]:
+def _node_errors(case: Case, truths: list[Sample | None], results: np.ndarray, path: str) -> Iterator[Errors]:
     for sample, after in _finite(case, results):
         truth = truths[sample]
         if truth is None:
@@ -178,25 +182,25 @@ def _node_errors(case: Case, truths: list[Sample | None], results: np.ndarray, w
         elif not np.isfinite(after).all():
             yield Errors(np.inf, np.inf, f"not finite, scale {truth.scale:.1e}, shape {after.shape}")
         else:
-            tolerance = FUNCTION if way == BODY else TOLERANCES.get(case.setting.dtype, EXACT)
+            tolerance = FUNCTION if path == BODY else TOLERANCES.get(case.setting.dtype, EXACT)
             right = counts(truth.values, case.setting.rank, case.setting.energy, tolerance.energy)
-            tried = [_sample_errors(case, truth, after, r, tolerance) for r in right]
-            yield min(tried, key=lambda one: one.worst)
+            by_count = [_sample_errors(case, truth, after, r, tolerance) for r in right]
+            yield min(by_count, key=lambda errors: errors.worst)
 
 
 def _sample_errors(case: Case, truth: Sample, after: np.ndarray, r: int, tolerance: Tolerance) -> Errors:
     setting = case.setting
-    where = f", scale {truth.scale:.1e}, shape {after.shape}, height {case.height}"
+    context = f", scale {truth.scale:.1e}, shape {after.shape}, height {case.height}"
     if setting.dtype in HALF and tolerance is EXACT and truth.gap(r) > 1e-6 * truth.values[0]:
         wide = truth.amplified(r, setting.gain) * truth.scale
         steps = float(steps_off(after, wide, TYPES[setting.dtype]).max())
-        return Errors(0.0, steps / 2, f"r = {r}: {steps:.2f} units in the last place{where}")
+        return Errors(0.0, steps / 2, f"r = {r}: {steps:.2f} units in the last place{context}")
     _, _, least, unit = LIMITS["float32" if setting.dtype == "float64" and tolerance is FUNCTION else setting.dtype]
     rounding = _subnormal(after.shape, r, setting.gain) * (least / truth.scale)
     if setting.dtype in HALF or abs(setting.gain - 1) < 0.5:
         rounding += unit * float(np.linalg.norm(truth.amplified(r, setting.gain)))
     errors = errors_of(truth, after, r, setting.gain, tolerance, rounding)
-    return replace(errors, said=errors.said + where)
+    return replace(errors, said=errors.said + context)
 
 
 def _subnormal(shape: tuple[int, ...], rank: int, gain: float) -> float:
@@ -211,31 +215,33 @@ def _subnormal(shape: tuple[int, ...], rank: int, gain: float) -> float:
 
 
 def _pair_errors(
-    case: Case, clean: np.ndarray, exposed: np.ndarray, back: np.ndarray, node: Perturbation, way: str
+    case: Case, clean: np.ndarray, exposed: np.ndarray, residual_maps: np.ndarray, node: Perturbation, path: str
 ) -> Iterator[Errors]:
     """How far the readers' map is off what the exposed one holds of the clean one (docs/concepts/two-gains.md)."""
     dtype = case.setting.dtype
     _, _, least, unit = LIMITS[dtype]
     allowed = (2 * node.gain + 1) * unit if dtype in HALF else 8 * node.gain * unit
-    if way == BODY:  # it computes in float32
+    if path == BODY:  # it computes in float32
         allowed = 8 * node.gain * LIMITS["float32"][3] + (allowed if dtype in HALF else 0.0)
     elif dtype == "float64":  # its projectors are no more exact than its maps
         allowed += 4 * clean.shape[1] * node.gain * unit
-    summed_short = dtype == "float32" and (way not in (BODY, "reference") or (way == BODY and node.rank == 1))
+    summed_short = dtype == "float32" and (path not in (BODY, "reference") or (path == BODY and node.rank == 1))
     blur = 1e-7 if summed_short else 1e-15  # of s_1^2, in the Gram matrix
-    for sample, after in _finite(case, back):
+    for sample, after in _finite(case, residual_maps):
         scale = np.abs(clean[sample]).max()
         if scale == 0:
             yield Errors(0.0, 0.0 if (after == 0).all() else np.inf, "a map of zeros")
             continue
-        before, seen, after = (one / scale for one in (clean[sample], exposed[sample], after))
+        before, exposed_map, after = (matrix / scale for matrix in (clean[sample], exposed[sample], after))
         values = np.linalg.svd(before, compute_uv=False)[: node.rank]
-        wanted = before + (node.left - 1) * (seen - before) / (node.gain - 1)
+        expected = before + (node.left - 1) * (exposed_map - before) / (node.gain - 1)
         size = float(np.linalg.norm(before))
-        off = float(np.linalg.norm(after - wanted)) / size
+        off = float(np.linalg.norm(after - expected)) / size
         steps = 2 * _subnormal(after.shape, node.rank, node.gain) + _subnormal(after.shape, node.rank, 0.0)
         # What does not grow with h: a projector that does not commute, or an s_i that is not known at all.
         turned = np.minimum(blur * values[0] ** 2 / np.maximum(values, 1e-300), values).max() / size
         most = allowed + min(turned, 3e-6) + steps * (least / scale) / size
-        said = f"pair with {node.left:g}: off by {off:.2e} (allowed {most:.1e}), scale {scale:.1e}, shape {after.shape}"
-        yield Errors(0.0, off / most if np.isfinite(off) else np.inf, said)
+        message = (
+            f"pair with {node.left:g}: off by {off:.2e} (allowed {most:.1e}), scale {scale:.1e}, shape {after.shape}"
+        )
+        yield Errors(0.0, off / most if np.isfinite(off) else np.inf, message)

@@ -48,21 +48,22 @@ class Seen(HTMLParser):
 def read(text: str) -> Seen:
     """The page's parts; whatever is in it, it is well-formed, small, and reaches out to nothing."""
     assert text.lstrip().startswith("<!doctype html>") and len(text.encode()) < MOST_BYTES
-    seen = Seen(text)
-    assert not seen._open, "elements stay open"
-    ids = [attributes["id"] for _, attributes in seen.tags if "id" in attributes]
+    page = Seen(text)
+    assert not page._open, "elements stay open"
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    for tag, attributes in seen.tags:
+    for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "base", "form", "use", "image")
         assert not [name for name in attributes if name.startswith("on") or name in ("srcset", "style", "action")]
         assert str(attributes.get("src", "data:")).startswith("data:image/webp;base64,") or "src" not in attributes
         for reference in ("href", "aria-labelledby"):
             assert attributes.get(reference, ids[0] if ids else "").lstrip("#") in ids
-    assert not re.search(r"url\(|@import|https?:", "".join(seen.texts["style"] + seen.texts.get("script", [])))
-    assert all(one["alt"] for one in seen.all("img")) and all(one["aria-label"] for one in seen.all("svg"))
-    policy = next(str(one["content"]) for one in seen.all("meta") if "http-equiv" in one)
+    assert not re.search(r"url\(|@import|https?:", "".join(page.texts["style"] + page.texts.get("script", [])))
+    assert all(attributes["alt"] for attributes in page.all("img"))
+    assert all(attributes["aria-label"] for attributes in page.all("svg"))
+    policy = next(str(attributes["content"]) for attributes in page.all("meta") if "http-equiv" in attributes)
     assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
-    return seen
+    return page
 
 
 def pixels(source: str | None) -> np.ndarray:

@@ -51,7 +51,7 @@ def plain_result(
     write_provenance(model, Provenance(tool_version(), {}, source, values, 1.0, size, image, "out"))
     onnx.save(model, path)
     gate = GateResult(200.0, 200.0, 1.0, 48.0, True, (ImageScore("a.png", "48x64", 1, 200.0, 1.0),))
-    made = {
+    fields = {
         "passed": True,
         "model": "source.pt",
         "source_sha256": source,
@@ -63,7 +63,7 @@ def plain_result(
         "preservation": gate,
         "latency_ms": (1.0, 1.0),
     }
-    return ParityResult(**{**made, **changes})
+    return ParityResult(**{**fields, **changes})
 
 
 def flip(path: Path) -> None:

@@ -35,9 +35,9 @@ def tokens() -> Tokens:
     return Tokens()
 
 
-def decibels(got: np.ndarray | torch.Tensor, wanted: np.ndarray | torch.Tensor) -> float:
+def decibels(actual: np.ndarray | torch.Tensor, expected: np.ndarray | torch.Tensor) -> float:
     """Of all values; the peak is that of the gates, 1 or the range of what is wanted."""
-    ours, theirs = torch.as_tensor(got).double(), torch.as_tensor(wanted).double()
+    ours, theirs = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
     peak = max(1.0, float(theirs.max() - theirs.min()))
     return float(10 * torch.log10(peak**2 / ((ours - theirs).square().mean() + 1e-20)))
 
@@ -46,19 +46,19 @@ def maps_of(
     protected: asvp_export.Protected, image: torch.Tensor
 ) -> list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Layer, clean, exposed and residual map at each node that a forward passes."""
-    seen = []
-    with observed(protected, lambda layer, *maps: seen.append((layer, *(one.clone() for one in maps)))):
+    observed_maps = []
+    with observed(protected, lambda layer, *maps: observed_maps.append((layer, *(tensor.clone() for tensor in maps)))):
         protected(image)
-    return seen
+    return observed_maps
 
 
 def stock(model: onnx.ModelProto | Path, x: torch.Tensor, *tensors: str) -> list[torch.Tensor]:
     """Outputs, or tensors of the main graph, in onnxruntime without anything of ours."""
     shown = onnx.ModelProto()
     shown.CopyFrom(onnx.load(model) if isinstance(model, Path) else model)
-    known = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    outputs = {value.name for value in shown.graph.output}
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in outputs)
     opened = ort.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
     return [
-        torch.from_numpy(one) for one in opened.run(list(tensors) or None, {opened.get_inputs()[0].name: x.numpy()})
+        torch.from_numpy(value) for value in opened.run(list(tensors) or None, {opened.get_inputs()[0].name: x.numpy()})
     ]

@@ -68,10 +68,10 @@ def drive(script: str, seconds: int = 300, **job: Any) -> dict[str, Any]:
     """Run examples/web/test/<script> on a job; what it printed, JSON."""
     job = {"browser": chromium(), "patience": 1000 * seconds, **job}
     command = [str(node()), str(FOLDER / "test" / script), json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout)
+    completed = subprocess.run(command, capture_output=True, text=True)
+    if completed.returncode:
+        raise RuntimeError(completed.stderr[-3000:])
+    return json.loads(completed.stdout)
 
 
 def picture(output: dict[str, Any]) -> np.ndarray:

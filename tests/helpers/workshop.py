@@ -79,7 +79,7 @@ def identity(path: Path, *shapes: list[int | str], **metadata: str) -> None:
     """An ONNX file that adds its inputs up."""
     inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, shape) for i, shape in enumerate(shapes)]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shapes[0] if shapes else [1])
-    names = [one.name for one in inputs]
+    names = [value.name for value in inputs]
     nodes = [helper.make_node("Sum", names, ["y"])] if names else []
     constant = [] if names else [helper.make_tensor("y", TensorProto.FLOAT, [1], [0.0])]
     graph = helper.make_graph(nodes, "sum", inputs, [output], constant)
@@ -102,8 +102,8 @@ def fill_the_workshop() -> None:
         torch.save(build(f"nets.py:{name}", {}).state_dict(), f"{name.lower()}.pt")
     save_file(build("nets.py:Even", {}).state_dict(), "even.safetensors")
     Path("empty.pt").touch()
-    for whole in ("even.pt", "even.safetensors"):
-        Path(f"cut_{whole}").write_bytes(Path(whole).read_bytes()[:-300])
+    for name in ("even.pt", "even.safetensors"):
+        Path(f"cut_{name}").write_bytes(Path(name).read_bytes()[:-300])
     Path("notes.txt").write_text("not a model")
     Path("failing.py").write_text("raise RuntimeError('no luck')")
     torch.save(build("nets.py:Even", {}), "pickled.pt")
@@ -130,9 +130,9 @@ def fill_the_workshop() -> None:
     Path("text.onnx").write_text("not a model")
     Path("empty.onnx").touch()
     for net, file in (("Even", "even.onnx"), ("Double", "double.onnx")):
-        done = call(*even(model=f"{net.lower()}.pt", arch=f"nets.py:{net}", output=file), "--json")
-        assert done.code == 0, done.err
-        assert done.out == Path(file).with_suffix(".report.json").read_text()
+        answer = call(*even(model=f"{net.lower()}.pt", arch=f"nets.py:{net}", output=file), "--json")
+        assert answer.code == 0, answer.err
+        assert answer.out == Path(file).with_suffix(".report.json").read_text()
 
 
 CHECK_EVEN = ["check", "even.pt", "--arch=nets.py:Even", "--images=pictures"]
