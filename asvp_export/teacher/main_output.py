@@ -25,7 +25,7 @@ class MainOutput:
     Args:
         module: the model.
         source: its name, for messages.
-        asked: the output's name, or its position as a number; None: to be found.
+        requested: the output's name, or its position as a number; None: to be found.
     """
 
     def __init__(self, module: nn.Module, source: str, requested: str | None) -> None:
