@@ -25,8 +25,8 @@ class Assumption:
     """What overrides it on the command line, "--data-range LOW..HIGH"; "" where nothing does."""
 
     def __str__(self) -> str:
-        other = f"; {self.option} overrides it" if self.option else ""
-        return f"{self.about}: {self.concluded}, because {self.because}{other}"
+        override = f"; {self.option} overrides it" if self.option else ""
+        return f"{self.about}: {self.concluded}, because {self.because}{override}"
 
     def as_dict(self) -> dict[str, object]:
         """For JSON: the fields by their names."""

@@ -21,7 +21,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2
 
 
 @dataclass
-class _Own:
+class _Streams:
     """Where our words go while those of others are swallowed."""
 
     out: TextIO | None = None
@@ -31,17 +31,17 @@ class _Own:
     """None: sys.stderr."""
 
 
-_own = _Own()
+_streams = _Streams()
 
 
 def stdout() -> TextIO:
     """The stream of results; sys.stdout is not it within `alone`."""
-    return _own.out or sys.stdout
+    return _streams.out or sys.stdout
 
 
 def stderr() -> TextIO:
     """The stream of progress, notes and errors; sys.stderr is not it within `alone`."""
-    return _own.err or sys.stderr
+    return _streams.err or sys.stderr
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -54,7 +54,7 @@ def printable(text: str, keep: str = "") -> str:
     Returns:
         The text with such characters written out as `\\u001b`, which JSON reads too.
     """
-    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}", text)
 
 
 def echo(message: str = "", err: bool = False, nl: bool = True) -> None:
@@ -75,27 +75,27 @@ def width(stream: TextIO) -> int | None:
 @contextlib.contextmanager
 def through(stream: TextIO) -> Iterator[None]:
     """Let what goes to `stderr()` pass through another stream, which knows of a bar that stands there."""
-    before, _own.err = _own.err, stream
+    before, _streams.err = _streams.err, stream
     try:
         yield
     finally:
-        _own.err = before
+        _streams.err = before
 
 
 @contextlib.contextmanager
 def unseen() -> Iterator[None]:
     """Within the block our words go nowhere, but are encoded as for their streams: what cannot be shown fails."""
-    before = _own.out, _own.err
-    _own.out, _own.err = (
-        io.TextIOWrapper(io.BytesIO(), getattr(one, "encoding", None), getattr(one, "errors", None))
-        for one in (stdout(), stderr())
+    before = _streams.out, _streams.err
+    _streams.out, _streams.err = (
+        io.TextIOWrapper(io.BytesIO(), getattr(stream, "encoding", None), getattr(stream, "errors", None))
+        for stream in (stdout(), stderr())
     )
     try:
         yield
-        _own.out.flush()
-        _own.err.flush()
+        _streams.out.flush()
+        _streams.err.flush()
     finally:
-        _own.out, _own.err = before
+        _streams.out, _streams.err = before
 
 
 @contextlib.contextmanager
@@ -111,16 +111,16 @@ def alone(debug: bool = False) -> Iterator[None]:
     no_gaps()
     if debug and not faulthandler.is_enabled():
         faulthandler.enable(2)
-    before = _own.out, _own.err, sys.stdout, sys.stderr
+    before = _streams.out, _streams.err, sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
-        _own.out = stack.enter_context(_copied(sys.stdout, 1))
-        _own.err = sys.stderr if debug else stack.enter_context(_copied(sys.stderr, 2))
+        _streams.out = stack.enter_context(_copied(sys.stdout, 1))
+        _streams.err = sys.stderr if debug else stack.enter_context(_copied(sys.stderr, 2))
         try:
             sys.stdout = sys.stderr = sys.stderr if debug else _nowhere()
             with _diverted(debug):
                 yield
         finally:
-            _own.out, _own.err, sys.stdout, sys.stderr = before
+            _streams.out, _streams.err, sys.stdout, sys.stderr = before
 
 
 def no_gaps() -> None:
@@ -162,15 +162,15 @@ def _copied(stream: TextIO | None, number: int) -> Iterator[TextIO | None]:
 def _diverted(debug: bool) -> Iterator[None]:
     """Let descriptor 1 lead where 2 does, for debugging; else both nowhere."""
     target = 2 if debug else _nowhere().fileno()
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     for number in (1,) if debug else (1, 2):
-        kept[number] = os.dup(number)
+        saved[number] = os.dup(number)
         os.dup2(target, number)
     try:
         yield
     finally:
         with contextlib.suppress(AttributeError, OSError, TypeError):  # Windows has no such name for the C library
             ctypes.CDLL(None).fflush(None)  # what lies in its buffers still has to go there
-        for number, copy in kept.items():
+        for number, copy in saved.items():
             os.dup2(copy, number)
             os.close(copy)

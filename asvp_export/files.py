@@ -44,7 +44,7 @@ def check_output(path: Path, *, force: bool, what: str = "output") -> None:
     Args:
         path: where it goes.
         force: it may replace a file.
-        what: it is, for the message.
+        what: the output is, for the message.
 
     Raises:
         InputError: the folder does not exist, the output is a folder, or it exists and `force` was not given.
@@ -80,8 +80,8 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]
             raise InputError(f"The folder {folder} does not exist; create it, or name another output.")
         if target.exists() and not target.is_file():
             raise InputError(f"{path} is a folder or a device, not a file; name a file as the output.")
-        for left in abandoned(target.parent, _TEMPORARY):
-            _remove(left)
+        for leftover in abandoned(target.parent, _TEMPORARY):
+            _remove(leftover)
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(temporary.open("xb"))
             while not stack.enter_context(claimed(temporary)):
@@ -140,10 +140,10 @@ def abandoned(folder: Path, names: re.Pattern[str]) -> Iterator[Path]:
     if fcntl is None:
         return
     try:
-        found = [path for path in folder.iterdir() if names.fullmatch(path.name)]
+        paths = [path for path in folder.iterdir() if names.fullmatch(path.name)]
     except OSError:
         return
-    for path in found:
+    for path in paths:
         with contextlib.suppress(OSError):  # it is claimed, gone, or not ours to remove
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:

@@ -52,19 +52,19 @@ def list_images(folder: str | Path) -> list[Path]:
             raise InputError(f"The folder of images {folder} does not exist; name one that holds pictures.")
         if not folder.is_dir():
             raise InputError(f"{folder} is a file, a folder of images was expected; name the folder that holds it.")
-        found = [
+        paths = [
             path
             for path in folder.iterdir()
             if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
         ]
     except OSError as error:
         raise InputError(f"The folder of images {folder} cannot be listed ({error.strerror}).") from error
-    if not found:
+    if not paths:
         raise InputError(
             f"There is no image in {folder}; files that end in {', '.join(SUFFIXES)} are read "
             "(its sub-folders are not searched)."
         )
-    return sorted(found, key=lambda path: path.name)
+    return sorted(paths, key=lambda path: path.name)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -97,8 +97,8 @@ def image_format(path: str | Path, like: Picture | None = None) -> str:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in _WRITE_FORMATS:
-        found = f"ends in {suffix}" if suffix else "has no suffix"
-        raise InputError(f"{path} {found}; pictures are written as {', '.join(_WRITE_FORMATS)}.")
+        ending = f"ends in {suffix}" if suffix else "has no suffix"
+        raise InputError(f"{path} {ending}; pictures are written as {', '.join(_WRITE_FORMATS)}.")
     form = _WRITE_FORMATS[suffix]
     if like and like.alpha is not None and form == "JPEG":
         raise InputError(f"The picture has transparency, which {path} cannot hold; write a .png or a .webp.")
@@ -155,8 +155,8 @@ def write_image(
 
 def _rounded(values: np.ndarray, bits: int) -> np.ndarray:
     """0..1 as whole numbers of 8 or 16 bits."""
-    whole = np.rint(np.clip(values, 0, 1).astype(np.float64) * (2**bits - 1))
-    return whole.astype(np.uint8 if bits == 8 else np.uint16)
+    samples = np.rint(np.clip(values, 0, 1).astype(np.float64) * (2**bits - 1))
+    return samples.astype(np.uint8 if bits == 8 else np.uint16)
 
 
 def _resized(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -220,15 +220,15 @@ def pad(x: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Args:
         x: [..., H, W], not larger than what is asked for.
-        height: wanted.
-        width: wanted.
+        height: of the result.
+        width: of the result.
 
     Returns:
         [..., height, width] of the same dtype; mirrored pixels without the edge itself, or the edge repeated where
         the image is too small to mirror. `x` itself where nothing is missing.
     """
-    for axis, wanted in ((-2, height), (-1, width)):
-        missing = wanted - x.shape[axis]
+    for axis, size in ((-2, height), (-1, width)):
+        missing = size - x.shape[axis]
         if missing:
             widths = [(0, 0)] * x.ndim
             widths[axis] = (0, missing)
@@ -244,11 +244,11 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | list[np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            found = {name: np.asarray(archive[name]) for name in archive.files}
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except Exception as error:  # NumPy's reader raises what its parts raise: of zip, tokenizer, literals
         raise InputError(
             f"{path} cannot be read as an .npz of numbers ({one_line(error)}); expected the model's inputs, by name "
             "or in order."
         ) from error
-    ordered = [f"arr_{i}" for i in range(len(found))]  # what numpy.savez calls arrays without names
-    return [found[name] for name in ordered] if sorted(found) == sorted(ordered) else found
+    ordered = [f"arr_{i}" for i in range(len(arrays))]  # what numpy.savez calls arrays without names
+    return [arrays[name] for name in ordered] if sorted(arrays) == sorted(ordered) else arrays

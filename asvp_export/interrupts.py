@@ -51,8 +51,8 @@ class Ended(SystemExit):
 
 def sentence(number: int) -> str:
     """What a command says that a signal ends."""
-    how = "Interrupted" if number == signal.SIGINT else f"Ended by {signal.Signals(number).name}"
-    return f"{how}; nothing half-written was left."
+    ending = "Interrupted" if number == signal.SIGINT else f"Ended by {signal.Signals(number).name}"
+    return f"{ending}; nothing half-written was left."
 
 
 class Interruptible:
@@ -68,7 +68,7 @@ class Interruptible:
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
-        self._handled, self._left = threading.Event(), threading.Event()
+        self._handled, self._exited = threading.Event(), threading.Event()
         self._writing: socket.socket | None = None
 
     def __enter__(self) -> Interruptible:
@@ -89,7 +89,7 @@ class Interruptible:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._left.set()
+        self._exited.set()
         if self._writing is None:
             return
         for number, handler in self._before.items():
@@ -115,11 +115,11 @@ class Interruptible:
                 for _ in range(round(GRACE / _LOOK)):
                     for stop in tuple(_stops):
                         stop()
-                    if waited_for.wait(_LOOK) or self._left.is_set():
+                    if waited_for.wait(_LOOK) or self._exited.is_set():
                         break
                 else:
                     _end(number)
-                waited_for = self._left
+                waited_for = self._exited
 
 
 def _end(number: int) -> NoReturn:

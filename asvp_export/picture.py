@@ -73,22 +73,22 @@ def left_out(paths: Sequence[Path]) -> list[str]:
     Raises:
         InputError: as for `read_picture`.
     """
-    found: dict[str, int] = {}
+    tally: dict[str, int] = {}
     for path in paths:
         with _opened(path) as picture:
             profile = picture.info.get("icc_profile") or b""
-            seen = {
+            properties = {
                 "transparency, which is left out": picture.has_transparency_data,
                 "several frames, of which the first is read": getattr(picture, "n_frames", 1) > 1,
                 "colours for print (CMYK), which are converted to sRGB": picture.mode == "CMYK",
                 "a colour profile other than sRGB, which is not applied": picture.mode != "CMYK"
                 and not _is_srgb(profile),
             }
-            for what in [what for what, holds in seen.items() if holds]:
-                found[what] = found.get(what, 0) + 1
-    if not found:
+            for note in [note for note, holds in properties.items() if holds]:
+                tally[note] = tally.get(note, 0) + 1
+    if not tally:
         return []
-    counts = "; ".join(f"{count} {'has' if count == 1 else 'have'} {what}" for what, count in found.items())
+    counts = "; ".join(f"{count} {'has' if count == 1 else 'have'} {note}" for note, count in tally.items())
     return [f"Of {len(paths)} {'picture' if len(paths) == 1 else 'pictures'}, {counts}."]
 
 
@@ -169,8 +169,8 @@ def _check_stored(picture: ImageFile.ImageFile) -> None:
 def _eight_bits(upright: Image.Image, profile: bytes, notes: list[str]) -> np.ndarray:
     """H, W, 3 (colours) or 4 (and alpha) in 0..1."""
     if upright.mode == "CMYK":
-        way = "by its colour profile" if profile else "without a colour profile, so its colours are a guess"
-        notes.append(f"The picture is for print (CMYK); it was converted to sRGB {way}.")
+        method = "by its colour profile" if profile else "without a colour profile, so its colours are a guess"
+        notes.append(f"The picture is for print (CMYK); it was converted to sRGB {method}.")
         upright = _to_srgb(upright, profile) if profile else upright.convert("RGB")
     samples = np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
     return samples.astype(np.float32) / np.float32(255)
@@ -209,8 +209,8 @@ def _png_samples(picture: ImageFile.ImageFile) -> np.ndarray | None:
     import png
 
     with _from_the_start(picture) as stream:
-        width, height, rows, found = png.Reader(file=stream).asDirect()
-        return np.stack([np.asarray(row, np.uint16) for row in rows]).reshape(height, width, found["planes"])
+        width, height, rows, info = png.Reader(file=stream).asDirect()
+        return np.stack([np.asarray(row, np.uint16) for row in rows]).reshape(height, width, info["planes"])
 
 
 def _png_head(picture: ImageFile.ImageFile) -> tuple[int, int]:
@@ -251,12 +251,12 @@ def _from_the_start(picture: ImageFile.ImageFile) -> Iterator[IO[bytes]]:
     """The file of a picture that is not loaded yet, for another reader; Pillow finds it where it left it."""
     stream = picture.fp
     assert stream is not None
-    place = stream.tell()
+    position = stream.tell()
     stream.seek(0)
     try:
         yield stream
     finally:
-        stream.seek(place)
+        stream.seek(position)
 
 
 def _profile(picture: Image.Image, grey: bool, notes: list[str]) -> bytes:
@@ -284,14 +284,14 @@ def _profile(picture: Image.Image, grey: bool, notes: list[str]) -> bytes:
 
 
 def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    found = ImageCms.profileToProfile(
+    converted = ImageCms.profileToProfile(
         picture,
         io.BytesIO(profile),
         ImageCms.createProfile("sRGB"),
         outputMode="RGB",
     )
-    assert found is not None
-    return found
+    assert converted is not None
+    return converted
 
 
 def _is_srgb(profile: bytes) -> bool:

@@ -27,15 +27,15 @@ class Progress:
     """Takes a line at each stage; within a stage it says nothing.
 
     Args:
-        say: called with each line.
+        printer: called with each line.
     """
 
-    def __init__(self, say: Printer) -> None:
-        self._say = say
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
 
     def __call__(self, line: str) -> None:
         """Tell that a stage begins."""
-        self._say(line)
+        self._printer(line)
 
     def track(self, items: Sequence[T], description: str) -> AbstractContextManager[Iterator[T]]:
         """The items one by one, counted where somebody watches; a context manager, so that Ctrl-C ends the bar at once.
@@ -53,8 +53,8 @@ class Progress:
 class BarProgress(Progress):
     """Lines as above; below them, on stderr, a bar with the count and the time left, which goes with the stage."""
 
-    def __init__(self, say: Printer) -> None:
-        super().__init__(say)
+    def __init__(self, printer: Printer) -> None:
+        super().__init__(printer)
         self._bar: RichProgress | None = None
 
     @contextmanager
@@ -75,15 +75,15 @@ def reporter(progress: Printer) -> Progress:
     return progress if isinstance(progress, Progress) else Progress(progress)
 
 
-def for_terminal(say: Printer) -> Progress:
+def for_terminal(printer: Printer) -> Progress:
     """With bars where stderr is a terminal that somebody watches; without them in a pipe, a log, or CI."""
-    return BarProgress(say) if _console().is_interactive and not os.environ.get("CI") else Progress(say)
+    return BarProgress(printer) if _console().is_interactive and not os.environ.get("CI") else Progress(printer)
 
 
-def _counted(items: Sequence[T], done: Callable[[], None]) -> Iterator[T]:
+def _counted(items: Sequence[T], advance: Callable[[], None]) -> Iterator[T]:
     for item in items:
         yield item
-        done()
+        advance()
 
 
 @contextmanager

@@ -46,8 +46,8 @@ def looks_channels_last(sizes: Sequence[object]) -> bool:
 
     The last is fixed at 3, 1 or 4, and where the channels would be is no such number: it is free, or larger.
     """
-    first = sizes[-3]
-    return sizes[-1] in CHANNELS and (not isinstance(first, int) or first > max(CHANNELS))
+    front = sizes[-3]
+    return sizes[-1] in CHANNELS and (not isinstance(front, int) or front > max(CHANNELS))
 
 
 @dataclass(frozen=True)
@@ -107,26 +107,26 @@ class ValueRange:
         return f"{self.low:g}..{self.high:g}"
 
     @classmethod
-    def read(cls, given: object) -> ValueRange:
+    def read(cls, value: object) -> ValueRange:
         """A range from what a user gives: "0..255", "-1..1", a pair, or the value of white alone (black is 0 then).
 
         Raises:
             InputError: it is none, or white is not above black.
         """
-        if isinstance(given, ValueRange):
-            return given
-        bounds: Sequence[object] = (0.0, given)
-        if isinstance(given, str):
-            bounds = re.split(r"\.\.|,", given) if re.search(r"\.\.|,", given) else (0.0, given)
-        elif isinstance(given, tuple | list):
-            bounds = given
+        if isinstance(value, ValueRange):
+            return value
+        bounds: Sequence[object] = (0.0, value)
+        if isinstance(value, str):
+            bounds = re.split(r"\.\.|,", value) if re.search(r"\.\.|,", value) else (0.0, value)
+        elif isinstance(value, tuple | list):
+            bounds = value
         try:
             low, high = (float(str(bound)) for bound in bounds)
         except ValueError:
             low, high = math.nan, math.nan
-        if not (math.isfinite(low) and math.isfinite(high) and low < high) or isinstance(given, bool):
+        if not (math.isfinite(low) and math.isfinite(high) and low < high) or isinstance(value, bool):
             raise InputError(
-                f"The data range is {given!r}; expected 0..1, -1..1 or 0..255 (the values of black and white)."
+                f"The data range is {value!r}; expected 0..1, -1..1 or 0..255 (the values of black and white)."
             )
         return cls(low, high)
 
@@ -146,11 +146,11 @@ class OtherInput:
 
     def fitting(self, batch: int, height: int, width: int) -> np.ndarray:
         """The example for an image of this size, wrapped around where it is too small."""
-        sizes, found = {"batch": batch, "height": height, "width": width}, self.example
-        for axis, what, ratio in self.follows:
-            wanted = max(1, int(sizes[what] * ratio))
-            found = np.take(found, np.arange(wanted) % found.shape[axis], axis=axis)
-        return np.ascontiguousarray(found)
+        sizes, array = {"batch": batch, "height": height, "width": width}, self.example
+        for axis, dimension, ratio in self.follows:
+            length = max(1, int(sizes[dimension] * ratio))
+            array = np.take(array, np.arange(length) % array.shape[axis], axis=axis)
+        return np.ascontiguousarray(array)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Signature:
     @property
     def dimensions(self) -> tuple[dict[int, str], ...]:
         """For each input: axis to the name of its free size, as the exporter takes them."""
-        free = [{axis: _dim(what, ratio) for axis, what, ratio in other.follows} for other in self.others]
+        free = [{axis: _dim(dimension, ratio) for axis, dimension, ratio in other.follows} for other in self.others]
         free.insert(self.place, {0: "batch", self.size_axes[0]: "height", self.size_axes[1]: "width"})
         return tuple(free)
 
@@ -228,8 +228,10 @@ class Signature:
         return tuple(other.fitting(image[0], *image[-2:]) for other in self.others)
 
 
-def _dim(what: str, ratio: Fraction) -> str:
-    return what if ratio == 1 else f"{what}_by_{ratio.denominator}" if ratio < 1 else f"{what}_times_{ratio.numerator}"
+def _dim(dimension: str, ratio: Fraction) -> str:
+    if ratio == 1:
+        return dimension
+    return f"{dimension}_by_{ratio.denominator}" if ratio < 1 else f"{dimension}_times_{ratio.numerator}"
 
 
 def following(name: str, example: np.ndarray, image: Sequence[int], channels_last: bool = False) -> OtherInput:

@@ -43,12 +43,12 @@ _EXPECTED = {
 _T = TypeVar("_T", bound="DataclassInstance")
 
 
-def read_regular(path: Path, what: str, most: int = MOST_JSON_BYTES) -> bytes:
+def read_regular(path: Path, role: str, most: int = MOST_JSON_BYTES) -> bytes:
     """The bytes of a file.
 
     Args:
         path: the file. A pipe or a device is refused: reading one may never end.
-        what: it is, for the message.
+        role: what the file is, for the message.
         most: bytes.
 
     Raises:
@@ -57,16 +57,16 @@ def read_regular(path: Path, what: str, most: int = MOST_JSON_BYTES) -> bytes:
     try:
         with open(path, "rb", opener=_at_once) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise InputError(f"The {what} {path} is a pipe or a device; a file was expected.")
+                raise InputError(f"The {role} {path} is a pipe or a device; a file was expected.")
             size = os.fstat(stream.fileno()).st_size
             # Python allocates at once all that it is asked to read.
             content = stream.read(size + 1) if size <= most else None
             if content is not None and len(content) > size:  # it grows, or the system makes it as it is read
                 content += stream.read(most - size)
     except OSError as error:
-        raise InputError(f"The {what} {path} cannot be read ({error.strerror}).") from error
+        raise InputError(f"The {role} {path} cannot be read ({error.strerror}).") from error
     if content is None or len(content) > most:
-        raise InputError(f"The {what} {path} is larger than {most // 2**20} MiB; a smaller file was expected.")
+        raise InputError(f"The {role} {path} is larger than {most // 2**20} MiB; a smaller file was expected.")
     return content
 
 
@@ -105,8 +105,8 @@ def checked(data: object, kind: type[_T], *, more: bool = False) -> _T:
     if not isinstance(data, dict):
         raise ValueError(f"it is {reprlib.repr(data)}, an object was expected")
     if more:
-        known = {field.name for field in fields(kind)}
-        data = {key: value for key, value in data.items() if key in known}
+        names = {field.name for field in fields(kind)}
+        data = {key: value for key, value in data.items() if key in names}
     try:
         # Only from JSON does strict pydantic take a list as a tuple. File names may hold surrogates: no UTF-8.
         text = json.dumps({"it": data}, ensure_ascii=False).encode("utf-8", "replace")
@@ -129,15 +129,15 @@ def _model(kind: type, extra: str) -> Any:
 
 
 def _reason(error: Mapping[str, Any]) -> str:
-    place = reprlib.repr(".".join(map(str, error["loc"][1:]))).strip("'\"") or "it"
+    location = reprlib.repr(".".join(map(str, error["loc"][1:]))).strip("'\"") or "it"
     if error["type"] == "missing":
-        return f"{place} is missing"
+        return f"{location} is missing"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{place} is not known to this version"
-    return f"{place} is {reprlib.repr(error['input'])}, {_EXPECTED.get(error['type'], error['msg'])} was expected"
+        return f"{location} is not known to this version"
+    return f"{location} is {reprlib.repr(error['input'])}, {_EXPECTED.get(error['type'], error['msg'])} was expected"
 
 
-def no_doubles(names: Iterable[str], what: str) -> None:
+def no_doubles(names: Iterable[str], kind: str) -> None:
     """Refuse a list that names something twice.
 
     Raises:
@@ -146,7 +146,7 @@ def no_doubles(names: Iterable[str], what: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"it names the {what} {reprlib.repr(name)} twice")
+            raise ValueError(f"it names the {kind} {reprlib.repr(name)} twice")
         seen.add(name)
 
 
