@@ -38,13 +38,13 @@ def sha256(path: Path) -> str:
         raise InputError(f"The file {path} cannot be read ({error.strerror}).") from error
 
 
-def check_output(path: Path, *, force: bool, what: str = "output") -> None:
+def check_output(path: Path, *, force: bool, role: str = "output") -> None:
     """Refuse an output that could not be written, before the work whose result goes there.
 
     Args:
         path: where it goes.
         force: it may replace a file.
-        what: the output is, for the message.
+        role: what the output is, for the message.
 
     Raises:
         InputError: the folder does not exist, the output is a folder, or it exists and `force` was not given.
@@ -52,9 +52,9 @@ def check_output(path: Path, *, force: bool, what: str = "output") -> None:
     if not path.parent.is_dir():
         raise InputError(f"The output folder {path.parent} does not exist; create it, or choose another with -o.")
     if path.exists() and not path.is_file():
-        raise InputError(f"The {what} {path} is a folder or a device; name a file.")
+        raise InputError(f"The {role} {path} is a folder or a device; name a file.")
     if path.exists() and not force:
-        raise InputError(f"The {what} {path} exists; give --force to replace it, or choose another with -o.")
+        raise InputError(f"The {role} {path} exists; give --force to replace it, or choose another with -o.")
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]) -> None:

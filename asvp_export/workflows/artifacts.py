@@ -68,7 +68,7 @@ def shipped_files(output: Path, reports: ReportOptions, force: bool, planned: bo
     files = report_files(output, reports, output.parent) | {"manifest": manifest_path(output)}
     if reports.model_card:
         files["model card"] = card_path(output)
-        check_output(card_path(output), force=force, what="model card")
+        check_output(card_path(output), force=force, role="model card")
     _check_folders(output, files, reports)
     return files | ({"plan": plan_path(output)} if planned else {})
 

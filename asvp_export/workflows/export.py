@@ -119,7 +119,7 @@ def export_model(
     outputs = {"output": output}
     if job.file.keep_failed:
         outputs["file that failed"] = failed_path(output)
-        check_output(failed_path(output), force=job.file.force, what="file that failed")
+        check_output(failed_path(output), force=job.file.force, role="file that failed")
     keep_apart(_read_files(model, job), outputs | files, job.file.force)
     plan = Plan.load(job.plan) if isinstance(job.plan, Path) else job.plan  # told before a large model is loaded
     warn_of_two_runtimes(note)

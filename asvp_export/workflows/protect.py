@@ -112,7 +112,7 @@ def protect_model(
         raise InputError("No layers were named; give layers (auto chooses them).")
     resolved(job.protect)
     output = output or Path(f"{model.stem}.plan.json")
-    check_output(output, force=job.file.force, what="plan")
+    check_output(output, force=job.file.force, role="plan")
     read_files = [*loaded_files(model, job.load), *compared_files(job.gate, job.verify_images)]
     keep_apart(read_files, {"plan": output}, job.file.force)
     teacher = teacher_of(model, job.load, progress, note)
