@@ -1,4 +1,4 @@
-"""Random cases of the operator by every way in which it runs, held against float64: the worst that is seen.
+"""Random cases of the operator by every execution path, held against float64: the worst that is seen.
 
 Fills the table "Numbers" of docs/results/reliability.md with fractions of the error that docs/concepts/operator.md
 allows; ends with 1 when one is over 1.
@@ -24,25 +24,25 @@ from benchmarks._pages import fill
 from tests.helpers.cases import TYPES, cases
 from tests.helpers.criterion import Errors
 from tests.helpers.native import build
-from tests.helpers.paths import judged, ways
+from tests.helpers.paths import execution_paths, judged
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "reliability.md"
-Found = dict[tuple[bool, bool], dict[str, dict[str, "Worst"]]]  # pair, usual; way; type
+Found = dict[tuple[bool, bool], dict[str, dict[str, "Worst"]]]  # pair, usual; execution path; type
 
 
 @dataclass
 class Worst:
-    """Of one way and type."""
+    """Of one execution path and type."""
 
     count: int = 0
     energy: float = 0.0
     distance: float = 0.0
-    said: str = ""
+    message: str = ""
 
     def take(self, errors: Errors) -> None:
         """Count it, and keep it where it is worse."""
         if errors.worst > max(self.energy, self.distance):
-            self.said = errors.said
+            self.message = errors.message
         self.count += 1
         self.energy, self.distance = max(self.energy, errors.energy), max(self.distance, errors.distance)
 
@@ -55,21 +55,21 @@ def main() -> None:
     chosen = arguments.parse_args()
     worst_errors: Found = defaultdict(lambda: defaultdict(lambda: defaultdict(Worst)))
     start, finished, outside = time.monotonic(), 0, 0
-    all_ways = ways(build("tests"))
+    all_paths = execution_paths(build("tests"))
     for setting, group in cases(chosen.cases, chosen.seed):
         for case in group:
-            for result in judged(case, all_ways):
-                worst_errors[result.pair, result.usual][result.way][setting.dtype].take(result.errors)
+            for result in judged(case, all_paths):
+                worst_errors[result.pair, result.usual][result.path][setting.dtype].take(result.errors)
                 if not result.errors.worst <= 1:
                     outside += 1
-                    print(f"OUTSIDE {result.errors.worst:.3g} {result.way}: {result.errors.said}", flush=True)
+                    print(f"OUTSIDE {result.errors.worst:.3g} {result.path}: {result.errors.message}", flush=True)
         finished += len(group)
         print(f"{finished} cases, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     text = f"{chosen.cases} cases, seed {chosen.seed}: {outside} outside.\n\n" + tables(worst_errors)
     for (pair, usual), by_path in worst_errors.items():
         for path, by_type in by_path.items():
             for dtype, worst in by_type.items():
-                print(f"{_title(pair, usual)}, {path}, {dtype}: {worst.said}")
+                print(f"{_title(pair, usual)}, {path}, {dtype}: {worst.message}")
     print(text)
     if not chosen.dry:
         fill(PAGE, {"numbers": text})
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def tables(worst_errors: Found) -> str:
-    """A row for each way, a column for each type."""
+    """A row for each execution path, a column for each type."""
     lines: list[str] = []
     for pair, usual in ((False, True), (True, True), (False, False), (True, False)):
         lines += [

@@ -69,7 +69,7 @@ class Errors:
 
     energy: float  # criterion (a)
     distance: float  # criterion (b); 0 where it says nothing
-    said: str
+    message: str
 
     @property
     def worst(self) -> float:
@@ -91,7 +91,7 @@ def check(x: np.ndarray, y: np.ndarray, rank: int, gain: float, energy: float, a
             errors = errors_of(truth, after, r, gain, tolerance)
             if errors.worst <= 1:
                 break
-            problems.append(errors.said)
+            problems.append(errors.message)
         else:
             raise AssertionError(f"sample {sample} of {x.shape} {x.dtype}: " + "; or ".join(problems))
 

@@ -35,7 +35,7 @@ HALF = ("float16", "bfloat16")
 BODY = "function body"
 
 # An array in the case's layout and type, its channel axis and a node: the result, an array like the first.
-Way = Callable[[np.ndarray, int, Perturbation, Case], np.ndarray]
+ExecutionPath = Callable[[np.ndarray, int, Perturbation, Case], np.ndarray]
 
 
 def by_reference(x: np.ndarray, axis: int, node: Perturbation, case: Case) -> np.ndarray:
@@ -47,7 +47,7 @@ def by_reference(x: np.ndarray, axis: int, node: Perturbation, case: Case) -> np
     return (y.view(torch.uint16) if bits else y).numpy()
 
 
-def by_kernels(kernels: Kernels, threads: int = 1) -> Way:
+def by_kernels(kernels: Kernels, threads: int = 1) -> ExecutionPath:
     """A library's C ABI: in place where the map is strided, channels moved to the front where they stand between."""
 
     def run(x: np.ndarray, axis: int, node: Perturbation, case: Case) -> np.ndarray:
@@ -102,12 +102,12 @@ def by_body(x: np.ndarray, axis: int, node: Perturbation, case: Case) -> np.ndar
     return out
 
 
-def ways(folder: Path) -> dict[str, Way]:
+def execution_paths(folder: Path) -> dict[str, ExecutionPath]:
     """All of them by name; `folder` has the native library and what emulates CUDA."""
     levels = {
         Native(folder, level).kernels: level for level in LEVELS
     }  # a level that this processor lacks is not there
-    paths: dict[str, Way] = {"reference": by_reference}
+    paths: dict[str, ExecutionPath] = {"reference": by_reference}
     paths |= {f"native, {name}": by_kernels(Native(folder, level)) for name, level in levels.items()}
     paths["CUDA, emulated"] = by_kernels(Emulated(folder), threads=2)
     paths[BODY] = by_body
@@ -118,13 +118,13 @@ def ways(folder: Path) -> dict[str, Way]:
 class Judged:
     """One case by one execution path."""
 
-    way: str
+    path: str
     pair: bool  # the node and its inverse
     usual: bool  # of the magnitudes that docs/concepts/operator.md speaks of
     errors: Errors
 
 
-def judged(case: Case, paths: dict[str, Way]) -> Iterator[Judged]:
+def judged(case: Case, paths: dict[str, ExecutionPath]) -> Iterator[Judged]:
     """The node by every path, and the pair of node and inverse where there is one.
 
     Raises:
@@ -159,7 +159,7 @@ def _worst(of_samples: Iterator[Errors], case: Case) -> Errors:
     by_sample = list(of_samples)
     if not by_sample:
         return Errors(0.0, 0.0, "nothing but zeros and NaN")
-    message = max(by_sample, key=lambda errors: errors.worst).said
+    message = max(by_sample, key=lambda errors: errors.worst).message
     energy = max(errors.energy for errors in by_sample)
     distance = max(errors.distance for errors in by_sample)
     return Errors(energy, distance, f"{case.setting}: {message}")
@@ -200,7 +200,7 @@ def _sample_errors(case: Case, truth: Sample, after: np.ndarray, r: int, toleran
     if setting.dtype in HALF or abs(setting.gain - 1) < 0.5:
         rounding += unit * float(np.linalg.norm(truth.amplified(r, setting.gain)))
     errors = errors_of(truth, after, r, setting.gain, tolerance, rounding)
-    return replace(errors, said=errors.said + context)
+    return replace(errors, message=errors.message + context)
 
 
 def _subnormal(shape: tuple[int, ...], rank: int, gain: float) -> float:

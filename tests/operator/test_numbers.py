@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.cases import TYPES, cases
-from tests.helpers.paths import judged, ways
+from tests.helpers.paths import execution_paths, judged
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_no_random_case_is_outside_of_what_the_operator_promises(folder, seed):
-    all_ways = ways(folder)
+    paths = execution_paths(folder)
     seen = set()
     for setting, group in cases(100, seed):
         for case in group:
-            for one in judged(case, all_ways):
-                assert one.errors.worst <= 1, f"{one.way}: {one.errors.worst:.3g} of what is allowed; {one.errors.said}"
-                seen.add((one.way, one.pair, setting.dtype))
-    assert {(way, False, dtype) for way in all_ways for dtype in TYPES} <= seen
+            for one in judged(case, paths):
+                assert one.errors.worst <= 1, (
+                    f"{one.path}: {one.errors.worst:.3g} of what is allowed; {one.errors.message}"
+                )
+                seen.add((one.path, one.pair, setting.dtype))
+    assert {(path, False, dtype) for path in paths for dtype in TYPES} <= seen
