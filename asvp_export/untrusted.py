@@ -89,13 +89,14 @@ def parsed(text: str | bytes) -> Any:
         raise ValueError("it is not JSON") from error
 
 
-def checked(data: object, kind: type[_T], *, more: bool = False) -> _T:
+def checked(data: object, kind: type[_T], *, ignore_unknown: bool = False) -> _T:
     """JSON as a dataclass, each value of which is of its field's type.
 
     Args:
         data: what `parsed` gave.
         kind: the dataclass; its fields may be dataclasses, tuples, mappings.
-        more: keys that the dataclasses do not have are passed over, as newer versions may write them; else refused.
+        ignore_unknown: keys that the dataclasses do not have are passed over, as newer versions may write them; False:
+            refused.
 
     Raises:
         ValueError: it does not fit; the message says in a few words where, what was found and what was expected.
@@ -104,13 +105,13 @@ def checked(data: object, kind: type[_T], *, more: bool = False) -> _T:
 
     if not isinstance(data, dict):
         raise ValueError(f"it is {reprlib.repr(data)}, an object was expected")
-    if more:
+    if ignore_unknown:
         names = {field.name for field in fields(kind)}
         data = {key: value for key, value in data.items() if key in names}
     try:
         # Only from JSON does strict pydantic take a list as a tuple. File names may hold surrogates: no UTF-8.
         text = json.dumps({"it": data}, ensure_ascii=False).encode("utf-8", "replace")
-        return _model(kind, "ignore" if more else "forbid").model_validate_json(text).it
+        return _model(kind, "ignore" if ignore_unknown else "forbid").model_validate_json(text).it
     except ValidationError as error:
         raise ValueError(_reason(error.errors(include_url=False, include_context=False)[0])) from None
     except AsvpError as error:  # of a dataclass that checks its own ranges

@@ -165,7 +165,7 @@ class Plan:
         path = Path(path)
         data = _parsed(path)
         try:
-            about = checked(data, _About, more=True)
+            about = checked(data, _About, ignore_unknown=True)
             if about.format != _FORMAT:
                 raise InputError(
                     f"{path} is a plan of format {about.format}; this version reads format {_FORMAT}. Make the plan "

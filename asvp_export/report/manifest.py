@@ -182,7 +182,7 @@ def _read_manifest(path: Path, model: Path) -> _Manifest:
                 f"{path} is not a manifest that this version reads (manifest_version {reprlib.repr(version)}, "
                 f"{VERSION} was expected)."
             )
-        manifest = checked(data, _Manifest, more=True)
+        manifest = checked(data, _Manifest, ignore_unknown=True)
         _check_values(manifest)
     except ValueError as error:
         raise InputError(f"The manifest {path} cannot be used: {error}. Export the model again.") from error
@@ -301,7 +301,7 @@ class _Report:
 def report_disagreements(path: Path, digest: str, provenance: Provenance) -> Sequence[str]:
     """Which parts of a report are not of this model."""
     try:
-        report = checked(parsed(read_regular(path, "report")), _Report, more=True)
+        report = checked(parsed(read_regular(path, "report")), _Report, ignore_unknown=True)
         layers = {layer.name: layer.node for layer in report.layers}
     except (ValueError, InputError) as error:
         return [f"what a report is ({str(error).rstrip('.')})"]
