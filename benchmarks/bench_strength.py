@@ -165,7 +165,7 @@ def residuals(task: str, folders: dict[str, Path]) -> None:
         protected = planned(task, "compensated")
         assert protected.plan
         nodes = {
-            layer.name: [layer.node.rank, layer.node.gain, layer.node.left, layer.strength]
+            layer.name: [layer.node.rank, layer.node.gain, layer.node.residual_gain, layer.strength]
             for layer in protected.plan.layers
         }
         return {"nodes": nodes, "verified": protected.plan.verified_psnr} | judged(protected, folders["audit"], task)

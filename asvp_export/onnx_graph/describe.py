@@ -58,7 +58,7 @@ def describe(path: str | Path) -> dict[str, object]:
         "inputs": {v.name: _shape(v) for v in model.graph.input},
         "outputs": {v.name: _shape(v) for v in model.graph.output},
         "nodes": [
-            {"name": pair.node.name, **attributes_of(pair.node).attributes(), "residual": pair.left}
+            {"name": pair.node.name, **attributes_of(pair.node).attributes(), "residual": pair.residual_gain}
             for pair in pairs(model, provenance.layers if provenance else ())
         ],
         "functions": {f"{f.domain}.{f.name}:{f.overload}": len(f.node) for f in model.functions},

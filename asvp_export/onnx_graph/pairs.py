@@ -35,7 +35,7 @@ class Pair:
         return (self.inverse or self.node).output[0]
 
     @property
-    def left(self) -> float:
+    def residual_gain(self) -> float:
         """The residual gain, in float32 as it stands on the nodes."""
         gain = attributes_of(self.node).gain
         if self.inverse is None:
@@ -48,7 +48,7 @@ class Pair:
         Raises:
             InputError: the attributes are out of range, or the two gains do not go together.
         """
-        residual = self.left
+        residual = self.residual_gain
         residual = 1.0 if math.isclose(residual, 1, rel_tol=1e-6) else residual
         return replace(attributes_of(self.node), residual=residual if self.inverse else None)
 
@@ -91,7 +91,7 @@ def same_node(a: Perturbation | None, b: Perturbation | None) -> bool:
     """Equal up to the float32 in which the attributes stand on nodes."""
     if a is None or b is None or (a.rank, a.axis) != (b.rank, b.axis):
         return False
-    numbers = ((a.gain, b.gain), (a.energy, b.energy), (a.left, b.left))
+    numbers = ((a.gain, b.gain), (a.energy, b.energy), (a.residual_gain, b.residual_gain))
     return all(math.isclose(ours, theirs, rel_tol=1e-6) for ours, theirs in numbers)
 
 

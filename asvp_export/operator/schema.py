@@ -79,7 +79,7 @@ class Perturbation:
             )
 
     @property
-    def left(self) -> float:
+    def residual_gain(self) -> float:
         """The factor that is left for the layer's readers: the residual, or the gain where there is no inverse."""
         return self.gain if self.residual is None else self.residual
 
@@ -90,7 +90,11 @@ class Perturbation:
         Amplifying keeps the order of the singular values, so a node of the same rank finds the same leading subspace in
         the exposed map, and a gain of g / h takes the amplification back to g.
         """
-        return None if self.left == self.gain else Perturbation(self.rank, self.left / self.gain, 1.0, self.axis)
+        return (
+            None
+            if self.residual_gain == self.gain
+            else Perturbation(self.rank, self.residual_gain / self.gain, 1.0, self.axis)
+        )
 
     @property
     def overload(self) -> str:
@@ -104,4 +108,4 @@ class Perturbation:
 
     def described(self) -> dict[str, Any]:
         """The attributes of the node and the residual gain, as they stand in metadata, plans and reports."""
-        return {**self.attributes(), "residual": self.left}
+        return {**self.attributes(), "residual": self.residual_gain}

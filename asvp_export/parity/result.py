@@ -103,9 +103,9 @@ class ParityResult:
         Without inverses the change at the output is nearly linear in gain - 1, so a miss of x dB asks for 10^(-x/20) of
         it. With residuals of 1 only rounding is left, which grows with the gain itself. Half a dB is kept in hand.
         """
-        gains = {(node.gain, node.inverse is not None and node.left == 1) for node in self.nodes.values()}
+        gains = {(node.gain, node.inverse is not None and node.residual_gain == 1) for node in self.nodes.values()}
         gates = [gate for gate in (self.fidelity, self.preservation) if gate]
-        if len(gains) != 1 or any(node.inverse and node.left != 1 for node in self.nodes.values()):
+        if len(gains) != 1 or any(node.inverse and node.residual_gain != 1 for node in self.nodes.values()):
             return None
         ((gain, taken_back),) = gains
         missing = max(gate.threshold - gate.min_psnr for gate in (gates if taken_back else [self.preservation]))

@@ -189,7 +189,7 @@ def _check_plan(plan: Plan, provenance: Provenance) -> None:
     wrong = [name for name in {**plan.nodes, **theirs} if not same_node(plan.nodes.get(name), theirs.get(name))]
     if wrong:
         shown = [
-            f"gain {node.gain:g}, residual {node.left:g}" if node else "no node"
+            f"gain {node.gain:g}, residual {node.residual_gain:g}" if node else "no node"
             for node in (plan.nodes.get(wrong[0]), theirs.get(wrong[0]))
         ]
         raise InputError(

@@ -77,7 +77,7 @@ def exposed(
 
 
 def _all_taken_back(protected: Protected) -> bool:
-    return all(node.left == 1 for node in protected.nodes.values())
+    return all(node.residual_gain == 1 for node in protected.nodes.values())
 
 
 def _lower_target(protected: Protected, half: bool, min_psnr: float) -> float:
@@ -98,7 +98,9 @@ class _Trials:
         self._original = original_outputs(protected.teacher, cases, progress)
         self._targets = self._original
         if not _all_taken_back(protected):  # then the pair has to do what one node of the residual gain does
-            direct = {name: replace(node, gain=node.left, residual=None) for name, node in protected.nodes.items()}
+            direct = {
+                name: replace(node, gain=node.residual_gain, residual=None) for name, node in protected.nodes.items()
+            }
             single = insert(protected.teacher, direct, protected.weights)
             self._targets = list(torch_outputs(single.module, cases, protected.teacher.device))
         self._cache: dict[float, tuple[Protected, Expected]] = {}
@@ -166,7 +168,10 @@ class _Trials:
 
 def with_gain(nodes: Mapping[str, Perturbation], gain: float) -> dict[str, Perturbation]:
     """The nodes with another exposed gain, never under their residual one."""
-    return {name: replace(node, gain=max(gain, node.left), residual=node.left) for name, node in nodes.items()}
+    return {
+        name: replace(node, gain=max(gain, node.residual_gain), residual=node.residual_gain)
+        for name, node in nodes.items()
+    }
 
 
 def _rounded(gain: float) -> float:

@@ -124,7 +124,9 @@ def _model_scores(result: AuditResult) -> Table:
 
 
 def _nodes(result: AuditResult) -> Table:
-    rows = [[name, node.rank, node.gain, node.left, node.energy, node.axis] for name, node in result.nodes.items()]
+    rows = [
+        [name, node.rank, node.gain, node.residual_gain, node.energy, node.axis] for name, node in result.nodes.items()
+    ]
     return Table(
         ["layer with a node", "rank", *(Column(head, "g") for head in ("gain", "residual", "energy")), "axis"], rows
     )

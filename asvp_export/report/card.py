@@ -192,7 +192,7 @@ def _defence(result: ParityResult) -> str:
             (
                 code(name),
                 f"{node.rank}",
-                *(f"{x:g}" for x in (node.gain, node.left, node.energy)),
+                *(f"{x:g}" for x in (node.gain, node.residual_gain, node.energy)),
                 f"{node.axis}",
                 *shares,
             )
@@ -208,7 +208,7 @@ def _defence(result: ParityResult) -> str:
 
 def _clean_behind(result: ParityResult) -> str:
     """Which layers' readers get the clean map."""
-    clean = [code(name) for name, node in result.nodes.items() if node.inverse and node.left == 1]
+    clean = [code(name) for name, node in result.nodes.items() if node.inverse and node.residual_gain == 1]
     if not clean:
         return "No map behind the layer is clean."
     which = "each layer" if len(clean) == len(result.nodes) else ", ".join(clean)

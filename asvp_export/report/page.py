@@ -115,7 +115,7 @@ def _layers(result: ParityResult) -> Table:
     for name, node in result.nodes.items():
         effect = result.effects.get(name)
         shares = (effect.relative_feature_change, effect.strength, effect.strength_cap) if effect else (None,) * 3
-        rows.append([name, node.rank, node.gain, node.left, node.energy, *shares])
+        rows.append([name, node.rank, node.gain, node.residual_gain, node.energy, *shares])
     columns = ["layer", Column("rank"), Column("gain", "g", ""), Column("residual", "g"), Column("energy", "g")]
     shares = [Column(head, ".4f") for head in ("feature change", "strength", "at most")]
     return Table(
@@ -171,7 +171,7 @@ def _spectra(result: ParityResult) -> Iterator[dict[str, Any]]:
         node = result.nodes[name]
         yield {
             "layer": name,
-            "node": f"rank {node.rank}, gain {node.gain:g}, residual {node.left:g}",
+            "node": f"rank {node.rank}, gain {node.gain:g}, residual {node.residual_gain:g}",
             "chart": _scree(name, values),
             "caption": _shares(values),
         }

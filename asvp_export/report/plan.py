@@ -28,7 +28,7 @@ def _layers(plan: Plan) -> Table:
             layer.name,
             layer.node.rank,
             layer.node.gain,
-            layer.node.left,
+            layer.node.residual_gain,
             layer.strength,
             layer.stopped_by,
             ", ".join(layer.consumers) or (layer.uncompensated and f"no: {layer.uncompensated}") or "no",

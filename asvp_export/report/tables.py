@@ -125,7 +125,14 @@ def result_table(result: ParityResult, file: Path) -> None:
         for name, node in result.nodes.items():
             effect = result.effects.get(name)
             shares = (effect.relative_feature_change, effect.strength, effect.strength_cap) if effect else ()
-            row = [name, str(node.rank), f"{node.gain:g}", f"{node.left:g}", f"{node.energy:g}", str(node.axis)]
+            row = [
+                name,
+                str(node.rank),
+                f"{node.gain:g}",
+                f"{node.residual_gain:g}",
+                f"{node.energy:g}",
+                str(node.axis),
+            ]
             table.add_row(*row, *(f"{share:.4f}" for share in shares))
         console.print(table)
     gates = bare_table("gate", "worst", "mean", "worst SSIM", "needed", "by", "")
@@ -173,7 +180,7 @@ def plan_table(plan: Plan, files: Mapping[str, Path]) -> None:
     table = bare_table("layer", "rank", "gain", "residual", "energy", "axis", "strength")
     for layer in plan.layers:
         node, strength = layer.node, layer.strength
-        row = [str(node.rank), f"{node.gain:g}", f"{node.left:g}", f"{node.energy:g}", str(node.axis)]
+        row = [str(node.rank), f"{node.gain:g}", f"{node.residual_gain:g}", f"{node.energy:g}", str(node.axis)]
         table.add_row(layer.name, *row, "" if strength is None else f"{strength:.4f}")
     console.print(table)
     _print_plan(console, plan)

@@ -243,7 +243,9 @@ class _Export:
     def _removal_tests(self, expected: Expected) -> tuple[RemovalTest, ...]:
         """What the graph is worth without its nodes, where anybody asked, or a plan says what they are worth."""
         protected, truth = self.protected, self.truth
-        changed = any(node.left != 1 for node in protected.nodes.values())  # else without nodes it is the original
+        changed = any(
+            node.residual_gain != 1 for node in protected.nodes.values()
+        )  # else without nodes it is the original
         if not protected.nodes or (truth is None and (protected.plan is None or not changed)):
             return ()
         self.progress("removal tests: the nodes deleted, and fitted maps in their place")

@@ -234,7 +234,7 @@ def _pair_errors(
             continue
         before, exposed_map, after = (matrix / scale for matrix in (clean[sample], exposed[sample], after))
         values = np.linalg.svd(before, compute_uv=False)[: node.rank]
-        expected = before + (node.left - 1) * (exposed_map - before) / (node.gain - 1)
+        expected = before + (node.residual_gain - 1) * (exposed_map - before) / (node.gain - 1)
         size = float(np.linalg.norm(before))
         off = float(np.linalg.norm(after - expected)) / size
         steps = 2 * _subnormal(after.shape, node.rank, node.gain) + _subnormal(after.shape, node.rank, 0.0)
@@ -242,6 +242,7 @@ def _pair_errors(
         turned = np.minimum(blur * values[0] ** 2 / np.maximum(values, 1e-300), values).max() / size
         most = allowed + min(turned, 3e-6) + steps * (least / scale) / size
         message = (
-            f"pair with {node.left:g}: off by {off:.2e} (allowed {most:.1e}), scale {scale:.1e}, shape {after.shape}"
+            f"pair with {node.residual_gain:g}: off by {off:.2e} (allowed {most:.1e}), scale {scale:.1e}, "
+            f"shape {after.shape}"
         )
         yield Errors(0.0, off / most if np.isfinite(off) else np.inf, message)

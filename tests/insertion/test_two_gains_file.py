@@ -156,7 +156,7 @@ def test_a_file_of_before_is_read_as_one_without_inverses(shipped, teacher):
     entries = {p.key: p.value for p in onnx.load(shipped["function"][0]).metadata_props}
     entries["asvp.layers"] = '[{"name":"head","rank":1,"gain":3.0,"energy":1.0,"axis":1}]'
     provenance = read_provenance(entries)
-    assert provenance and provenance.layers["head"].left == 3.0 and provenance.layers["head"].inverse is None
+    assert provenance and provenance.layers["head"].residual_gain == 3.0 and provenance.layers["head"].inverse is None
     assert differing(before, provenance.layers) == []
 
 
@@ -181,7 +181,7 @@ def test_a_plan_of_before_leaves_the_gain_to_the_readers(planned, tmp_path):
         del layer["node"]["residual"]
     (tmp_path / "p.plan.json").write_text(json.dumps(data))
     nodes = Plan.load(tmp_path / "p.plan.json").nodes
-    assert [(node.gain, node.left, node.inverse) for node in nodes.values()] == [(100.0, 100.0, None)] * 2
+    assert [(node.gain, node.residual_gain, node.inverse) for node in nodes.values()] == [(100.0, 100.0, None)] * 2
 
 
 # The gate

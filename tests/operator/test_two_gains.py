@@ -232,6 +232,6 @@ def test_a_hook_on_a_protected_layer_sees_what_its_readers_get():
 
 def test_a_residual_of_gain_leaves_no_inverse():
     protected = asvp_export.protect(asvp_export.load(recurrent()), "head", gain=3.0, residual="gain")
-    assert protected.nodes["head"].left == 3.0 and protected.nodes["head"].inverse is None
+    assert protected.nodes["head"].residual_gain == 3.0 and protected.nodes["head"].inverse is None
     ((_, _, exposed, residual),) = maps_of(protected, protected.teacher.example())
     assert torch.equal(exposed, residual)

@@ -41,7 +41,7 @@ def derain() -> asvp_export.Teacher:
 
 def test_an_automatic_gain_is_the_largest_that_is_allowed(derain, pictures):
     protected = asvp_export.protect(derain, LAYERS, images=pictures)
-    assert {(node.gain, node.left) for node in protected.nodes.values()} == {(100.0, 1.0)}
+    assert {(node.gain, node.residual_gain) for node in protected.nodes.values()} == {(100.0, 1.0)}
     assert protected.plan and protected.plan.verified_psnr and protected.plan.verified_psnr >= FULL_DB
     assert all("the largest gain, 100" in layer.stopped_by for layer in protected.plan.layers)
     assert all(layer.strength and layer.strength > 0.3 for layer in protected.plan.layers), "of the exposed map"
@@ -63,7 +63,7 @@ def test_beyond_what_rounding_allows_the_gain_leaves_80_decibels(derain, picture
 
 def test_a_wanted_residual_is_kept_while_the_gain_is_chosen(derain, pictures):
     protected = asvp_export.protect(derain, LAYERS, residual=3.0, images=pictures)
-    assert {(node.gain, node.left) for node in protected.nodes.values()} == {(100.0, 3.0)}
+    assert {(node.gain, node.residual_gain) for node in protected.nodes.values()} == {(100.0, 3.0)}
     one = insert(derain, {name: Perturbation(1, 3.0) for name in protected.nodes})
     image = derain.example()
     assert decibels(protected(image), one(image)) >= FULL_DB
@@ -156,7 +156,7 @@ def solved(derain, folders) -> asvp_export.Protected:
 
 def test_with_compensation_the_exposed_gain_is_full_and_the_residual_what_the_tolerance_allows(solved):
     node = solved.nodes["after_body"]
-    assert node.gain == 100.0 and 1.001 < node.left < 100
+    assert node.gain == 100.0 and 1.001 < node.residual_gain < 100
     assert solved.plan and solved.plan.weights and solved.plan.nodes == solved.nodes
     (layer,) = solved.plan.layers
     assert re.search(r"exposed: the largest gain, 100; residual: the tolerance", layer.stopped_by)
@@ -184,7 +184,7 @@ def test_a_compensated_file_keeps_the_tolerance(solved, folders, tmp_path):
     assert result.passed and result.preservation.min_psnr >= 42.0
     node = solved.nodes["after_body"]
     (found,) = asvp_export.inspect(tmp_path / "p.onnx")["nodes"]
-    assert math.isclose(found["gain"], 100.0) and math.isclose(found["residual"], node.left, rel_tol=1e-6)
+    assert math.isclose(found["gain"], 100.0) and math.isclose(found["residual"], node.residual_gain, rel_tol=1e-6)
 
 
 def test_a_compensated_plan_is_applied_as_it_was_made(solved, derain, tmp_path):
@@ -212,7 +212,7 @@ def test_layers_are_chosen_by_their_spectra_in_modules_and_graphs(original, dera
     assert values == sorted(values, reverse=True)
     assert all(one.value >= 0.75 * min(values[:3]) for one in ranking if one.chosen)
     assert all(one.cost is not None and 0 < one.cost < 0.2 and 0 <= one.strength < 1 for one in ranking)
-    assert {(node.gain, node.left) for node in protected.nodes.values()} == {(100.0, 1.0)}
+    assert {(node.gain, node.residual_gain) for node in protected.nodes.values()} == {(100.0, 1.0)}
     assert protected.plan.as_dict()["ranking"][0]["cost"] == ranking[0].cost
 
 
@@ -279,7 +279,7 @@ def test_a_residual_without_layers_is_refused(derain):
 
 def test_an_energy_below_1_goes_with_a_residual_of_gain(derain):
     node = asvp_export.protect(derain, "after_body", gain=2.0, energy=0.9, residual="gain").nodes["after_body"]
-    assert (node.energy, node.left, node.inverse) == (0.9, 2.0, None)
+    assert (node.energy, node.residual_gain, node.inverse) == (0.9, 2.0, None)
     assert resolved(ProtectOptions(energy=0.9, residual="gain")).calibrated
 
 

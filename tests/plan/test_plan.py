@@ -75,15 +75,15 @@ def test_an_automatic_gain_keeps_the_tolerance_and_a_decibel_and_takes_nearly_al
     (layer,) = plan.layers
     assert plan.verified_psnr >= 46.0 and worst(automatic, automatic.teacher.module, folders / "verify") >= 46.0
     assert 46.0 <= plan.held_out_psnr < 48.0 or "verification" in layer.stopped_by
-    assert 1.001 < layer.node.left < 10 and "tolerance" in layer.stopped_by and layer.strength > 0.03
-    assert round(layer.node.left, 3) == layer.node.left
+    assert 1.001 < layer.node.residual_gain < 10 and "tolerance" in layer.stopped_by and layer.strength > 0.03
+    assert round(layer.node.residual_gain, 3) == layer.node.residual_gain
     assert layer.node.gain == 100, "what the readers can take does not limit what is exposed"
 
 
 def test_without_compensation_the_gain_that_fits_is_smaller(automatic, folders):
     plain = protect(example("derain"), [LAYER], folders, min_psnr=45.0, rank=1, residual="gain")
     assert not plain.plan.weights and 46.0 <= plain.plan.verified_psnr < 49.0
-    assert plain.plan.nodes[LAYER].gain < automatic.plan.nodes[LAYER].left
+    assert plain.plan.nodes[LAYER].gain < automatic.plan.nodes[LAYER].residual_gain
     assert plain.plan.layers[0].strength < automatic.plan.layers[0].strength
 
 
