@@ -19,3 +19,15 @@ class MachineError(AsvpError):
     """The machine failed us: no space, no memory, no permission to finish what was begun."""
 
     exit_code = 3
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """What an error says, without line breaks, at most `limit` characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def summary(error: BaseException, limit: int = 200) -> str:
+    """An error's type and the first line of what it says: other people's code says too much, or only a name."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
+    return f"{type(error).__name__}: {text.rstrip('.')}" if text else type(error).__name__

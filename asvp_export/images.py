@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from asvp_export.errors import InputError
+from asvp_export.errors import InputError, one_line
 from asvp_export.files import atomic_write
-from asvp_export.picture import Picture, one_line, read_picture, tone_to_srgb
+from asvp_export.picture import Picture, read_picture, tone_to_srgb
 from asvp_export.signature import SizeRule
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

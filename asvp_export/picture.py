@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 from scipy import ndimage
 
-from asvp_export.errors import InputError
+from asvp_export.errors import InputError, one_line
 
 # Named, because Pillow would otherwise try some forty formats, a few of which start other programs.
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
@@ -312,8 +312,3 @@ def _spread(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         return np.zeros_like(pixels)
     nearest: Any = ndimage.distance_transform_edt(hidden, return_distances=False, return_indices=True)
     return pixels[tuple(nearest)]
-
-
-def one_line(error: object) -> str:
-    """What an error says, without line breaks; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__

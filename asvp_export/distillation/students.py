@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from asvp_export.errors import InputError
-from asvp_export.teacher.architecture import build, one_line
+from asvp_export.errors import InputError, summary
+from asvp_export.teacher.architecture import build
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher, named_outputs
 
@@ -184,7 +184,7 @@ def _feature_maps(module: nn.Module, x: torch.Tensor, scale: Fraction, factory: 
         with torch.inference_mode():
             output = next(iter(named_outputs(module(x)).values()))
     except Exception as error:  # a user's module may raise anything
-        raise InputError(f"{name} cannot be run on an image of {tuple(x.shape)}: {one_line(error)}.") from error
+        raise InputError(f"{name} cannot be run on an image of {tuple(x.shape)}: {summary(error)}.") from error
     finally:
         for handle in handles:
             handle.remove()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from asvp_export.errors import InputError
+from asvp_export.errors import InputError, one_line
 from asvp_export.onnx_graph.inline import fold
 from asvp_export.onnx_graph.metadata import read_provenance
 from asvp_export.onnx_graph.opening import check_strange
@@ -44,7 +44,7 @@ def describe(path: str | Path) -> dict[str, object]:
     except InputError:
         raise
     except Exception as error:  # protobuf's and the checker's errors have no common base
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         raise InputError(f"The file {path} is not an ONNX model ({reason}); an exported file was expected.") from error
     provenance = read_provenance({p.key: p.value for p in model.metadata_props})
     imports = {o.domain or "ai.onnx": o.version for o in model.opset_import}

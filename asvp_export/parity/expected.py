@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from asvp_export.errors import InputError, MachineError
+from asvp_export.errors import InputError, MachineError, one_line
 from asvp_export.insertion.protected import Protected, observed
 from asvp_export.insertion.strength import EffectMeter, NodeEffect
 from asvp_export.operator import native
@@ -77,7 +77,7 @@ def torch_outputs(module: torch.nn.Module, cases: Iterable[Case], device: str) -
             with torch.inference_mode():
                 outputs = named_outputs(module(*(torch.from_numpy(x).to(device) for x in case.inputs)))
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             if is_out_of_memory(error):
                 raise MachineError(f"The teacher ran out of memory on {case.name} ({case.size}): {reason}.") from error
             raise InputError(

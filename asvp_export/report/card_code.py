@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from asvp_export.report.markdown import one_line
+from asvp_export.report.markdown import visible
 from asvp_export.signature import NHWC
 
 
@@ -107,7 +107,7 @@ def _array_code(description: Mapping[str, Any], types: Mapping[str, str]) -> str
     for name, shape in description["inputs"].items():
         free = ", ".join(dict.fromkeys(str(dim) for dim in shape if not isinstance(dim, int)))
         sizes = ", ".join(str(dim if isinstance(dim, int) else 1 if i == 0 else 64) for i, dim in enumerate(shape))
-        comment = f"  # free: {one_line(free)}" if free else ""
+        comment = f"  # free: {visible(free)}" if free else ""
         lines.append(
             f"    {_string(name)}: np.zeros(({sizes}{',' if len(shape) == 1 else ''}), np.{types[name]}),{comment}"
         )
@@ -126,5 +126,5 @@ def _string(text: str) -> str:
 
 def _shell(text: str) -> str:
     """One word for a shell."""
-    text = one_line(text)
+    text = visible(text)
     return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "'\\''") + "'"

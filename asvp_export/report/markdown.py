@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 
-def one_line(text: str) -> str:
+def visible(text: str) -> str:
     """Text without what cannot be printed; bytes of a file name that are no text stay as they are."""
     return "".join(
         letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else "\N{REPLACEMENT CHARACTER}"
@@ -16,12 +16,12 @@ def one_line(text: str) -> str:
 
 def plain(text: str) -> str:
     """Text in which what Markdown and HTML would interpret is escaped, but for bars: `table` does that."""
-    return re.sub(r"([\\`*_{}\[\]<>#~&])", r"\\\1", one_line(text))
+    return re.sub(r"([\\`*_{}\[\]<>#~&])", r"\\\1", visible(text))
 
 
 def code(text: str) -> str:
     """A code span, whatever the text holds."""
-    text = one_line(text)
+    text = visible(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"

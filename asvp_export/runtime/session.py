@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
-from asvp_export.errors import AsvpError, InputError, MachineError
+from asvp_export.errors import AsvpError, InputError, MachineError, one_line
 from asvp_export.interrupts import stoppable
 from asvp_export.onnx_graph.opening import read_model
 from asvp_export.operator import OP_TYPE, native
@@ -342,7 +342,7 @@ def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndar
 
 def _translated(error: Exception, problem: str, advice: str) -> AsvpError:
     """The error with onnxruntime's reason on one line, without its code."""
-    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error))
     reason = re.sub(r"^Load model from .*? failed: ?", "", reason) or type(error).__name__
     if is_out_of_memory(error):
         return MachineError(f"{problem}: out of memory ({reason}). Use smaller images or a machine with more memory.")

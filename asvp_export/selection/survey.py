@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 
 import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
-from asvp_export.errors import InputError, MachineError
+from asvp_export.errors import InputError, MachineError, summary
 from asvp_export.operator.spectrum import squared_singular_values
 from asvp_export.selection.axes import Probe, channel_axis
 from asvp_export.shortage import is_out_of_memory
-from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.backends import Backend, open_backend
 from asvp_export.teacher.backends.base import LayerNames, LayerOutputs, described_shape
 from asvp_export.teacher.backends.torch_backend import now
@@ -165,7 +164,7 @@ def _refusing(teacher: Teacher, image: torch.Tensor) -> Iterator[None]:
         shape = described_shape(image.shape)
         if is_out_of_memory(error):
             raise MachineError(f"Memory ran out while {teacher.source} ran at {shape}.") from error
-        raise InputError(f"{teacher.source} fails on an image of {shape}: {one_line(error)}.") from error
+        raise InputError(f"{teacher.source} fails on an image of {shape}: {summary(error)}.") from error
 
 
 def _measured(

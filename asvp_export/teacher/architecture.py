@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from asvp_export.errors import InputError
+from asvp_export.errors import InputError, summary
 
 _FORM = "expected package.module:factory or path/nets.py:factory, where factory is a class or a function"
 
@@ -103,7 +103,7 @@ def _import(location: str, file: Path | None) -> ModuleType:
             raise InputError(f"The architecture's module {location} cannot be found ({error}); {hint}.") from error
         raise InputError(f"Importing the architecture {location} failed: {error}. Install what it needs.") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"Importing the architecture {location} failed: {one_line(error)}.") from error
+        raise InputError(f"Importing the architecture {location} failed: {summary(error)}.") from error
 
 
 def _execute(file: Path) -> ModuleType:
@@ -148,17 +148,10 @@ def _call(factory: Callable[..., Any], arguments: dict[str, Any], arch: str) -> 
     except TypeError as error:
         names = ", ".join(arguments) or "no arguments"
         raise InputError(
-            f"{arch} cannot be made with {names}: {one_line(error)}. Give its arguments as JSON."
+            f"{arch} cannot be made with {names}: {summary(error)}. Give its arguments as JSON."
         ) from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{arch} failed: {one_line(error)}.") from error
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error, with its type, for use inside a message of ours."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return f"{type(error).__name__}: {text.rstrip('.')}" if text else type(error).__name__
+        raise InputError(f"{arch} failed: {summary(error)}.") from error
 
 
 def _a(noun: str) -> str:

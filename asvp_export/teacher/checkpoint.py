@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from asvp_export.errors import InputError
-from asvp_export.teacher.architecture import import_from, one_line
+from asvp_export.errors import InputError, summary
+from asvp_export.teacher.architecture import import_from
 
 _HOLDERS = (
     "params_ema",
@@ -68,7 +68,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is truncated or damaged: {one_line(error)}.") from error
+        raise InputError(f"{path} is truncated or damaged: {summary(error)}.") from error
 
 
 def read_torch(path: Path, trust_pickle: bool) -> Any:
@@ -95,7 +95,7 @@ def read_torch(path: Path, trust_pickle: bool) -> Any:
     except UnpicklingError as error:
         name = _refused_name(str(error))
         if name is None:
-            raise InputError(f"{path} is truncated or damaged: {one_line(error)}.") from error
+            raise InputError(f"{path} is truncated or damaged: {summary(error)}.") from error
         if not trust_pickle:
             raise InputError(
                 f"{path} is a pickled Python object (it names {name}), and opening it would run code of its author's "
@@ -103,7 +103,7 @@ def read_torch(path: Path, trust_pickle: bool) -> Any:
                 f"with --arch package.module:factory; or pass --trust-pickle if you trust the author."
             ) from error
     except Exception as error:
-        raise InputError(f"{path} is truncated or damaged: {one_line(error)}.") from error
+        raise InputError(f"{path} is truncated or damaged: {summary(error)}.") from error
     return _unpickle(path)
 
 
@@ -127,11 +127,11 @@ def _unpickle(path: Path) -> Any:
             return torch.load(path, weights_only=False, map_location="cpu")
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"{path} needs Python code that cannot be imported: {one_line(error)}. Run in the folder and with the "
+            f"{path} needs Python code that cannot be imported: {summary(error)}. Run in the folder and with the "
             "packages with which it was saved; or save its state dict there, and give that with --arch."
         ) from error
     except Exception as error:
-        raise InputError(f"{path} cannot be unpickled: {one_line(error)}.") from error
+        raise InputError(f"{path} cannot be unpickled: {summary(error)}.") from error
 
 
 def find(content: Any, path: Path, key: str | None = None) -> list[Weights] | nn.Module:

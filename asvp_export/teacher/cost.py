@@ -6,9 +6,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from asvp_export.errors import InputError, MachineError
+from asvp_export.errors import InputError, MachineError, summary
 from asvp_export.shortage import is_out_of_memory
-from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.backends import open_backend
 from asvp_export.teacher.model import Teacher
 
@@ -35,8 +34,6 @@ def multiply_adds(teacher: Teacher) -> float:
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise MachineError(f"Memory ran out while {teacher.source} ran at {tuple(image.shape)}.") from error
-        raise InputError(
-            f"{teacher.source} fails on its example of {tuple(image.shape)}: {one_line(error)}."
-        ) from error
+        raise InputError(f"{teacher.source} fails on its example of {tuple(image.shape)}: {summary(error)}.") from error
     _counted[teacher.module] = total / (image.shape[0] * image.shape[-1] * image.shape[-2])
     return _counted[teacher.module]

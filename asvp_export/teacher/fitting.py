@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from asvp_export.assumptions import Assumption
-from asvp_export.errors import InputError
-from asvp_export.teacher.architecture import one_line
+from asvp_export.errors import InputError, summary
 from asvp_export.teacher.checkpoint import MARKS, Weights, is_counter, key_options, rank, renamed_without, without_marks
 
 _COMPUTED = re.compile(
@@ -81,7 +80,7 @@ def fit(module: nn.Module, state_dicts: Sequence[Weights], path: Path) -> tuple[
         computed = {name: architecture.expected[name] for name in parts[0].computed}
         module.load_state_dict(computed | parts[0].state, strict=True)
     except Exception as error:  # hooks may raise anything
-        raise architecture.refusal(parts[0], state_dicts, path, one_line(error)) from error
+        raise architecture.refusal(parts[0], state_dicts, path, summary(error)) from error
     return weights_assumed(parts, state_dicts, f"these names and shapes fit {phrase}", f"fit {phrase}")
 
 

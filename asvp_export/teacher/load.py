@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from asvp_export.assumptions import Assumption
-from asvp_export.errors import InputError
+from asvp_export.errors import InputError, summary
 from asvp_export.files import sha256
 from asvp_export.keywords import LoadKeywords
 from asvp_export.options import LoadOptions, grouped
 from asvp_export.signature import NCHW, SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
-from asvp_export.teacher.architecture import build, one_line
+from asvp_export.teacher.architecture import build
 from asvp_export.teacher.child import Child, Limits, apart
 from asvp_export.teacher.example_inputs import how_to_give, read_inputs, required, signature_of
 from asvp_export.teacher.fitting import fit
@@ -166,7 +166,7 @@ def _ready(module: nn.Module, source: str, device: str) -> nn.Module:
         for weight in module.parameters():
             weight.requires_grad_(False)
     except Exception as error:
-        raise InputError(f"{source} cannot be moved to {device} as float32: {one_line(error)}.") from error
+        raise InputError(f"{source} cannot be moved to {device} as float32: {summary(error)}.") from error
     return module
 
 
@@ -228,7 +228,7 @@ def _copied(module: nn.Module) -> nn.Module:
         with torch.no_grad():  # the weights of a ScriptModule would be results of the copying
             return copy.deepcopy(module)
     except Exception as error:
-        raise InputError(f"The module {type(module).__name__} cannot be copied: {one_line(error)}.") from error
+        raise InputError(f"The module {type(module).__name__} cannot be copied: {summary(error)}.") from error
 
 
 def _check_device(device: str) -> None:

@@ -15,13 +15,12 @@ import torch
 from onnx import helper
 from torch import nn
 
-from asvp_export.errors import InputError
+from asvp_export.errors import InputError, summary
 from asvp_export.onnx_graph.contents import data_bytes, external_files, inputs_of, pruned, reads, sort_nodes
 from asvp_export.onnx_graph.opening import read_model
 from asvp_export.runtime.session import SessionSettings, create_session
 from asvp_export.shortage import is_out_of_memory
 from asvp_export.signature import Signature
-from asvp_export.teacher.architecture import one_line
 
 if TYPE_CHECKING:
     from asvp_export.teacher.child import Child
@@ -50,7 +49,7 @@ def read_onnx(path: Path, child: Child | None = None) -> OnnxModule:
     except InputError:
         raise
     except Exception as error:  # protobuf's errors have no base in common with onnx's
-        raise InputError(f"{path} is damaged, or not an ONNX model: {one_line(error)}.") from error
+        raise InputError(f"{path} is damaged, or not an ONNX model: {summary(error)}.") from error
     ordered = sort_nodes(model.graph)
     checked = b"" if ordered else None if external_files(model) else model.SerializeToString()
     if child is None or not child.open(checked):
@@ -63,7 +62,7 @@ def _check(path: Path, model: onnx.ModelProto, checked: bytes | None) -> None:
         if checked is not None:
             onnx.checker.check_model(model if checked else str(path), full_check=not checked)
     except Exception as error:
-        raise InputError(f"{path} is not a valid ONNX model: {one_line(error)}.") from error
+        raise InputError(f"{path} is not a valid ONNX model: {summary(error)}.") from error
 
 
 class OnnxModule(nn.Module):
@@ -246,7 +245,7 @@ def guarded(call: Any, *arguments: Any, **options: Any) -> Any:
     try:
         return call(*arguments, **options)
     except Exception as error:
-        reason = one_line(error)
+        reason = summary(error)
         if is_out_of_memory(error):
             raise MemoryError(reason) from error
         raise RuntimeError(reason) from error

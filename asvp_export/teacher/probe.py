@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from asvp_export.assumptions import Assumption
-from asvp_export.errors import InputError, MachineError
+from asvp_export.errors import InputError, MachineError, summary
 from asvp_export.shortage import is_out_of_memory
 from asvp_export.signature import CHANNELS, Signature, SizeRule, ValueRange
-from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.child import Child, StoppedError
 from asvp_export.teacher.main_output import MainOutput, is_picture
 from asvp_export.teacher.model import named_outputs, natural_inputs, with_others
@@ -243,7 +242,7 @@ class _Runner:
         except Exception as error:  # a user's model may raise anything
             if is_out_of_memory(error):
                 raise MachineError(f"Memory ran out while {self.source} ran on {size}.") from error
-            self.problem = one_line(error)
+            self.problem = summary(error)
             return None
         outputs = {name: self.signature.from_model(tensor) for name, tensor in outputs.items()}
         self._note(outputs, image, inputs)

@@ -18,8 +18,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
 
-from asvp_export.errors import InputError
-from asvp_export.teacher.architecture import one_line
+from asvp_export.errors import InputError, summary
 
 _TARGET = re.compile(r"(torch\.ops(\.[A-Za-z]\w*){2,3}|torch\.sym_[a-z]+|_operator\.[a-z]\w*|math\.[a-z]\w*)")
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
@@ -84,7 +83,7 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
     except InputError:
         raise
     except Exception as error:
-        reason = one_line(captured.error or error)
+        reason = summary(captured.error or error)
         raise InputError(f"{path} cannot be loaded as a torch.export archive: {reason}.") from error
     finally:
         logging.getLogger("torch.export").removeFilter(captured)
@@ -110,7 +109,7 @@ def _screen(path: Path) -> None:
             fallback = "version" in archive.namelist()  # sends torch.export.load to its old, unpickling reader
         danger = "an archive of the old layout" if fallback else _danger(reader, names)
     except Exception as error:
-        raise InputError(f"{path} is damaged, or not a torch.export archive: {one_line(error)}.") from error
+        raise InputError(f"{path} is damaged, or not a torch.export archive: {summary(error)}.") from error
     if danger:
         raise InputError(
             f"{path} holds {danger}, which can run code of its author's choice when it is opened. Export the model "

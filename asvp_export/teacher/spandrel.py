@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from asvp_export.assumptions import Assumption
-from asvp_export.errors import InputError
+from asvp_export.errors import InputError, summary
 from asvp_export.signature import Signature, SizeRule, following
-from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.checkpoint import Weights
 from asvp_export.teacher.fitting import Part, guesses, refuse_ties, weights_assumed
 from asvp_export.teacher.model import Architecture
@@ -66,7 +65,7 @@ def recognise(state_dicts: Sequence[Weights], path: Path) -> Recognised:
         try:
             descriptor = support.architecture.load(dict(part.state))
         except Exception as error:  # its loaders compute with names and shapes, and raise whatever that raises
-            failed = failed or f"looks like {support.architecture.name}, but does not load as that ({one_line(error)})"
+            failed = failed or f"looks like {support.architecture.name}, but does not load as that ({summary(error)})"
             continue
         parts = _apart([part, *(later for later, _ in candidates[index + 1 :])])
         refuse_ties(parts, "spandrel recognises", path)
@@ -113,7 +112,7 @@ def _spandrel(path: Path, tensors: int) -> Any:
         ) from error
     except Exception as error:  # torchvision raises RuntimeError when it was built for another PyTorch
         raise InputError(
-            f"spandrel, which recognises architectures, cannot be imported ({one_line(error)}): reinstall torchvision "
+            f"spandrel, which recognises architectures, cannot be imported ({summary(error)}): reinstall torchvision "
             f"so that it fits PyTorch {torch.__version__}, or {_GIVE}."
         ) from error
     return spandrel

@@ -16,10 +16,9 @@ from typing import Any
 import onnx
 import torch
 
-from asvp_export.errors import AsvpError, InputError
+from asvp_export.errors import AsvpError, InputError, summary
 from asvp_export.options import DEFAULT_OPSET
 from asvp_export.teacher import script_pickles
-from asvp_export.teacher.architecture import one_line
 from asvp_export.teacher.model import Teacher, named_outputs
 from asvp_export.teacher.onnx_model import OnnxModule
 
@@ -79,7 +78,7 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be loaded as a TorchScript archive: {one_line(error)}.")
+    return InputError(f"{path} cannot be loaded as a TorchScript archive: {summary(error)}.")
 
 
 def _danger(path: Path) -> str:
@@ -157,7 +156,7 @@ def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
             return onnx.load(path)
     except Exception as error:  # the exporter raises whatever went wrong inside
         raise AsvpError(
-            f"PyTorch's exporter cannot export this TorchScript module ({one_line(error)}). Give the state dict of "
+            f"PyTorch's exporter cannot export this TorchScript module ({summary(error)}). Give the state dict of "
             "the original module with --arch, or an ONNX file made elsewhere."
         ) from error
     finally:
@@ -230,7 +229,7 @@ def _verified(teacher: Teacher, graph: OnnxModule) -> OnnxModule:
             try:
                 actual = named_outputs(graph(*inputs))
             except RuntimeError as error:
-                raise _unfaithful(teacher, f"it does not run ({one_line(error)})", image) from error
+                raise _unfaithful(teacher, f"it does not run ({summary(error)})", image) from error
         for a, b in zip(expected.values(), actual.values(), strict=True):
             off = float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-6))
             if not off <= _TOLERANCE:

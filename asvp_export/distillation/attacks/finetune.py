@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from asvp_export.distillation.attacks.base import Attack, UnavailableError
 from asvp_export.distillation.victim import Activations, Victim, in_batches
-from asvp_export.teacher.architecture import one_line
+from asvp_export.errors import summary
 from asvp_export.teacher.model import named_outputs
 
 _STEPS, _BATCH, _RATE, _SEED = 300, 8, 3e-4, 2510
@@ -39,7 +39,7 @@ class FineTune(Attack):
                 try:
                     functional.mse_loss(restored, targets[indices]).backward()
                 except RuntimeError as error:  # an archive made for inference, for instance, or an in-place operation
-                    raise UnavailableError(f"the shipped graph cannot be trained ({one_line(error)})") from error
+                    raise UnavailableError(f"the shipped graph cannot be trained ({summary(error)})") from error
                 torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
