@@ -144,7 +144,7 @@ def weights_assumed(
     keys = [part.key for part in others if part.key]
     if others:
         averaged = rank(best.key)[0] < rank(others[0].key)[0]
-        because = "it holds the averaged weights" if averaged else "its name is the likelier"
+        because = "it holds the averaged weights" if averaged else "its name is the likelier one"
         because += f", though {_listed(keys) or 'the names as they are'} would {fitting} too"
     option = key_options(keys[:1]) or ("--weights-key NAME" if best.prefix or passed else "")
     return (Assumption("weights", concluded, because, best.certain and not others, option),)

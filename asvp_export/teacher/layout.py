@@ -78,9 +78,9 @@ def readings(requested: str | None, sizes: Sequence[int | None], module: nn.Modu
         return [Layout(False)]
     moves_channels = _moves_channels(module) if isinstance(module, OnnxModule) else None
     _, second, _, last = sizes
-    second_axis = f"the second is {second or 'free'}"
+    second_axis = f"the second axis is {second or 'free'}"
     if moves_channels is not False and looks_channels_last(sizes):
-        shape = f"the last of its axes is {last} and fixed while {second_axis}"
+        shape = f"the last axis of the picture is {last} and fixed, while {second_axis}"
         moved = ", and the graph begins by moving the last axis in front of the others" if moves_channels else ""
         return [Layout(True, shape + moved, certain=bool(moves_channels) or None in sizes[1:3])]
     if moves_channels and not (second in CHANNELS and last not in CHANNELS):
@@ -88,12 +88,10 @@ def readings(requested: str | None, sizes: Sequence[int | None], module: nn.Modu
     if moves_channels is False and last in CHANNELS:
         return [Layout(False, f"its first layers read channels from the second axis, though the last one is {last}")]
     if second in CHANNELS and last in CHANNELS:
-        return [
-            Layout(False, f"{second_axis} and the last of its axes is {last}: either may be channels", certain=False)
-        ]
+        return [Layout(False, f"{second_axis} and the last axis is {last}: either may be the channels", certain=False)]
     if moves_channels is False or last not in (None, *CHANNELS):
         return [Layout(False)]
-    return [Layout(False), Layout(True, "it runs on such images, and on none that is N,C,H,W")]
+    return [Layout(False), Layout(True, "it runs on such images, and not on N,C,H,W")]
 
 
 def _moves_channels(graph: OnnxModule) -> bool | None:
@@ -134,7 +132,7 @@ def first_that_works(
             problems.append(error)
             continue
         if findings.other_layout and len(layouts) > 1:
-            layout = Layout(False, "it runs on such images, and on those that are N,H,W,C as well", certain=False)
+            layout = Layout(False, "it runs on such images, and on N,H,W,C as well", certain=False)
         assumption = Assumption("layout", _NAMES[layout.channels_last], layout.because, layout.certain, _OPTION)
         return findings, (assumption,) if layout.because else ()
     raise problems[0]

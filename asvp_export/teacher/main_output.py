@@ -87,9 +87,9 @@ class MainOutput:
             because = f"it is the largest picture (the others: {others})"
         elif last:
             behind = [name for name in largest if name != chosen]
-            because = f"it is computed from {', '.join(behind)}, as large as it is"
+            because = f"it is computed from {', '.join(behind)}, and is equally large"
         else:
-            because = f"it is the first of several as large (the others: {others})"
+            because = f"it is the first of several equally large pictures (the others: {others})"
         self._assumption = Assumption("main output", chosen, because, len(alike) == 1, OPTION)
 
 

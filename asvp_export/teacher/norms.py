@@ -55,12 +55,13 @@ def statistics_assumed(teacher: Teacher) -> tuple[Assumption, ...]:
     kinds = sorted({type(layer).__name__ for layer in layers})
     untouched = [layer for layer in layers if _untouched(layer)]
     apart = _psnr_of_both(teacher)
+    because, certain = "evaluation mode uses them", False
     if untouched:
-        because, certain = f"{len(untouched)} of {len(layers)} layers hold statistics that no training updated", False
+        because = f"{len(untouched)} of {len(layers)} layers hold statistics that training never updated"
     elif any(isinstance(layer, _InstanceNorm) for layer in layers):
-        because, certain = f"evaluation mode uses them; those of the input give another picture ({apart:.0f} dB)", False
+        because += f"; the input's own give another picture ({apart:.0f} dB)"
     else:
-        because, certain = "evaluation mode uses them", True
+        certain = True
     certain = certain or apart >= _SAME_DB
     return (Assumption("normalisation", f"stored statistics of {', '.join(kinds)}", because, certain, OPTION),)
 

@@ -358,21 +358,21 @@ def _about_sizes(run: _Runner, shrinkage: _Shrinkage, size: SizeRule, fixed: Dim
         only = f"{height}x{width}"
         assumptions = [
             Assumption("sizes", only, "the model is fixed to it", True),
-            Assumption("scale", scale, f"of what comes out at {only}, the one size there is", not shrinkage.border),
+            Assumption("scale", scale, f"its output at {only}, the only size, has this scale", not shrinkage.border),
         ]
     else:
         rule = [f"multiples of {size.multiple}"] if size.multiple > 1 else []
         rule += [f"at least {size.minimum}"] if size.minimum > size.multiple else []
         rule += ["height and width equal"] if size.square else []
         crash = run.call.crashed_below(size.minimum) if isinstance(run.call, Child) else ""
-        because = "all that were tried run"
+        because = "it runs at all sizes that were tried"
         if size != SizeRule():
-            because = crash or "these run, and the smaller or less even ones that were tried do not"
+            because = crash or "it runs at these sizes, and not at the other sizes that were tried"
         assumptions = [  # a service that is handed such a picture is gone: a crash is told in any case
             Assumption("sizes", ", ".join(rule) or "any", because, not crash),
-            Assumption("scale", scale, "of what comes out at each size that was tried", True),
+            Assumption("scale", scale, "its output has this scale at each size that was tried", True),
         ]
     if run.static_shape[0] is not None:
-        because = "the model is fixed to it" if fixed[0] is not None else "two images at a time make the model fail"
+        because = "the model is fixed to it" if fixed[0] is not None else "the model fails on two images at a time"
         assumptions.append(Assumption("batch", str(run.static_shape[0]), because, True))
     return tuple(assumptions)

@@ -50,20 +50,22 @@ def detected_range(run: Runner, height: int, width: int) -> _Concluded:
         The range, and what was concluded from what.
     """
     if bounded := _bound(run, height, width):
-        return _concluded(bounded, "its output stays in it, whatever goes in", True)
+        return _concluded(bounded, "the output stays in this range for any input", True)
     (wide, _), (far, centred) = (_distances(run, height, width, values) for values in (_WIDE, _UNIT))
     wide_ripple, ripple = (_ripple(run, height, width, values) for values in (_WIDE, _UNIT))
     if wide < 0.25 and far > max(4 * wide, 0.5):
-        return _concluded(_WIDE, "its output follows a picture in it, and does not in 0..1", False)
+        return _concluded(_WIDE, "the output follows the picture in this range, and not in 0..1", False)
     if wide < 0.1 and far > max(3 * wide, 0.15) and centred < far / 2:
-        return _concluded(_WIDE, "its output follows a picture in it, and in 0..1 adds a constant", False)
+        return _concluded(
+            _WIDE, "the output follows the picture in this range, and in 0..1 is the picture plus a constant", False
+        )
     if wide < 0.25 and wide < far and ripple > max(20 * wide_ripple, 0.015):
-        return _concluded(_WIDE, "a flat picture comes out flat in it, and with a pattern in 0..1", False)
+        return _concluded(_WIDE, "a flat picture stays flat in this range, and gets a pattern in 0..1", False)
     if far < 0.25 and far < 1.25 * wide:
-        return _concluded(_UNIT, "its output follows a picture in it", True)
+        return _concluded(_UNIT, "the output follows the picture in this range", True)
     if ripple < 0.01 and wide_ripple > 3 * ripple:
-        return _concluded(_UNIT, "a flat picture comes out flat in it, and less so in 0..255", True)
-    return _concluded(_UNIT, "it is the usual one, and nothing shows another", False)
+        return _concluded(_UNIT, "a flat picture stays flat in this range, and less so in 0..255", True)
+    return _concluded(_UNIT, "it is the usual range, and no test of the model points to another", False)
 
 
 def _concluded(values: ValueRange, because: str, certain: bool) -> _Concluded:

@@ -130,7 +130,7 @@ def test_stored_statistics_are_told_where_the_inputs_own_give_another_picture() 
 
 
 def test_batch_statistics_are_made_for_evaluation_unless_no_training_updated_them() -> None:
-    assert "no training updated" in about(asvp_export.load(made("Batch")), "normalisation").because
+    assert "training never updated" in about(asvp_export.load(made("Batch")), "normalisation").because
     net = made("Batch")
     with torch.no_grad():
         net.train()(torch.rand(2, 3, 32, 32))
@@ -146,7 +146,7 @@ def test_norm_statistics_are_refused_where_there_are_none() -> None:
 
 def test_a_batch_that_the_model_freezes_is_told() -> None:
     told = about(asvp_export.load(made("TwoAtATime")), "batch")
-    assert (told.concluded, told.because) == ("1", "two images at a time make the model fail")
+    assert (told.concluded, told.because) == ("1", "the model fails on two images at a time")
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +164,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
 
 
 LINE = (
-    "assumed, main output: output.1, because it is computed from output.0, output.2, as large as it is; --main-output"
+    "assumed, main output: output.1, because it is computed from output.0, output.2, and is equally large; --main-output"
 )
 
 

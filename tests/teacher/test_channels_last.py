@@ -119,11 +119,11 @@ def shapes(path: Path) -> list[list[int | str]]:
 @pytest.mark.parametrize(
     "name, why",
     [
-        ("last.onnx", "the last of its axes is 3 and fixed while the second is free"),
-        ("last_fixed.onnx", "the last of its axes is 3 and fixed while the second is 64"),
-        ("last.pt", "none that is N,C,H,W"),
-        ("last.pt2", "3 and fixed while the second is free"),
-        ("memory", "none that is N,C,H,W"),
+        ("last.onnx", "the last axis of the picture is 3 and fixed, while the second axis is free"),
+        ("last_fixed.onnx", "the last axis of the picture is 3 and fixed, while the second axis is 64"),
+        ("last.pt", "not on N,C,H,W"),
+        ("last.pt2", "3 and fixed, while the second axis is free"),
+        ("memory", "not on N,C,H,W"),
     ],
 )
 def test_channels_last_is_found_and_told_whatever_the_teacher_comes_as(name, why, files):
