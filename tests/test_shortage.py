@@ -15,6 +15,7 @@ from asvp_export.errors import InputError
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.onnx_graph.describe import MOST_MODEL_BYTES
 from asvp_export.shortage import shortage
+from asvp_export.teacher.checkpoint import read_safetensors
 from asvp_export.untrusted import read_regular
 from tests.helpers.commands import ENVIRONMENT, Answer, call
 from tests.helpers.teachers import arch, weights
@@ -67,16 +68,20 @@ def test_too_few_open_files_are_said_to_be_that(most):
     )
 
 
-def test_a_picture_that_cannot_be_opened_for_that_is_not_to_be_taken_out():
-    picture = list_images(photographs())[0]
+@pytest.mark.parametrize("kind", ["picture", "weights"])
+def test_a_file_that_cannot_be_opened_for_that_is_not_to_be_replaced(kind):
+    path = list_images(photographs())[0] if kind == "picture" else weights("lowlight")
+    read = read_image if kind == "picture" else read_safetensors
+    assert read(path) is not None
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with open(os.devnull) as one:  # noqa: PTH123  the lowest free number
-        resource.setrlimit(resource.RLIMIT_NOFILE, (one.fileno() + 1, before[1]))
-        try:
-            with pytest.raises(InputError, match="open files") as raised:
-                read_image(picture)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with open(os.devnull) as lowest_free:  # noqa: PTH123
+        number = lowest_free.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, before[1]))
+    try:
+        with pytest.raises(InputError, match="open files") as raised:
+            read(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert "may not open more files" in shortage(raised.value)
 
 

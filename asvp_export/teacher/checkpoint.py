@@ -66,6 +66,8 @@ class Weights:
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a .safetensors file on to the CPU; InputError when it is damaged."""
     try:
+        with path.open("rb"):  # safetensors calls every file missing that it cannot open
+            pass
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is truncated or damaged: {summary(error)}.") from error
