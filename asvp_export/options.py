@@ -56,6 +56,11 @@ def shown(option_field: Field[Any]) -> Shown:
     return option_field.metadata["shown"]
 
 
+def flag_of(option_field: Field[Any]) -> str:
+    """What it is called on the command line."""
+    return shown(option_field).flag or f"--{option_field.name.replace('_', '-')}"
+
+
 def value_type(hint: Any) -> Any:
     """The type of one value: without None, and what a tuple of any length holds."""
     if get_origin(hint) in (Union, types.UnionType):

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from asvp_export.cli.command import Command
-from asvp_export.cli.export import LAYERS, PLAN, PROTECTING
+from asvp_export.cli.export import LAYERS, PLAN
 from asvp_export.cli.from_options import takes
-from asvp_export.cli.output import Output, prints, refuse_given
+from asvp_export.cli.output import Output, prints
 from asvp_export.cli.protect import VERIFY_IMAGES
 from asvp_export.cli.types import PATH
 from asvp_export.console import echo
@@ -39,19 +39,6 @@ def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output
     MODEL is the original teacher. What is shipped is PROTECTED, or MODEL protected here, as --plan or --layers say.
     """
     audit_options: AuditOptions = options.pop("audit")
-    count = sum((protected is not None, plan is not None, bool(options["layers"])))
-    if count != 1:
-        raise click.UsageError(
-            f"{'More than one' if count else 'None'} of PROTECTED, --plan FILE and --layers NAMES was given; "
-            "give one, to say which protected model is audited."
-        )
-    if not options["layers"]:
-        names = (*PROTECTING, "images", "verify_images", "min_psnr")
-        refuse_given(
-            names,
-            f"{protected or plan} already says how the model is protected; leave the option out, or give --layers "
-            f"instead of {protected or plan}.",
-        )
     if audit_options.task is None and audit_options.data is None:
         raise click.UsageError("No pictures were named; give --task NAME, --data DIR, or both.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import click
 
 from asvp_export.cli.command import Command, option
 from asvp_export.cli.from_options import takes
-from asvp_export.cli.output import Output, prints, refuse_given
+from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.cli.verdict import verdict
 from asvp_export.console import unseen
@@ -33,7 +32,6 @@ PLAN = option(
     heading=ProtectOptions.title,
     help="Apply the plan of an earlier run; nothing is chosen or calibrated anew.",
 )
-PROTECTING = ("layers", *(field.name for field in fields(ProtectOptions)))
 
 
 @click.command(
@@ -62,11 +60,6 @@ PROTECTING = ("layers", *(field.name for field in fields(ProtectOptions)))
 @prints
 def export(model: Path, plan: Path | None, output: Path | None, screen: Output, **options: object) -> int:
     """Protect MODEL, export it, verify the file, and only then give it its name."""
-    if not options["layers"] and plan is None:
-        raise click.UsageError("No layers were named; give --layers NAMES, --layers auto, or --plan FILE.")
-    if plan:
-        refuse_given(PROTECTING, f"{plan} already says which nodes are inserted; give one of the two.")
-
     from asvp_export.workflows.export import ExportJob, default_output, export_model
 
     job = ExportJob(plan=plan, **options)  # pyright: ignore[reportArgumentType]  `takes` made them

@@ -12,7 +12,7 @@ import click
 
 from asvp_export.cli.command import Option
 from asvp_export.cli.types import type_of
-from asvp_export.options import Options, shown
+from asvp_export.options import Options, flag_of, shown
 
 
 def takes(
@@ -45,7 +45,7 @@ def takes(
 def _option(field: Field[Any], hint: Any, heading: str) -> Option:
     about = shown(field)
     heading = about.heading or heading
-    flag = about.flag or f"--{field.name.replace('_', '-')}"
+    flag = flag_of(field)
     if hint is bool:
         return Option([flag, field.name], heading=heading, is_flag=True, help=about.help)
     default = str(field.default) if isinstance(field.default, Path) else field.default or None

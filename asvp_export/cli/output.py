@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,19 +70,3 @@ def prints(command: Callable[..., int]) -> Callable[..., int]:
 
 def _debug(context: click.Context, parameter: click.Parameter, requested: bool) -> None:
     context.meta[DEBUG] = requested
-
-
-def on_command_line(*names: str) -> list[str]:
-    """Which of these options stand on the command line."""
-    context = click.get_current_context()
-    return [name for name in names if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-
-
-def refuse_given(names: Sequence[str], reason: str) -> None:
-    """Refuse options that would say nothing here.
-
-    Raises:
-        click.UsageError: one of them stands on the command line.
-    """
-    for name in on_command_line(*names):
-        raise click.UsageError(f"--{name.replace('_', '-')} was given, and {reason}")

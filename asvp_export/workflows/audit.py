@@ -22,7 +22,7 @@ from asvp_export.report.audit_page import audit_page
 from asvp_export.report.report import json_bytes
 from asvp_export.teacher.model import Teacher
 from asvp_export.workflows.artifacts import audit_files, check_cache, keep_apart, make_folder
-from asvp_export.workflows.preflight import Model, stem_of, teacher_of
+from asvp_export.workflows.preflight import Model, flags_of, refuse_flags, refuse_options, stem_of, teacher_of
 from asvp_export.workflows.reading import (
     Named,
     audit_pictures,
@@ -104,12 +104,7 @@ def audit_model(
     """`audit`, with the options as objects."""
     audit_options = job.audit
     is_protected = isinstance(model, Protected)
-    count = sum((protected is not None, job.plan is not None, bool(job.layers), is_protected))
-    if count != 1:
-        raise InputError(
-            f"{'More than one' if count else 'None'} of a protected model, a protected file, a plan and layers was "
-            "given; give one, to say which protected model is audited."
-        )
+    _refuse_choices(model, protected, job)
     check_requirements(audit_options.require)
     resolved(job.protect)
     files = audit_files(audit_options.report or Path(), protected.stem if protected else stem_of(model))
@@ -123,6 +118,26 @@ def audit_model(
     for kind, content in contents.items():
         atomic_write(files[kind], content)
     return replace(result, files=files)
+
+
+def _refuse_choices(model: Protected | Model, protected: Path | None, job: AuditJob) -> None:
+    """Refuse anything but one answer to what is shipped, and options that only a model protected here needs."""
+    is_protected = isinstance(model, Protected)
+    count = sum((protected is not None, job.plan is not None, bool(job.layers), is_protected))
+    if count != 1:
+        raise InputError(
+            f"{'More than one' if count else 'None'} of PROTECTED, --plan FILE and --layers NAMES was given; give one, "
+            "to say which protected model is audited."
+        )
+    if is_protected:
+        refuse_options("A protected model was given", job.load)
+    if not job.layers:
+        name = "the model" if is_protected else protected or (job.plan if isinstance(job.plan, Path) else "the plan")
+        refuse_flags(
+            [*flags_of(job.protect, job.gate), *(["--verify-images"] if job.verify_images else [])],
+            f"{name} already says how the model is protected; leave the option out, or give --layers instead of "
+            f"{name}.",
+        )
 
 
 def _subject(teacher: Teacher, plan: Plan | None, job: AuditJob, progress: Printer) -> Protected | Teacher:

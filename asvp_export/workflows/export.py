@@ -18,7 +18,15 @@ from asvp_export.parity.result import ParityResult
 from asvp_export.plan.protection import protect_teacher, resolved
 from asvp_export.progress import Printer, silent
 from asvp_export.workflows.artifacts import keep_apart, shipped_files
-from asvp_export.workflows.preflight import Model, refuse_options, stem_of, teacher_of, warn_of_two_runtimes
+from asvp_export.workflows.preflight import (
+    Model,
+    flags_of,
+    refuse_flags,
+    refuse_options,
+    stem_of,
+    teacher_of,
+    warn_of_two_runtimes,
+)
 from asvp_export.workflows.publication import Rehearsal, failed_path, publish_verified
 from asvp_export.workflows.reading import Named, compared_files, loaded_files, pictures, plan_files
 
@@ -110,7 +118,13 @@ def export_model(
     if is_protected:
         _refuse_choices(job)
     elif not job.layers and job.plan is None:
-        raise InputError("No layers were named; give layers (auto chooses them) or a plan.")
+        raise InputError("No layers were named; give --layers NAMES, --layers auto, or --plan FILE.")
+    elif job.plan is not None:
+        name = job.plan if isinstance(job.plan, Path) else "the plan"
+        refuse_flags(
+            [*(["--layers"] if job.layers else []), *flags_of(job.protect)],
+            f"{name} already says which nodes are inserted; give one of the two.",
+        )
     resolved(job.protect)
     output = output or default_output(model)
     check_output(output, force=job.file.force)

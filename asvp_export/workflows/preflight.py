@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Iterable, Iterator
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from asvp_export.assumptions import Assumption
 from asvp_export.environment import conflicting_onnxruntime
 from asvp_export.errors import InputError
 from asvp_export.insertion.protected import Protected
-from asvp_export.options import LoadOptions, Options
+from asvp_export.options import LoadOptions, Options, flag_of
 from asvp_export.progress import Printer
 from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher
@@ -55,13 +56,35 @@ def refuse_options(opening: str, *groups: Options) -> None:
     Raises:
         InputError: one of them is not.
     """
+    for option in _changed(groups):
+        raise InputError(f"{opening}, and {option.name} as well, which then has no effect; leave one of the two out.")
+
+
+def flags_of(*groups: Options) -> list[str]:
+    """The flags of the options that are not as they are by default."""
+    return [flag_of(option) for option in _changed(groups)]
+
+
+def refuse_flags(flags: Iterable[str], reason: str) -> None:
+    """Refuse options that would say nothing here.
+
+    Args:
+        flags: of the options that were given.
+        reason: why they say nothing, and what to do, as the rest of a sentence.
+
+    Raises:
+        InputError: there is one.
+    """
+    for flag in flags:
+        raise InputError(f"{flag} was given, and {reason}")
+
+
+def _changed(groups: Iterable[Options]) -> Iterator[Field[Any]]:
     for group in groups:
         default = type(group)()
         for option in fields(group):
             if getattr(group, option.name) != getattr(default, option.name):
-                raise InputError(
-                    f"{opening}, and {option.name} as well, which then has no effect; leave one of the two out."
-                )
+                yield option
 
 
 def tell(assumptions: Iterable[Assumption], note: Printer) -> None:

@@ -102,9 +102,35 @@ def test_what_is_chosen_already_is_not_chosen_again(pictures, tmp_path):
             asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, **options)
     with pytest.raises(asvp_export.InputError, match="A teacher was given, and layout as well"):
         asvp_export.layers(teacher, layout="nchw")
-    with pytest.raises(asvp_export.InputError, match="More than one of a protected model"):
+    with pytest.raises(asvp_export.InputError, match="More than one of PROTECTED"):
         asvp_export.audit(protected, tmp_path / "p.onnx", task="derain")
+    with pytest.raises(asvp_export.InputError, match="--gain was given, and the model already says how"):
+        asvp_export.audit(protected, gain=3.0, task="derain")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"), [({"layers": "head"}, "--layers"), ({"gain": 3.0}, "--gain"), ({"max_gain": 3}, "--max-gain")]
+)
+def test_beside_a_plan_nothing_says_which_nodes_are_inserted(given, flag, tmp_path):
+    with pytest.raises(asvp_export.InputError, match=f"{flag} was given, and p.json already says which nodes are"):
+        asvp_export.export("missing.pt", tmp_path / "p.onnx", plan="p.json", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"plan": "p.json", "layers": "head"}, "More than one of PROTECTED, --plan FILE and --layers"),
+        ({"plan": "p.json", "gain": 3.0}, "--gain was given, and p.json already says how the model is protected"),
+        ({"protected": "p.onnx", "images": "pictures"}, "--images was given, and p.onnx already says how"),
+        ({"plan": "p.json", "sizes": [(48, 64)]}, "--size was given, and p.json already says how"),
+        ({"plan": "p.json", "verify_images": "pictures"}, "--verify-images was given, and p.json already says how"),
+        ({"gain": 3.0}, "None of PROTECTED, --plan FILE and --layers NAMES was given"),
+    ],
+)
+def test_an_audit_refuses_what_would_say_nothing(given, message):
+    with pytest.raises(asvp_export.InputError, match=message):
+        asvp_export.audit("missing.pt", task="derain", **given)
 
 
 def test_run_restores_a_file_or_an_array_and_writes_where_it_is_asked_to(pictures, tmp_path):
