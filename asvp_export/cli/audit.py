@@ -39,8 +39,6 @@ def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output
     MODEL is the original teacher. What is shipped is PROTECTED, or MODEL protected here, as --plan or --layers say.
     """
     audit_options: AuditOptions = options.pop("audit")
-    if audit_options.task is None and audit_options.data is None:
-        raise click.UsageError("No pictures were named; give --task NAME, --data DIR, or both.")
 
     from asvp_export.report.audit_table import audit_table, missed_lines
     from asvp_export.workflows.audit import AuditJob, audit_model

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asvp_export.distillation.arms import FULL, Arm, quick, screen, with_baselines
-from asvp_export.distillation.data import Data, fitting, from_folder, project_pictures
+from asvp_export.distillation.data import check_task, fitting, from_folder, project_pictures
 from asvp_export.distillation.results import AuditResult, check_requirements, evaluate_requirements, summarise
 from asvp_export.distillation.runner import Experiment, Workers, run
 from asvp_export.distillation.students import student_for
@@ -37,11 +37,15 @@ PROFILES = {
 
 
 def experiment_of(options: AuditOptions) -> Experiment:
-    """The rows, seeds and steps that the profile and the other options come to.
+    """The rows, seeds and steps that the profile and the other options come to; opens nothing.
 
     Raises:
-        InputError: there is no such row, or fewer than one seed or step is asked for.
+        InputError: no pictures are named, there is no such row, or fewer than one seed or step is asked for.
     """
+    if options.task is None and options.data is None:
+        raise InputError("No pictures were named; give --task NAME, --data DIR, or both.")
+    if options.task is not None:
+        check_task(options.task)
     profile = PROFILES[options.profile]
     arms = [Arm.parse(name) for name in options.rows] or list(profile.rows)
     check_requirements(options.require, with_baselines(arms))
@@ -82,7 +86,7 @@ def run_audit(
     teacher = victim.teacher
     if teacher.signature.frames:
         raise InputError(f"{teacher.source} restores videos; an audit trains students of pictures only.")
-    pictures = _data(task, options.data)
+    pictures = from_folder(options.data, task) if options.data else project_pictures(str(task))
     example = natural_images(1, teacher.channels, *fitting(teacher, 64))
     student = student_for(teacher, list(victim.nodes), options.student, dict(options.student_args or {}), example)
     workers = Workers(options.jobs, options.backend, options.address)
@@ -113,13 +117,3 @@ def _victim(model: Protected | Teacher, file: str | Path | None) -> Victim:
             "The model carries no node, so there is nothing to audit; name layers, a plan or the protected file."
         )
     return Victim(model)
-
-
-def _data(task: str | None, data: str | Path | None) -> Data:
-    if data is not None:
-        return from_folder(data, task)
-    if task is None:
-        raise InputError(
-            "No pictures were named; give --task NAME for a degradation of the project's photographs, or --data DIR."
-        )
-    return project_pictures(task)

@@ -81,7 +81,7 @@ def project_pictures(task: str) -> Data:
     Raises:
         InputError: there is no such task.
     """
-    _check_task(task)
+    check_task(task)
     parts = {split: list_images(photographs(split)) for split in ("train", "verify", "audit")}
     return Data(
         _degraded(task, parts["train"], _TWINS), _degraded(task, parts["verify"]), _degraded(task, parts["audit"])
@@ -102,7 +102,7 @@ def from_folder(folder: str | Path, task: str | None) -> Data:
     """
     folder = Path(folder)
     if task is not None:
-        _check_task(task)
+        check_task(task)
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         train, test = _read_pairs(folder / "train", task, _TWINS), _read_pairs(folder / "test", task)
         names = list(dict.fromkeys(pair.name for pair in train))
@@ -134,7 +134,12 @@ def _check_apart(folder: Path, train: Sequence[Pair], test: Sequence[Pair]) -> N
             )
 
 
-def _check_task(task: str) -> None:
+def check_task(task: str) -> None:
+    """Refuse a task that there is not.
+
+    Raises:
+        InputError: it is no key of `DEGRADATIONS`.
+    """
     if task not in DEGRADATIONS:
         raise InputError(f"The task {task!r} was asked for; {', '.join(DEGRADATIONS)} are known.")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
-from asvp_export.distillation.auditing import run_audit
-from asvp_export.distillation.results import AuditResult, check_requirements
+from asvp_export.distillation.auditing import experiment_of, run_audit
+from asvp_export.distillation.results import AuditResult
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.insertion.apply import apply
@@ -105,7 +105,7 @@ def audit_model(
     audit_options = job.audit
     is_protected = isinstance(model, Protected)
     _refuse_choices(model, protected, job)
-    check_requirements(audit_options.require)
+    experiment_of(audit_options)  # refuses what cannot be run, before a model is loaded
     resolved(job.protect)
     files = audit_files(audit_options.report or Path(), protected.stem if protected else stem_of(model))
     check_cache(audit_options.cache)

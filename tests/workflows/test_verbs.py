@@ -133,6 +133,21 @@ def test_an_audit_refuses_what_would_say_nothing(given, message):
         asvp_export.audit("missing.pt", task="derain", **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "No pictures were named"),
+        ({"task": "snow"}, "snow"),
+        ({"task": "derain", "rows": ["shipped/mse"]}, "wrong weight"),
+        ({"task": "derain", "seeds": 0}, "at least 1 of each"),
+        ({"task": "derain", "require": ["own_loss<"]}, "cannot be read"),
+    ],
+)
+def test_an_audit_refuses_what_cannot_be_run_before_it_looks_for_the_model(given, message):
+    with pytest.raises(asvp_export.InputError, match=message):
+        asvp_export.audit("missing.pt", "missing.onnx", **given)
+
+
 def test_run_restores_a_file_or_an_array_and_writes_where_it_is_asked_to(pictures, tmp_path):
     teacher = asvp_export.load(recurrent())
     assert asvp_export.export(
