@@ -372,3 +372,8 @@ class AuditOptions(Options):
     jobs: int = option(0, "How many students train at a time. Default: one a core; 1 on a GPU.")
     backend: str = option("loky", "Students train in processes (loky) or on a cluster (ray).", choices=("loky", "ray"))
     address: str = option("", "Address of the Ray cluster. Default: one on this machine.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = (name.strip() for row in self.rows for name in row.split(","))
+        object.__setattr__(self, "rows", tuple(filter(None, names)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,10 @@ def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output
 
     MODEL is the original teacher. What is shipped is PROTECTED, or MODEL protected here, as --plan or --layers say.
     """
-    audit_options: AuditOptions = options.pop("audit")
-
     from asvp_export.report.audit_table import audit_table, missed_lines
     from asvp_export.workflows.audit import AuditJob, audit_model
 
-    rows = tuple(name.strip() for row in audit_options.rows for name in row.split(",") if name.strip())
-    job = AuditJob(plan=plan, audit=replace(audit_options, rows=rows), **options)
+    job = AuditJob(plan=plan, **options)
     result = audit_model(model, protected, job, screen.progress, screen.note)
     screen.show(result.as_dict(), lambda: audit_table(result, result.files))
     for line in missed_lines(result):

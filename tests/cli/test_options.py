@@ -109,6 +109,11 @@ def test_a_value_that_is_not_among_them_is_refused(group: type[Options], given: 
         group(**given)
 
 
+def test_rows_are_split_at_commas() -> None:
+    rows = ["shipped/mse-1, shipped/outputs", "truth,"]
+    assert AuditOptions(rows=rows).rows == ("shipped/mse-1", "shipped/outputs", "truth")  # pyright: ignore
+
+
 def test_the_commands_parse_and_print_and_do_nothing_else() -> None:
     """Of the package they import workflows, options, errors, signals, terminal output, and no more."""
     allowed = (
