@@ -39,13 +39,18 @@ class NodeKeywords(TypedDict, total=False):
     axis: int | None
 
 
-class GateKeywords(TypedDict, total=False):
-    """`GateOptions`."""
+class InputKeywords(TypedDict, total=False):
+    """`GateOptions`, of verbs that run no file."""
 
     images: _Path | None
     sizes: tuple[Size, ...] | list[Size]
     thorough: bool
     min_psnr: float
+
+
+class GateKeywords(InputKeywords, total=False):
+    """`GateOptions`."""
+
     provider: str
 
 
@@ -64,11 +69,10 @@ class FileKeywords(TypedDict, total=False):
 
 
 class ReportKeywords(TypedDict, total=False):
-    """`ReportOptions`."""
+    """`ReportOptions`, of verbs that ship nothing."""
 
     report: _Path | None
     junit: _Path | None
-    model_card: bool
 
 
 class TileKeywords(TypedDict, total=False):
@@ -78,12 +82,14 @@ class TileKeywords(TypedDict, total=False):
     overlap: int
 
 
-class ProtectKeywords(LoadKeywords, NodeKeywords, GateKeywords, total=False):
+class ProtectKeywords(LoadKeywords, NodeKeywords, InputKeywords, total=False):
     """Of `protect`."""
 
 
-class ExportKeywords(ProtectKeywords, FileKeywords, ReportKeywords, total=False):
+class ExportKeywords(LoadKeywords, NodeKeywords, GateKeywords, FileKeywords, ReportKeywords, total=False):
     """Of `export`."""
+
+    model_card: bool
 
 
 class CheckKeywords(LoadKeywords, GateKeywords, TileKeywords, ReportKeywords, total=False):
@@ -98,8 +104,8 @@ class RunKeywords(TileKeywords, total=False):
     inputs: _Path | None
 
 
-class AuditKeywords(ProtectKeywords, total=False):
-    """`AuditOptions` and those of `protect`, of `audit`."""
+class AuditKeywords(LoadKeywords, NodeKeywords, InputKeywords, total=False):
+    """`AuditOptions` and those of a model that is protected here, of `audit`."""
 
     task: str | None
     data: _Path | None

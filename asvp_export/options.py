@@ -96,23 +96,24 @@ class Options:
             _check(name, value, shown(option_field), numeric=value_type(hint) in (int, float))
 
 
-def grouped(keywords: Mapping[str, Any], *groups: type[Options]) -> tuple[Any, ...]:
+def grouped(keywords: Mapping[str, Any], known: Any, *groups: type[Options]) -> tuple[Any, ...]:
     """The groups from the keywords of a public function.
 
     Args:
         keywords: name to value.
+        known: the typed dictionary of those that the function has.
         *groups: to be made.
 
     Raises:
         TypeError: a name that is not known.
         InputError: a value that does not do.
     """
-    names = [{option_field.name for option_field in fields(group)} for group in groups]
-    if unknown := set(keywords).difference(*names):
-        raise TypeError(f"there is no option {min(unknown)!r}; {', '.join(sorted(set().union(*names)))} are known")
+    names: frozenset[str] = known.__optional_keys__
+    if unknown := set(keywords) - names:
+        raise TypeError(f"there is no option {min(unknown)!r}; {', '.join(sorted(names))} are known")
     return tuple(
-        group(**{name: keywords[name] for name in group_names if name in keywords})
-        for group, group_names in zip(groups, names, strict=True)
+        group(**{option.name: keywords[option.name] for option in fields(group) if option.name in keywords})
+        for group in groups
     )
 
 

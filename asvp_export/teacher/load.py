@@ -54,7 +54,7 @@ def load(model: str | Path | nn.Module, **options: Unpack[LoadKeywords]) -> Teac
         InputError: the file, the architecture or an option cannot be used; the message says what to do.
         MachineError: memory ran out.
     """
-    return load_teacher(model, *grouped(options, LoadOptions))
+    return load_teacher(model, *grouped(options, LoadKeywords, LoadOptions))
 
 
 def load_teacher(model: str | Path | nn.Module, options: LoadOptions) -> Teacher:

@@ -56,7 +56,7 @@ def audit(
         progress: called with a line at each step; a `asvp_export.progress.Progress` counts too.
         note: called with what the user has to know.
         **options: see `asvp_export.options`: `AuditOptions`; `LoadOptions` for a model that is loaded here,
-            `ProtectOptions` and `GateOptions` for one that is protected here.
+            `ProtectOptions` and `GateOptions` (no `provider`) for one that is protected here.
 
     Returns:
         The verdict; `passed` says whether all requirements are met, `files` where the reports lie.
@@ -65,7 +65,7 @@ def audit(
         InputError: options, a file or pictures cannot be used.
         MachineError: the disk or the memory is full.
     """
-    groups = grouped(options, AuditOptions, LoadOptions, ProtectOptions, GateOptions)
+    groups = grouped(options, AuditKeywords, AuditOptions, LoadOptions, ProtectOptions, GateOptions)
     names = (layers,) if isinstance(layers, str) else tuple(layers)
     chosen = Path(plan) if isinstance(plan, str) else plan
     job = AuditJob(names, chosen, Path(verify_images) if verify_images else None, *groups)

@@ -41,7 +41,8 @@ def check(
         progress: called with a line at each stage; a `asvp_export.progress.Progress` counts within stages too.
         note: called with what the user has to know.
         **options: see `asvp_export.options`: `LoadOptions` (of the original), `GateOptions`, `TileOptions` (the file is
-            run tile by tile as well, against the original's run on the whole image) and `ReportOptions`.
+            run tile by tile as well, against the original's run on the whole image) and `ReportOptions` (no
+            `model_card`).
 
     Returns:
         The verdict; `files` says which reports were written. Fidelity is measured where the file names its protected
@@ -51,7 +52,7 @@ def check(
         InputError: a file that cannot be read, or whose inputs do not fit the original's.
         MachineError: the disk or the memory is full.
     """
-    groups = grouped(options, LoadOptions, GateOptions, TileOptions, ReportOptions)
+    groups = grouped(options, CheckKeywords, LoadOptions, GateOptions, TileOptions, ReportOptions)
     source = Path(original) if isinstance(original, str) else original
     job = CheckJob(Path(plan) if isinstance(plan, str) else plan, *groups)
     return check_shipped(source, Path(protected), job, progress, note)

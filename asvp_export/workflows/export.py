@@ -96,7 +96,7 @@ def export(
         InputError: bad options, model, images or output; the exporter's refusals are AsvpError.
         MachineError: the disk or the memory is full.
     """
-    groups = grouped(options, LoadOptions, ProtectOptions, GateOptions, FileOptions, ReportOptions)
+    groups = grouped(options, ExportKeywords, LoadOptions, ProtectOptions, GateOptions, FileOptions, ReportOptions)
     verify = Path(verify_images) if verify_images else None
     chosen = Path(plan) if isinstance(plan, str) else plan
     names = (layers,) if isinstance(layers, str) else tuple(layers)

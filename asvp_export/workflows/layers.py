@@ -39,7 +39,7 @@ def layers(model: Model, *, note: Printer = silent, **options: Unpack[LoadKeywor
     Raises:
         InputError: the model cannot be used.
     """
-    (load,) = grouped(options, LoadOptions)
+    (load,) = grouped(options, LoadKeywords, LoadOptions)
     return list_layers(model, load, note)
 
 

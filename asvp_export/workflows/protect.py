@@ -51,7 +51,7 @@ def protect(
             survive.
         progress: called with a line at each step; a `asvp_export.progress.Progress` counts within steps too.
         note: called with what was concluded of the model and is not certain.
-        **options: see `asvp_export.options.LoadOptions`, `ProtectOptions` and `GateOptions`.
+        **options: see `asvp_export.options.LoadOptions`, `ProtectOptions` and `GateOptions` (no `provider`).
 
     Returns:
         The protected teacher, with its plan where numbers were chosen.
@@ -60,7 +60,7 @@ def protect(
         InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that
             no gain meets, too few images, or compensation where no reader is linear.
     """
-    load, nodes, gate = grouped(options, LoadOptions, ProtectOptions, GateOptions)
+    load, nodes, gate = grouped(options, ProtectKeywords, LoadOptions, ProtectOptions, GateOptions)
     teacher = teacher_of(model, load, progress, note)
     verify = Path(verify_images) if verify_images else None
     return protect_teacher(teacher, layers, nodes, gate, verify_images=verify, dtype=dtype, progress=progress)

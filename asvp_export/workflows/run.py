@@ -47,7 +47,7 @@ def run(
         InputError: a file cannot be used, or the output is there already.
         MachineError: the disk or the memory is full.
     """
-    run, tiles = grouped(options, RunOptions, TileOptions)
+    run, tiles = grouped(options, RunKeywords, RunOptions, TileOptions)
     if run.inputs and len(others):
         raise InputError(
             "The model's other inputs were given twice, by others and by the file inputs; leave one of the two out."
