@@ -85,6 +85,9 @@ class TileKeywords(TypedDict, total=False):
 class ProtectKeywords(LoadKeywords, NodeKeywords, InputKeywords, total=False):
     """Of `protect`."""
 
+    dtype: str
+    force: bool
+
 
 class ExportKeywords(LoadKeywords, NodeKeywords, GateKeywords, FileKeywords, ReportKeywords, total=False):
     """Of `export`."""

@@ -37,13 +37,12 @@ VERIFY_IMAGES = option(
 @prints
 def protect(model: Path, output: Path | None, screen: Output, **options: object) -> int:
     """Choose nodes, gains and weights for MODEL, and keep them as a plan, which export --plan takes."""
-    if not options["layers"]:
-        raise click.UsageError("No layers were named; give --layers NAMES or --layers auto.")
-
     from asvp_export.report.tables import plan_table
-    from asvp_export.workflows.protect import ProtectJob, protect_model
+    from asvp_export.workflows.protect import ProtectJob, default_plan, protect_model
 
     job = ProtectJob(**options)  # pyright: ignore[reportArgumentType]  `takes` made them
-    plan, files = protect_model(model, output, job, screen.progress, screen.note)
-    screen.show(plan.as_dict(), lambda: plan_table(plan, files))
+    output = output or default_plan(model)
+    plan = protect_model(model, output, job, screen.progress, screen.note).plan
+    assert plan is not None  # it was written
+    screen.show(plan.as_dict(), lambda: plan_table(plan, {"plan": output}))
     return 0

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
 from asvp_export.errors import InputError
 from asvp_export.files import check_output
-from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected
 from asvp_export.keywords import ProtectKeywords
 from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, grouped
 from asvp_export.plan.protection import plan_of, protect_teacher, resolved
 from asvp_export.progress import Printer, silent
-from asvp_export.workflows.artifacts import Files, keep_apart
-from asvp_export.workflows.preflight import Model, teacher_of
+from asvp_export.workflows.artifacts import keep_apart
+from asvp_export.workflows.preflight import Model, stem_of, teacher_of
 from asvp_export.workflows.reading import compared_files, loaded_files
 
 
@@ -24,8 +23,8 @@ def protect(
     model: Model,
     layers: Sequence[str] | str = AUTO,
     *,
+    output: str | Path | None = None,
     verify_images: str | Path | None = None,
-    dtype: str = FileOptions.dtype,
     progress: Printer = silent,
     note: Printer = silent,
     **options: Unpack[ProtectKeywords],
@@ -45,25 +44,28 @@ def protect(
         model: a teacher (from `asvp_export.load`; it is not changed), or what `load` takes.
         layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or
             "auto:N": the N (3) layers that their spectra speak for, spread over the depth; "none" or nothing: no node.
+        output: the plan to write, which `export` takes; None: none is written.
         verify_images: folder of inputs to verify on; without it two fifths of `images` where gains are calibrated, else
             all of them.
-        dtype: "fp32" or "fp16": in which type the file will be exported, whose rounding the exposed gain has to
-            survive.
         progress: called with a line at each step; a `asvp_export.progress.Progress` counts within steps too.
         note: called with what was concluded of the model and is not certain.
-        **options: see `asvp_export.options.LoadOptions`, `ProtectOptions` and `GateOptions` (no `provider`).
+        **options: see `asvp_export.options.LoadOptions`, `ProtectOptions` and `GateOptions` (no `provider`); of
+            `FileOptions` `dtype`, the type of the file that will be exported, whose rounding the exposed gain has to
+            survive, and `force`, which replaces an existing plan.
 
     Returns:
-        The protected teacher, with its plan where numbers were chosen.
+        The protected teacher, with its plan where numbers were chosen, or where it was written.
 
     Raises:
         InputError: an attribute out of range, an unknown layer or one that cannot carry the node, a tolerance that
-            no gain meets, too few images, or compensation where no reader is linear.
+            no gain meets, too few images, or compensation where no reader is linear; an output that cannot be
+            written, or is there already.
+        MachineError: the disk or the memory is full.
     """
-    load, nodes, gate = grouped(options, ProtectKeywords, LoadOptions, ProtectOptions, GateOptions)
-    teacher = teacher_of(model, load, progress, note)
-    verify = Path(verify_images) if verify_images else None
-    return protect_teacher(teacher, layers, nodes, gate, verify_images=verify, dtype=dtype, progress=progress)
+    groups = grouped(options, ProtectKeywords, LoadOptions, ProtectOptions, GateOptions, FileOptions)
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    job = ProtectJob(names, Path(verify_images) if verify_images else None, *groups)
+    return protect_model(model, Path(output) if output else None, job, progress, note)
 
 
 @dataclass(frozen=True)
@@ -89,35 +91,17 @@ class ProtectJob:
     """The type of the file that will be exported; whether an existing plan is replaced."""
 
 
-def protect_model(
-    model: Path, output: Path | None, job: ProtectJob, progress: Printer, note: Printer
-) -> tuple[Plan, Files]:
-    """Choose nodes, gains and weights for a model's file, and keep them as a plan; nothing is exported.
-
-    Args:
-        model: a file that `load` takes.
-        output: the plan; None: the model's stem + .plan.json, in the working folder.
-        job: everything else.
-        progress: called with a line at each step.
-        note: called with what the user has to know.
-
-    Returns:
-        The plan, and where it was written.
-
-    Raises:
-        InputError: options, the model, images or output cannot be used.
-        MachineError: the disk or the memory is full.
-    """
-    if not job.layers:
-        raise InputError("No layers were named; give layers (auto chooses them).")
+def protect_model(model: Model, output: Path | None, job: ProtectJob, progress: Printer, note: Printer) -> Protected:
+    """`protect`, with the options as objects."""
     resolved(job.protect)
-    output = output or Path(f"{model.stem}.plan.json")
-    check_output(output, force=job.file.force, role="plan")
-    read_files = [*loaded_files(model, job.load), *compared_files(job.gate, job.verify_images)]
-    keep_apart(read_files, {"plan": output}, job.file.force)
-    teacher = teacher_of(model, job.load, progress, note)
+    if output is not None:
+        if not job.layers:
+            raise InputError("No layers were named; give --layers NAMES or --layers auto.")
+        check_output(output, force=job.file.force, role="plan")
+        read_files = [*loaded_files(model, job.load), *compared_files(job.gate, job.verify_images)]
+        keep_apart(read_files, {"plan": output}, job.file.force)
     protected = protect_teacher(
-        teacher,
+        teacher_of(model, job.load, progress, note),
         job.layers,
         job.protect,
         job.gate,
@@ -125,6 +109,13 @@ def protect_model(
         dtype=job.file.dtype,
         progress=progress,
     )
+    if output is None:
+        return protected
     plan = protected.plan or plan_of(protected, job.gate, job.protect)
     plan.save(output)
-    return plan, {"plan": output}
+    return replace(protected, plan=plan)
+
+
+def default_plan(model: Model) -> Path:
+    """Where a model's plan goes by default, on the command line."""
+    return Path(f"{stem_of(model)}.plan.json")

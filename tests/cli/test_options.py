@@ -36,11 +36,14 @@ GROUPS = [
 ]
 
 
+NOT_OF_PROTECT = {"provider", *(one.name for one in fields(FileOptions))} - {"dtype", "force"}
+
+
 @pytest.mark.parametrize(
     ("words", "groups", "without"),
     [
         (keywords.LoadKeywords, (LoadOptions,), set()),
-        (keywords.ProtectKeywords, (LoadOptions, ProtectOptions, GateOptions), {"provider"}),
+        (keywords.ProtectKeywords, (LoadOptions, ProtectOptions, GateOptions, FileOptions), NOT_OF_PROTECT),
         (keywords.ExportKeywords, (LoadOptions, ProtectOptions, GateOptions, FileOptions, ReportOptions), set()),
         (keywords.CheckKeywords, (LoadOptions, GateOptions, TileOptions, ReportOptions), {"model_card"}),
         (keywords.RunKeywords, (RunOptions, TileOptions), set()),

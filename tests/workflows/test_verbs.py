@@ -90,6 +90,22 @@ def test_protect_shows_the_plan_and_does_not_replace_one_unasked(model, pictures
     assert "No layers were named" in call("protect", path).err
 
 
+def test_protect_writes_the_plan_where_python_asks_for_it(model, tmp_path):
+    path, arch = model
+    ours, theirs = tmp_path / "ours.plan.json", tmp_path / "theirs.plan.json"
+    choices = {"arch": arch, "gain": 3.0}
+    assert call("protect", path, f"--arch={arch}", "--layers=head", "--gain=3", "-o", theirs).code == 0
+    protected = asvp_export.protect(path, "head", output=ours, **choices)
+    assert protected.plan and ours.read_bytes() == theirs.read_bytes()
+    with pytest.raises(asvp_export.InputError, match="exists"):
+        asvp_export.protect(path, "head", output=ours, **choices)
+    asvp_export.protect(path, "head", output=ours, force=True, **choices)
+    assert asvp_export.protect(path, "head", **choices).plan is None
+    with pytest.raises(asvp_export.InputError, match="No layers were named"):
+        asvp_export.protect(path, (), output=tmp_path / "none.plan.json", **choices)
+    assert sorted(tmp_path.iterdir()) == [ours, theirs]
+
+
 def test_what_is_chosen_already_is_not_chosen_again(pictures, tmp_path):
     teacher = asvp_export.load(recurrent())
     protected = asvp_export.protect(teacher, "head", gain=2.0)
