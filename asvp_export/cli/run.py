@@ -27,6 +27,6 @@ def run(protected: Path, image: Path, output: Path, options: RunOptions, tiles: 
 
     restored = restore_picture(protected, image, output, RunJob(options, tiles), screen.note)
     (height_before, width_before), (height, width) = restored.before, restored.after
-    data = {"written": output.name, "input": list(restored.before), "output": list(restored.after)}
-    screen.show(data, lambda: echo(f"{output}: {width} x {height} (from {width_before} x {height_before})"))
+    sizes = f"{width} x {height} (from {width_before} x {height_before})"
+    screen.show(restored.as_dict(), lambda: echo(f"{output}: {sizes}"))
     return 0

@@ -89,6 +89,11 @@ class Restored:
         """Height and width of what was made, in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    def as_dict(self) -> dict[str, object]:
+        """The file and both sizes, for JSON."""
+        written = self.output.name if self.output else None
+        return {"written": written, "input": list(self.before), "output": list(self.after)}
+
 
 def restore_picture(
     protected: Path, image: Path | np.ndarray, output: Path | None, job: RunJob, note: Printer
