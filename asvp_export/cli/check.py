@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,10 +33,10 @@ from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOpt
     help="The plan of a compensated file; with it fidelity is measured too.",
 )
 @prints
-def check(original: Path, protected: Path, plan: Path | None, screen: Output, **options: object) -> int:
+def check(original: Path, protected: Path, plan: Path | None, screen: Output, **options: Any) -> int:
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""
     from asvp_export.workflows.check import CheckJob, check_shipped
 
-    job = CheckJob(plan, **options)  # pyright: ignore[reportArgumentType]  `takes` made them
+    job = CheckJob(plan, **options)
     result = check_shipped(original, protected, job, screen.progress, screen.note)
     return verdict(result, protected, screen)

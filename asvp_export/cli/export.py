@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -58,11 +58,11 @@ PLAN = option(
 @takes("file", FileOptions)
 @takes("report", ReportOptions)
 @prints
-def export(model: Path, plan: Path | None, output: Path | None, screen: Output, **options: object) -> int:
+def export(model: Path, plan: Path | None, output: Path | None, screen: Output, **options: Any) -> int:
     """Protect MODEL, export it, verify the file, and only then give it its name."""
     from asvp_export.workflows.export import ExportJob, default_output, export_model
 
-    job = ExportJob(plan=plan, **options)  # pyright: ignore[reportArgumentType]  `takes` made them
+    job = ExportJob(plan=plan, **options)
     output = output or default_output(model)
 
     def rehearse(result: ParityResult) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,12 +36,12 @@ VERIFY_IMAGES = option(
 @VERIFY_IMAGES
 @takes("file", FileOptions, only=("dtype", "force"))
 @prints
-def protect(model: Path, output: Path | None, screen: Output, **options: object) -> int:
+def protect(model: Path, output: Path | None, screen: Output, **options: Any) -> int:
     """Choose nodes, gains and weights for MODEL, and keep them as a plan, which export --plan takes."""
     from asvp_export.report.tables import plan_table
     from asvp_export.workflows.protect import ProtectJob, default_plan, protect_model
 
-    job = ProtectJob(**options)  # pyright: ignore[reportArgumentType]  `takes` made them
+    job = ProtectJob(**options)
     output = output or default_plan(model)
     plan = protect_model(model, output, job, screen.progress, screen.note).plan
     assert plan is not None  # it was written
