@@ -12,7 +12,7 @@ import click
 
 from asvp_export.cli.command import Option
 from asvp_export.cli.types import type_of
-from asvp_export.options import Options, flag_of, shown
+from asvp_export.option_groups import Options, flag_of, shown
 
 
 def takes(

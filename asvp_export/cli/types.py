@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from asvp_export.options import Shown, Size, value_type
+from asvp_export.option_groups import Shown, value_type
+from asvp_export.options import Size
 
 PATH = click.Path(path_type=Path)
 

@@ -16,7 +16,8 @@ from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError, summary
 from asvp_export.files import sha256
 from asvp_export.keywords import LoadKeywords
-from asvp_export.options import LoadOptions, grouped
+from asvp_export.option_groups import grouped
+from asvp_export.options import LoadOptions
 from asvp_export.signature import NCHW, SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build

@@ -15,7 +15,8 @@ from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected
 from asvp_export.keywords import AuditKeywords
-from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions, grouped
+from asvp_export.option_groups import grouped
+from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
 from asvp_export.plan.protection import protect_teacher, resolved
 from asvp_export.progress import Printer, silent
 from asvp_export.report.audit_page import audit_page

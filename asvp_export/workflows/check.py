@@ -9,7 +9,8 @@ from typing import Unpack
 
 from asvp_export.insertion.plan import Plan
 from asvp_export.keywords import CheckKeywords
-from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions, grouped
+from asvp_export.option_groups import grouped
+from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.shipped import check_file
 from asvp_export.progress import Printer, silent

@@ -13,7 +13,8 @@ from asvp_export.insertion.apply import apply
 from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected
 from asvp_export.keywords import ExportKeywords
-from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions, grouped
+from asvp_export.option_groups import grouped
+from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
 from asvp_export.parity.result import ParityResult
 from asvp_export.plan.protection import protect_teacher, resolved
 from asvp_export.progress import Printer, silent

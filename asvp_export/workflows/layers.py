@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Unpack
 
 from asvp_export.keywords import LoadKeywords
-from asvp_export.options import LoadOptions, grouped
+from asvp_export.option_groups import grouped
+from asvp_export.options import LoadOptions
 from asvp_export.progress import Printer, silent
 from asvp_export.selection.survey import Layer, candidates
 from asvp_export.teacher.model import Teacher

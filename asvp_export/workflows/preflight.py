@@ -13,7 +13,8 @@ from asvp_export.assumptions import Assumption
 from asvp_export.environment import conflicting_onnxruntime
 from asvp_export.errors import InputError
 from asvp_export.insertion.protected import Protected
-from asvp_export.options import LoadOptions, Options, flag_of
+from asvp_export.option_groups import Options, flag_of
+from asvp_export.options import LoadOptions
 from asvp_export.progress import Printer
 from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher

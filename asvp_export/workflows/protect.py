@@ -11,7 +11,8 @@ from asvp_export.errors import InputError
 from asvp_export.files import check_output
 from asvp_export.insertion.protected import Protected
 from asvp_export.keywords import ProtectKeywords
-from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, grouped
+from asvp_export.option_groups import grouped
+from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions
 from asvp_export.plan.protection import plan_of, protect_teacher, resolved
 from asvp_export.progress import Printer, silent
 from asvp_export.workflows.artifacts import keep_apart

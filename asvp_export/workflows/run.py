@@ -13,7 +13,8 @@ from asvp_export.errors import InputError
 from asvp_export.files import check_output
 from asvp_export.images import image_format, read_npz, read_picture, write_image
 from asvp_export.keywords import RunKeywords
-from asvp_export.options import RunOptions, TileOptions, grouped
+from asvp_export.option_groups import grouped
+from asvp_export.options import RunOptions, TileOptions
 from asvp_export.picture import Picture
 from asvp_export.progress import Printer, silent
 from asvp_export.runtime.restoration import restore

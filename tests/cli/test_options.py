@@ -18,12 +18,12 @@ from asvp_export import keywords, options
 from asvp_export.cli import cli
 from asvp_export.cli.command import FIRST as FIRST_HEADING
 from asvp_export.errors import InputError
+from asvp_export.option_groups import Options, shown
 from asvp_export.options import (
     AuditOptions,
     FileOptions,
     GateOptions,
     LoadOptions,
-    Options,
     ProtectOptions,
     ReportOptions,
     RunOptions,
@@ -71,7 +71,7 @@ def test_keywords_are_the_options(words: Any, groups: tuple[type[Options], ...],
 def test_every_option_has_a_sentence_of_help() -> None:
     for group in GROUPS:
         for one in fields(group):
-            assert options.shown(one).help.endswith("."), (group, one.name)
+            assert shown(one).help.endswith("."), (group, one.name)
 
 
 def test_the_options_come_without_pytorch() -> None:
@@ -120,6 +120,7 @@ def test_the_commands_parse_and_print_and_do_nothing_else() -> None:
     allowed = (
         "workflows.",
         "options",
+        "option_groups",
         "errors",
         "shortage",
         "interrupts",
