@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import torch
 
 from asvp_export.errors import InputError
 from asvp_export.insertion.protected import Protected, insert
-from asvp_export.onnx_graph.float16 import check_convertible, to_half
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case
 from asvp_export.parity.expected import Expected, expected_of_teacher, original_outputs, torch_outputs
@@ -23,7 +17,6 @@ from asvp_export.parity.result import FIDELITY_DB
 from asvp_export.parity.verify import least_psnr
 from asvp_export.progress import Printer
 from asvp_export.teacher.backends import open_backend
-from asvp_export.teacher.onnx_model import OnnxModule
 
 FULL_DB = 80.0
 """Preservation that the exposed gain leaves where the residual gain is 1: that of the fidelity gate in float32."""
@@ -142,7 +135,7 @@ class _Trials:
         if not self._convert:
             return self._least(list(torch_outputs(protected.module, self._cases, device)))
         try:
-            with half_module(protected) as module:
+            with open_backend(protected.teacher).halved(protected.module) as module:
                 return self._least(list(torch_outputs(module, map(_half_case, self._cases), device)))
         except InputError as error:
             raise InputError(
@@ -176,24 +169,6 @@ def with_gain(nodes: Mapping[str, Perturbation], gain: float) -> dict[str, Pertu
 
 def _rounded(gain: float) -> float:
     return math.floor(gain * 1000) / 1000
-
-
-@contextmanager
-def half_module(protected: Protected) -> Iterator[torch.nn.Module]:
-    """Within the block: the protected model with float16 weights and feature maps, on its device.
-
-    Raises:
-        InputError, AsvpError: a graph that cannot become one.
-    """
-    module = protected.module
-    if not isinstance(module, OnnxModule):
-        yield copy.deepcopy(module).half()
-        return
-    check_convertible(module.model)
-    with tempfile.TemporaryDirectory() as folder:
-        half = OnnxModule(to_half(module.model, module.folder, Path(folder)), Path(folder)).with_cuts(module.cuts)
-        half.sites = module.sites
-        yield half
 
 
 def _half_case(case: Case) -> Case:

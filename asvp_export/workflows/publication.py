@@ -38,8 +38,8 @@ from asvp_export.progress import Printer
 from asvp_export.runtime.session import check_provider
 from asvp_export.signature import NCHW, NHWC
 from asvp_export.teacher.backends import open_backend
+from asvp_export.teacher.formats import ONNX
 from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_model import OnnxModule
 from asvp_export.workflows.artifacts import Files, render_artifacts, write_artifacts
 
 Stamps = dict[str, dict[str, float | None]]
@@ -197,9 +197,7 @@ class _Export:
         teacher = protected.teacher
         self.progress(f"verifying: {self.comparison}")
         expected = _expected(protected, cases, self.progress)
-        open_backend(teacher, self.file.opset).release()
-        if isinstance(protected.module, OnnxModule):
-            protected.module.release()
+        open_backend(teacher, self.file.opset).release(protected.module)
         fidelity, preservation = self._gate_results(model, expected)
         first = affordable(self.comparison.first_multiply_adds)
         path = self.staging.path
@@ -345,7 +343,7 @@ def _one_at_a_time(teacher: Teacher) -> Teacher:
     batch = teacher.static_shape[0]
     if batch == 1:
         return teacher
-    if batch is not None or isinstance(teacher.module, OnnxModule):
+    if batch is not None or teacher.format == ONNX:
         size = f"of {batch}" if batch else "left free"
         raise InputError(
             f"--static-batch was given; the batch of {teacher.source} is {size}, and a graph keeps its sizes. "

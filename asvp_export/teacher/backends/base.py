@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -200,8 +201,20 @@ class Backend(Protocol):
         """Multiply-adds of convolutions and matrix products in one run."""
         ...
 
-    def release(self) -> None:
-        """Give back the memory in which a runtime holds the weights; the next run takes it again."""
+    def halved(self, module: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Within the block: a copy that `insert` made, with its nodes, in float16 weights and feature maps.
+
+        Raises:
+            InputError, AsvpError: a graph that cannot become one.
+        """
+        ...
+
+    def release(self, module: nn.Module | None = None) -> None:
+        """Give back the memory in which a runtime holds the weights; the next run takes it again.
+
+        Args:
+            module: a copy that `insert` made, whose memory is given back too.
+        """
         ...
 
 

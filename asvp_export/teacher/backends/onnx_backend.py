@@ -6,7 +6,8 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from asvp_export.errors import InputError
 from asvp_export.onnx_graph.contents import graphs_in, is_half, named_tensors, opset_of, pruned, stored_weights
+from asvp_export.onnx_graph.float16 import check_convertible, to_half
 from asvp_export.onnx_graph.surgery import (
     CAST_LIKE,
     check_carrier,
@@ -201,9 +203,27 @@ class OnnxBackend:
         countable = [node for node in nodes if {node.output[0], *node.input[:2]} <= shapes.keys()]
         return float(sum(_multiply_adds_of(node, shapes) for node in countable))
 
-    def release(self) -> None:
+    @contextmanager
+    def halved(self, module: nn.Module) -> Iterator[nn.Module]:
+        """See `Backend`."""
+        graph = _as_graph(module)
+        check_convertible(graph.model)
+        with tempfile.TemporaryDirectory() as folder:
+            half = OnnxModule(to_half(graph.model, graph.folder, Path(folder)), Path(folder)).with_cuts(graph.cuts)
+            half.sites = graph.sites
+            yield half
+
+    def release(self, module: nn.Module | None = None) -> None:
         """See `Backend`."""
         self.graph.release()
+        if module is not None:
+            _as_graph(module).release()
+
+
+def _as_graph(module: nn.Module) -> OnnxModule:
+    """What `insert` made, by its type."""
+    assert isinstance(module, OnnxModule)
+    return module
 
 
 def _layer_outputs(value: ort.OrtValue) -> LayerOutputs:

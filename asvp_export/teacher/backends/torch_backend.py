@@ -169,7 +169,12 @@ class TorchBackend:
             self._run(self.teacher.inputs(image))
         return counter.get_total_flops() / 2
 
-    def release(self) -> None:
+    @contextmanager
+    def halved(self, module: nn.Module) -> Iterator[nn.Module]:
+        """See `Backend`; on its device."""
+        yield copy.deepcopy(module).half()
+
+    def release(self, module: nn.Module | None = None) -> None:
         """See `Backend`: no runtime holds a copy of a module's weights."""
 
     def _run(self, inputs: tuple[torch.Tensor, ...]) -> None:
