@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,14 +17,14 @@ from torch import nn
 from asvp_export.errors import InputError
 from asvp_export.files import sha256
 from asvp_export.insertion.protected import Protected, Transform, exposed_and_residual, insert
-from asvp_export.onnx_graph.contents import reads
+from asvp_export.onnx_graph.contents import next_weighted
 from asvp_export.onnx_graph.inline import fold
 from asvp_export.onnx_graph.metadata import read_provenance
 from asvp_export.onnx_graph.pairs import pairs
 from asvp_export.onnx_graph.passes import without_nodes
 from asvp_export.operator import Perturbation
 from asvp_export.parity.removal import NodeFit
-from asvp_export.teacher.backends import open_backend
+from asvp_export.teacher.backends import Backend, OnnxBackend, open_backend
 from asvp_export.teacher.layout import frozen
 from asvp_export.teacher.model import Teacher, named_outputs
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
@@ -37,7 +37,6 @@ PairTransform = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From a layer's clean map to its exposed and its residual one."""
 
 _BATCH = 8
-_WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +66,12 @@ class Victim:
         self.nodes: dict[str, Perturbation] = dict(protected.nodes)
         self.protected = protected
         self._file = file
-        original = insert(self.teacher, {})
-        self._original = _Tapped(original.module, self._sites(self.teacher), self.nodes)
-        bare = file.bare if file else insert(self.teacher, {}, protected.weights).module
-        self._shipped = _Tapped(bare, file.tensors if file else self._sites(self.teacher), self.nodes)
+        self._backend = open_backend(self.teacher)
+        self._original = self._tapped(insert(self.teacher, {}).module)
+        if file:
+            self._shipped = _Tapped(OnnxBackend(self.teacher, file.bare), file.bare, file.tensors)
+        else:
+            self._shipped = self._tapped(insert(self.teacher, {}, protected.weights).module)
 
     @classmethod
     def of_file(cls, teacher: Teacher, path: Path) -> Victim:
@@ -111,12 +112,15 @@ class Victim:
             ]
         return []
 
-    def _sites(self, teacher: Teacher) -> dict[str, tuple[str, ...]]:
-        """Layer to the module, or the tensors of a graph, that its node stands behind."""
-        sites = open_backend(teacher).names.sites
+    def _tapped(self, module: nn.Module) -> _Tapped:
+        """A copy of the original's module with taps where its nodes stand."""
+        sites = self._backend.names.sites
         if missing := [layer for layer in self.nodes if layer not in sites]:
-            raise _no_layer(missing[0], teacher.source)
-        return {layer: (sites[layer],) for layer in self.nodes}
+            raise InputError(
+                f"{missing[0]} carries a node, and {self.teacher.source} has no layer of that name; "
+                "give the teacher that the file was exported from."
+            )
+        return _Tapped(self._backend, module, {layer: (sites[layer],) for layer in self.nodes})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -149,7 +153,7 @@ class Victim:
 
     def deleted(self) -> nn.Module | None:
         """The shipped graph without its nodes, to train further: its weights are its own; None without gradients."""
-        if self._file or not open_backend(self.teacher).trainable:
+        if self._file or not self._backend.trainable:
             return None
         module = insert(self.teacher, {}, self.protected.weights).module
         weights = {  # under every name of a tied weight: the one left out would be the teacher's own memory
@@ -161,7 +165,7 @@ class Victim:
 
     def tapped(self, module: nn.Module) -> Callable[[torch.Tensor], Activations]:
         """A changed graph, from `deleted`, with taps at the same layers."""
-        tapped = _Tapped(module, self._sites(self.teacher), self.nodes)
+        tapped = self._tapped(module)
         return lambda images: self._look(lambda batch: tapped.run(self.teacher, batch, {}), images)
 
     def _look(self, run: Callable[[torch.Tensor], Activations], images: torch.Tensor) -> Activations:
@@ -191,34 +195,18 @@ def _same_for_both(transform: Transform, x: torch.Tensor) -> tuple[torch.Tensor,
 class _Tapped:
     """A module whose feature maps are read, and replaced, behind some layers."""
 
-    def __init__(
-        self, module: nn.Module, sites: Mapping[str, Sequence[str]], nodes: Mapping[str, Perturbation]
-    ) -> None:
+    def __init__(self, backend: Backend, module: nn.Module, sites: Mapping[str, Sequence[str]]) -> None:
         self._sites = dict(sites)
         self._transforms: Mapping[str, PairTransform] = {}
         self._maps: dict[tuple[str, str], torch.Tensor] = {}
-        if isinstance(module, OnnxModule):
-            following = {layer: _next_tensor(module.model, calls[0]) for layer, calls in sites.items()}
-            all_sites = [site for calls in sites.values() for site in calls]
-            cuts = list(dict.fromkeys([*all_sites, *(name for name in following.values() if name)]))
-            self.module = module.with_cuts(cuts)
-            modules = dict(zip(cuts, self.module.sites, strict=True))
-        else:
-            self.module = module
-            following, modules = {}, dict(module.named_modules())
-        missing = [layer for layer, calls in sites.items() if not all(site in modules for site in calls)]
-        if missing:
-            raise _no_layer(missing[0], type(module).__name__)
-        self._awaiting_next: list[str] = []
-        if not isinstance(module, OnnxModule):
-            for leaf in _weighted(module):  # before the layers themselves: a layer does not follow itself
-                leaf.register_forward_hook(self._record_next)
-        for layer, name in following.items():  # before the layers themselves: what follows may carry a node too
-            if name:
-                modules[name].register_forward_hook(self._next_hook(layer))
-        for layer, calls in sites.items():
-            for site in calls:
-                modules[site].register_forward_hook(self._hook(layer))
+        self._awaiting_next: set[str] = set()
+        taps = backend.tap(module, sites)
+        self.module = taps.module
+        for layers, part in taps.followers:  # before the layers themselves: a layer does not follow itself
+            part.register_forward_hook(self._next_hook(layers))
+        for layer, parts in taps.parts.items():
+            for part in parts:
+                part.register_forward_hook(self._hook(layer))
 
     def _hook(self, layer: str):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -227,26 +215,22 @@ class _Tapped:
                 # Copies: an in-place ReLU, or a sum, may write into what flows on.
                 maps = {"before": output, "exposed": exposed, "readers": residual}
                 self._maps |= {(layer, tap): x.clone() for tap, x in maps.items()}
-                self._awaiting_next.append(layer)
+                self._awaiting_next.add(layer)
             return residual
 
         return hook
 
-    def _next_hook(self, layer: str):
-        def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            self._maps.setdefault((layer, "next"), output)
+    def _next_hook(self, layers: Collection[str]):
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            reached = self._awaiting_next.intersection(layers)
+            self._awaiting_next -= reached
+            if reached and isinstance(output, torch.Tensor):
+                self._maps |= dict.fromkeys(((layer, "next") for layer in reached), output.clone())
 
         return hook
 
-    def _record_next(self, module: nn.Module, inputs: object, output: object) -> None:
-        """The first layer with weights that is called behind a protected one."""
-        layers, self._awaiting_next = self._awaiting_next, []
-        for layer in layers:
-            if isinstance(output, torch.Tensor):
-                self._maps[layer, "next"] = output.clone()
-
     def run(self, teacher: Teacher, images: torch.Tensor, transforms: Mapping[str, PairTransform]) -> Activations:
-        self._transforms, self._maps, self._awaiting_next = transforms, {}, []
+        self._transforms, self._maps, self._awaiting_next = transforms, {}, set()
         with torch.inference_mode():
             outputs = _main(teacher, self.module(*teacher.inputs(images.to(teacher.device))))
         return Activations(outputs, _by_tap(self._sites, self._maps))
@@ -279,7 +263,7 @@ class _File:
                 self.nodes[layer] = call.perturbation()
                 taps = {"before": clean, "exposed": exposed, "readers": call.readers}
                 self._taps |= {(layer, tap): tensor for tap, tensor in taps.items()}
-                if following := _next_tensor(model, call.readers):
+                if following := next_weighted(model, call.readers):
                     self._taps[layer, "next"] = following
 
     @cached_property
@@ -309,39 +293,6 @@ def _by_tap(
     return {
         tap: [maps[layer, tap] for layer in layers] for tap in TAPS if all((layer, tap) in maps for layer in layers)
     }
-
-
-def _weighted(module: nn.Module) -> list[nn.Module]:
-    """The layers that have weights of their own, and no others inside."""
-    return [leaf for leaf in module.modules() if not list(leaf.children()) and list(leaf.parameters(recurse=False))]
-
-
-def _next_tensor(model: onnx.ModelProto, tensor: str) -> str | None:
-    """The output of the first layer with weights that reads a tensor, or what follows from it; nodes are sorted."""
-    initializers = {initializer.name for initializer in model.graph.initializer}
-    # What does not follow from an input is a weight, whatever it is cast or shaped by.
-    from_input = {value.name for value in model.graph.input} - initializers
-    downstream = {tensor}
-    for node in model.graph.node:
-        names = reads(node)
-        if (
-            downstream & names
-            and node.op_type in _WEIGHTED_OPS
-            and any(name not in from_input for name in node.input if name)
-        ):
-            return node.output[0]
-        if downstream & names:
-            downstream |= set(node.output)
-        if from_input & names:
-            from_input |= set(node.output)
-    return None
-
-
-def _no_layer(layer: str, where: str) -> InputError:
-    return InputError(
-        f"{layer} carries a node, and {where} has no layer of that name; "
-        "give the teacher that the file was exported from."
-    )
 
 
 def _in_static_batches(

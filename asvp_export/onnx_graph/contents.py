@@ -11,6 +11,9 @@ import onnx
 from asvp_export.errors import InputError
 
 _Nodes = Iterable[onnx.NodeProto]
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that multiply a tensor by weights, or by another tensor."""
+
 _FLOATS = tuple(getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"))
 
 
@@ -236,3 +239,24 @@ def pruned(
     declared = {value.name: value for value in graph.output}
     part.graph.output.extend(declared.get(name, onnx.ValueInfoProto(name=name)) for name in outputs)
     return part
+
+
+def next_weighted(model: onnx.ModelProto, tensor: str) -> str | None:
+    """The output of the first layer with weights that reads a tensor, or what follows from it; nodes are sorted."""
+    initializers = {initializer.name for initializer in model.graph.initializer}
+    # What does not follow from an input is a weight, whatever it is cast or shaped by.
+    from_input = {value.name for value in model.graph.input} - initializers
+    downstream = {tensor}
+    for node in model.graph.node:
+        names = reads(node)
+        if (
+            downstream & names
+            and node.op_type in PRODUCTS
+            and any(name not in from_input for name in node.input if name)
+        ):
+            return node.output[0]
+        if downstream & names:
+            downstream |= set(node.output)
+        if from_input & names:
+            from_input |= set(node.output)
+    return None

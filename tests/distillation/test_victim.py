@@ -11,9 +11,10 @@ import asvp_export
 from asvp_export.distillation import data
 from asvp_export.distillation.attacks import attacks
 from asvp_export.distillation.attacks.base import UnavailableError
-from asvp_export.distillation.victim import TAPS, Victim, _next_tensor
+from asvp_export.distillation.victim import TAPS, Victim
 from asvp_export.errors import InputError
 from asvp_export.insertion.protected import insert
+from asvp_export.onnx_graph.contents import next_weighted
 from asvp_export.operator import Perturbation
 from tests.helpers.audits import GAIN, LAYER, TASK, exported, near
 from tests.helpers.teachers import example, recurrent
@@ -104,5 +105,5 @@ def test_the_next_layer_of_a_graph_reads_the_tensor_and_has_weights_however_they
     half = onnx.numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float16), "half")
     given = onnx.helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])
     graph = onnx.helper.make_graph(nodes, "g", [given], [onnx.helper.make_tensor_value_info("next", 1, None)], [half])
-    assert _next_tensor(onnx.helper.make_model(graph), "a") == "next"
-    assert _next_tensor(onnx.helper.make_model(graph), "next") is None
+    assert next_weighted(onnx.helper.make_model(graph), "a") == "next"
+    assert next_weighted(onnx.helper.make_model(graph), "next") is None

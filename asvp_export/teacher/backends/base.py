@@ -71,6 +71,21 @@ class Insertion:
 
 
 @dataclass(frozen=True)
+class Taps:
+    """A module whose feature maps can be read and replaced, by forward hooks on its parts."""
+
+    module: nn.Module
+    """The one to run."""
+
+    parts: Mapping[str, Sequence[nn.Module]]
+    """Layer to the parts that give its feature maps."""
+
+    followers: Sequence[tuple[Collection[str], nn.Module]]
+    """Layers, and a part with weights: the next one behind each of them, where it is the first of these to be called
+    after it."""
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     """Which model an export writes."""
 
@@ -166,6 +181,15 @@ class Backend(Protocol):
         Returns:
             A drop-in replacement of the teacher's module, and for each layer the part of it whose output, after the
             forward hooks, is what the readers of the layer get.
+        """
+        ...
+
+    def tap(self, module: nn.Module, sites: Mapping[str, Sequence[str]]) -> Taps:
+        """Open a module for reading and replacing feature maps.
+
+        Args:
+            module: a copy that `insert` made; of a graph any other too.
+            sites: layer to the modules, or tensors, that give its feature maps.
         """
         ...
 

@@ -18,7 +18,16 @@ import torch
 from torch import nn
 
 from asvp_export.errors import InputError
-from asvp_export.onnx_graph.contents import graphs_in, is_half, named_tensors, opset_of, pruned, stored_weights
+from asvp_export.onnx_graph.contents import (
+    PRODUCTS,
+    graphs_in,
+    is_half,
+    named_tensors,
+    next_weighted,
+    opset_of,
+    pruned,
+    stored_weights,
+)
 from asvp_export.onnx_graph.float16 import check_convertible, to_half
 from asvp_export.onnx_graph.surgery import (
     CAST_LIKE,
@@ -37,13 +46,13 @@ from asvp_export.teacher.backends.base import (
     LayerNames,
     LayerOutputs,
     Take,
+    Taps,
     dimensions_problem,
 )
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_model import OnnxModule, feeds_of, guarded, open_session, tensor_of
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TIMED_RUNS = 3
 
 
@@ -149,6 +158,20 @@ class OnnxBackend:
         module = graph.with_cuts(self.names.sites[layer] for layer in layers)
         return module, dict(zip(layers, module.sites, strict=True))
 
+    def tap(self, module: nn.Module, sites: Mapping[str, Sequence[str]]) -> Taps:
+        """See `Backend`: what follows is read from the graph."""
+        graph = _as_graph(module)
+        following = {layer: next_weighted(graph.model, calls[0]) for layer, calls in sites.items()}
+        next_tensors = {layer: tensor for layer, tensor in following.items() if tensor}
+        cuts = dict.fromkeys([*(site for calls in sites.values() for site in calls), *next_tensors.values()])
+        cut = graph.with_cuts(cuts)
+        parts = dict(zip(cuts, cut.sites, strict=True))
+        return Taps(
+            cut,
+            {layer: [parts[site] for site in calls] for layer, calls in sites.items()},
+            [([layer], parts[tensor]) for layer, tensor in next_tensors.items()],
+        )
+
     def export(self, inserted: Insertion, settings: ExportSettings) -> onnx.ModelProto:
         """See `Backend`: the graph with the nodes in it; the data of its tensors stays where it is."""
         self._check_settings(settings)
@@ -188,7 +211,7 @@ class OnnxBackend:
     def multiply_adds(self, image: torch.Tensor) -> float:
         """See `Backend`; from the shapes of what the products of the main graph make and read, as they come out."""
         part = pruned(self.graph.model, [], self.graph.output_names)
-        nodes = [node for node in part.graph.node if node.op_type in _PRODUCTS and not node.domain]
+        nodes = [node for node in part.graph.node if node.op_type in PRODUCTS and not node.domain]
         stored = {name: tuple(tensor.dims) for name, tensor in stored_weights(self.graph.model).items()}
         computed = {name for node in part.graph.node for name in node.output}
         needed = dict.fromkeys(name for node in nodes for name in (node.output[0], *node.input[:2]) if name in computed)

@@ -26,6 +26,7 @@ from asvp_export.teacher.backends.base import (
     LayerNames,
     LayerOutputs,
     Take,
+    Taps,
     dimensions_problem,
 )
 from asvp_export.teacher.model import Teacher
@@ -149,6 +150,14 @@ class TorchBackend:
             part, _, leaf = name.rpartition(".")
             setattr(modules[part], leaf, nn.Parameter(value.to(self.teacher.device), requires_grad=False))
         return module, {name: modules[name] for name in layers}
+
+    def tap(self, module: nn.Module, sites: Mapping[str, Sequence[str]]) -> Taps:
+        """See `Backend`: what follows shows when it is called."""
+        parts = {layer: [module.get_submodule(site) for site in calls] for layer, calls in sites.items()}
+        weighted = [
+            leaf for leaf in module.modules() if not list(leaf.children()) and list(leaf.parameters(recurse=False))
+        ]
+        return Taps(module, parts, [(list(sites), leaf) for leaf in weighted])
 
     def export(self, inserted: Insertion, settings: ExportSettings) -> onnx.ModelProto:
         """See `Backend`: the copy is traced."""
