@@ -16,29 +16,24 @@ from asvp_export.plan.calibration import Inputs
 from asvp_export.plan.consumers_onnx import constants, onnx_consumers
 from asvp_export.plan.linear import Consumer, Consumers
 from asvp_export.plan.runner import CACHE, Nodes, Values
-from asvp_export.teacher.backends import OnnxBackend, open_backend
-from asvp_export.teacher.model import Teacher
-from asvp_export.teacher.onnx_model import array, described, guarded, tensor_of
+from asvp_export.teacher.onnx_model import OnnxModule, array, described, guarded, tensor_of
 
 _Targets = tuple[str, ...]
 
 
 class OnnxRunner:
-    """A teacher that is an ONNX graph, or became one; see `asvp_export.plan.runner.CalibrationRunner`.
+    """The graph of a teacher; see `asvp_export.plan.runner.CalibrationRunner`.
 
     The graph runs in stages, from one protected tensor to the next: what a stage makes and a later one reads is handed
     on, and what the first one makes, before any node, is kept.
 
     Args:
-        teacher: it is not changed.
+        graph: it is not changed.
         layers: that may carry nodes.
         inputs: all that will be run.
     """
 
-    def __init__(self, teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> None:
-        backend = open_backend(teacher)
-        assert isinstance(backend, OnnxBackend), f"{teacher.source} is a PyTorch module"
-        graph = backend.graph
+    def __init__(self, graph: OnnxModule, layers: Sequence[str], inputs: Sequence[Inputs]) -> None:
         self.passes = 0
         self._graph, self._inputs = graph, inputs
         names, _ = named_tensors(graph.model)

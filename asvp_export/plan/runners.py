@@ -13,5 +13,8 @@ from asvp_export.teacher.model import Teacher
 
 
 def open_runner(teacher: Teacher, layers: Sequence[str], inputs: Sequence[Inputs]) -> CalibrationRunner:
-    """What runs a teacher for calibration: its module, or its graph."""
-    return (OnnxRunner if isinstance(open_backend(teacher), OnnxBackend) else TorchRunner)(teacher, layers, inputs)
+    """What runs a teacher for calibration: a runner for each backend, chosen here alone."""
+    backend = open_backend(teacher)
+    if isinstance(backend, OnnxBackend):
+        return OnnxRunner(backend.graph, layers, inputs)
+    return TorchRunner(teacher, layers, inputs)

@@ -19,7 +19,7 @@ from asvp_export.onnx_graph.surgery import with_weights
 from asvp_export.operator import Perturbation
 from asvp_export.plan.consumers_onnx import onnx_consumers
 from asvp_export.plan.runner_onnx import OnnxRunner
-from asvp_export.plan.runner_torch import TorchRunner
+from asvp_export.plan.runners import open_runner
 from asvp_export.plan.solve import solve
 from tests.helpers.linear import as_rows
 from tests.helpers.teachers import Flow, example, save_pictures
@@ -204,8 +204,8 @@ def inputs():
 @pytest.fixture(scope="module")
 def solved(pair, inputs):
     found = []
-    for teacher, layer, kind in zip(pair, (LAYER, TENSOR), (TorchRunner, OnnxRunner), strict=True):
-        runner = kind(teacher, [layer], inputs)
+    for teacher, layer in zip(pair, (LAYER, TENSOR), strict=True):
+        runner = open_runner(teacher, [layer], inputs)
         found.append((runner, *solve(runner, {layer: NODE}, runner.consumers.of([layer]), CROPS, HELD)))
     return found
 
@@ -227,7 +227,8 @@ def test_the_file_is_compensated_as_the_module_is(solved):
 
 
 def test_what_lies_before_the_node_is_run_once_an_input(pair, inputs, monkeypatch):
-    runner = OnnxRunner(pair[1], [TENSOR], inputs[:2])
+    runner = open_runner(pair[1], [TENSOR], inputs[:2])
+    assert isinstance(runner, OnnxRunner)
     run, stages = runner._stage, []
     monkeypatch.setattr(runner, "_stage", lambda stage, *rest: stages.append(stage) or run(stage, *rest))
     consumers = runner.consumers.of([TENSOR])
@@ -271,7 +272,7 @@ def test_stages_are_the_whole_graph(pair, scripted, solved):
     relus = [f"/body/{i}/branch/1/Relu" for i in (1, 4)]
     for teacher, layers, weights in ((pair[1], [*relus, TENSOR], solved[1][1]), (scripted, ["/head/Conv"], {})):
         given = [teacher.inputs(teacher.example(48, 56)), teacher.inputs(teacher.example(64, 40, batch=2))]
-        runner, nodes = OnnxRunner(teacher, layers, given), {layer: Perturbation(1, 3.0) for layer in layers}
+        runner, nodes = open_runner(teacher, layers, given), {layer: Perturbation(1, 3.0) for layer in layers}
         whole, plain = insert(teacher, nodes, weights), insert(teacher, {})
         for i, one in enumerate(given):
             for _ in range(2):  # the second time from what was kept
@@ -297,7 +298,7 @@ def test_weights_in_half_precision_and_in_constant_nodes_are_solved_and_stored_a
     model.graph.node.insert(0, helper.make_node("Constant", [], ["l"], value=numpy_helper.from_array(last)))
     onnx.save(model, tmp_path / "half.onnx")
     teacher, nodes = asvp_export.load(tmp_path / "half.onnx"), {"a": Perturbation(1, 3.0)}
-    runner = OnnxRunner(teacher, ["a"], inputs)
+    runner = open_runner(teacher, ["a"], inputs)
     weights, _ = solve(runner, nodes, runner.consumers.of(["a"]), CROPS, HELD)
     assert worst(runner, nodes, weights) > worst(runner, nodes, {}) + 10
     protected = insert(teacher, nodes, weights)
