@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
@@ -15,10 +15,6 @@ from asvp_export.images import SUFFIXES
 from asvp_export.onnx_graph.contents import external_files
 from asvp_export.options import GateOptions, LoadOptions
 from asvp_export.teacher.formats import is_onnx
-
-if TYPE_CHECKING:
-    from asvp_export.insertion.protected import Protected
-    from asvp_export.teacher.model import Teacher
 
 Named = tuple[str, Path]
 """What a file is, and where it lies."""
@@ -45,11 +41,13 @@ def model_files(model: Any, kind: str = "model") -> Iterator[Named]:
             with contextlib.suppress(Exception):  # whoever loads it says what is wrong
                 yield from _data(onnx.load(path, load_external_data=False), path, kind)
         return
-    teacher: Teacher | Protected = getattr(model, "teacher", model)
-    module = getattr(teacher, "module", None)
-    graph, folder = getattr(module, "model", None), getattr(module, "folder", None)
-    if isinstance(graph, onnx.ModelProto) and folder is not None:
-        path = Path(folder, getattr(teacher, "source", ""))
+    from asvp_export.insertion.protected import Protected  # needs PyTorch, and a file does not
+    from asvp_export.teacher.backends import file_behind
+    from asvp_export.teacher.model import Teacher
+
+    teacher = model.teacher if isinstance(model, Protected) else model
+    if isinstance(teacher, Teacher) and (behind := file_behind(teacher)):
+        path, graph = behind
         yield kind, path
         yield from _data(graph, path, kind)
 

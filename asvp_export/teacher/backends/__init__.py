@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
 import torch
 
 from asvp_export.teacher.backends.base import Backend
@@ -11,7 +14,7 @@ from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.onnx_model import OnnxModule
 from asvp_export.teacher.torchscript import converted
 
-__all__ = ["Backend", "OnnxBackend", "TorchBackend", "open_backend"]
+__all__ = ["Backend", "OnnxBackend", "TorchBackend", "file_behind", "open_backend"]
 
 
 def open_backend(teacher: Teacher, opset: int | None = None) -> Backend:
@@ -33,3 +36,11 @@ def open_backend(teacher: Teacher, opset: int | None = None) -> Backend:
     if isinstance(teacher.module, OnnxModule):
         return OnnxBackend(teacher, teacher.module)
     return TorchBackend(teacher, opset)
+
+
+def file_behind(teacher: Teacher) -> tuple[Path, onnx.ModelProto] | None:
+    """The ONNX file whose data a teacher still reads, and its graph; None: all of it is in memory."""
+    graph = teacher.module
+    if isinstance(graph, OnnxModule) and graph.folder is not None:
+        return graph.folder / teacher.source, graph.model
+    return None
