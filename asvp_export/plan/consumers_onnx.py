@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from asvp_export.onnx_graph.contents import reads, stored_weights
-from asvp_export.plan.linear import Consumer, Consumers
+from asvp_export.plan.linear import Consumer, Consumers, consumers_by_layer, not_linear, reaches, reads_others
 
 # Fixed linear maps without weights. Linear in all that they read,
 _SUMS = frozenset(("Add", "Sub", "Sum", "Mean", "Concat"))
@@ -144,30 +144,22 @@ class _Walk:
             self.levels[name] = level
             self.carried[name] = passed
             if (layer := self.layers.get(name)) is not None:
-                self._refuse(passed, f"it reaches the node behind {layer} without a layer to re-solve")
+                self._refuse(passed, reaches(f"the node behind {layer}"))
                 self.carried[name] = frozenset({layer})
 
     def consumers(self) -> OnnxConsumers:
         """What reads the layers, once all nodes are taken in."""
         for name in self.outputs:
-            self._refuse(self.carried.get(name, frozenset()), "it reaches the output without a layer to re-solve")
+            self._refuse(self.carried.get(name, frozenset()), reaches("the output"))
         for name, (consumer, carried) in self.linear.items():
             if self.users[name] != self.calls[name] or len(self.used[name]) > 1:
-                self._refuse(carried, f"{name} also reads maps that are not protected")
+                self._refuse(carried, reads_others(name))
             bias = consumer.bias
             if bias is not None and (self.owners[bias] != {name} or self.users[bias] != self.calls[bias]):
                 # It stays as it is: whatever is added behind the product cancels out of the problem.
                 self.linear[name] = (replace(consumer, bias=None), carried)
-        consumers = {
-            layer: [consumer for consumer, carried in self.linear.values() if layer in carried]
-            for layer in self.layers.values()
-            if layer not in self.reasons
-        }
-        for layer in [layer for layer, readers in consumers.items() if not readers]:
-            self.reasons[layer] = "nothing reads it"
-        return OnnxConsumers(
-            {layer: readers for layer, readers in consumers.items() if readers}, self.reasons, data=self.data
-        )
+        by_layer = consumers_by_layer(self.linear, self.layers.values(), self.reasons)
+        return OnnxConsumers(by_layer, self.reasons, data=self.data)
 
     def _refuse(self, layers: frozenset[str], reason: str) -> None:
         for layer in layers:
@@ -177,7 +169,7 @@ class _Walk:
         captured = reads(node) - set(node.input)
         if any(self.carried.get(name) for name in captured):
             return f"a body of {node.op_type} reads it"
-        return f"{node.op_type} reads it, which is not linear"
+        return not_linear(node.op_type)
 
     def _add(self, index: int, node: onnx.NodeProto, consumer: Consumer, carried: frozenset[str]) -> int:
         """Keep a consumer; returns its level."""

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from asvp_export.plan.linear import Consumer, Consumers
+from asvp_export.plan.linear import Consumer, Consumers, consumers_by_layer, not_linear, reaches, reads_others
 
 # Fixed linear maps without weights: what they give is linear in what they get, and the same for every image.
 _PASSES = frozenset(
@@ -164,7 +164,7 @@ class _Tracer(TorchFunctionMode):
         def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
             for earlier in self.carried.get(id(output), ()):
                 if earlier != layer:
-                    self.reasons.setdefault(earlier, f"it reaches the node behind {layer} without a layer to re-solve")
+                    self.reasons.setdefault(earlier, reaches(f"the node behind {layer}"))
             self.alive.append(output)
             self.carried[id(output)] = frozenset({layer})
             self.dependent.add(id(output))
@@ -184,22 +184,14 @@ class _Tracer(TorchFunctionMode):
         """What reads the layers, once the forward is through."""
         for leaf in tree_leaves(result):
             for layer in self.carried.get(id(leaf), ()):
-                self.reasons.setdefault(layer, "it reaches the output without a layer to re-solve")
+                self.reasons.setdefault(layer, reaches("the output"))
         for name, (_, carried) in self.linear.items():
             if len(self.used[name]) > 1:
                 for layer in carried:
-                    self.reasons.setdefault(layer, f"{name} also reads maps that are not protected")
-        consumers = {
-            layer: [consumer for consumer, carried in self.linear.values() if layer in carried]
-            for layer in layers
-            if layer not in self.reasons
-        }
-        for layer in [layer for layer, readers in consumers.items() if not readers]:
-            self.reasons[layer] = "nothing reads it"
+                    self.reasons.setdefault(layer, reads_others(name))
         # A consumer is solved with all its nodes in place, so one that cannot be compensated keeps the others from it.
-        return Consumers(
-            {layer: readers for layer, readers in consumers.items() if readers}, self.reasons, tuple(self.behind)
-        )
+        by_layer = consumers_by_layer(self.linear, layers, self.reasons)
+        return Consumers(by_layer, self.reasons, tuple(self.behind))
 
     def _follow(self, name: str, tensors_in: list, tensors_out: list, args: tuple, kwargs: Mapping[str, Any]) -> None:
         carried = frozenset().union(*(self.carried.get(id(tensor), frozenset()) for tensor in tensors_in))
@@ -222,7 +214,7 @@ class _Tracer(TorchFunctionMode):
             passed = carried
         elif carried:
             for layer in carried:
-                self.reasons.setdefault(layer, f"{name} reads it, which is not linear")
+                self.reasons.setdefault(layer, not_linear(name))
         for tensor in tensors_out:
             self.alive.append(tensor)
             self.levels[id(tensor)] = level

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,6 +130,40 @@ class Consumer:
         inputs, kernel = self.shape[0] // self.groups, self.shape[2:]
         turned = packed.transpose(1, 2).unflatten(2, (inputs, *kernel)).transpose(1, 2)  # g, in/g, out/g, *kernel
         return turned.flatten(0, 1).flip(list(range(2, turned.ndim - 1))).contiguous(), bias
+
+
+def reaches(target: str) -> str:
+    """Why a layer cannot be compensated: nothing on the way to the target can be re-solved."""
+    return f"it reaches {target} without a layer to re-solve"
+
+
+def not_linear(reader: str) -> str:
+    """Why a layer cannot be compensated: what reads it is not linear."""
+    return f"{reader} reads it, which is not linear"
+
+
+def reads_others(weight: str) -> str:
+    """Why a layer cannot be compensated: what reads it is used for other maps too."""
+    return f"{weight} also reads maps that are not protected"
+
+
+def consumers_by_layer(
+    linear: Mapping[str, tuple[Consumer, frozenset[str]]], layers: Iterable[str], reasons: dict[str, str]
+) -> dict[str, list[Consumer]]:
+    """Layer to its linear consumers, without the layers that cannot be compensated.
+
+    Args:
+        linear: by the name of the weight: a consumer, and the layers that it reads.
+        layers: all of them.
+        reasons: layer to why it cannot be compensated; the layers that nothing reads are added.
+    """
+    consumers = {
+        layer: [consumer for consumer, carried in linear.values() if layer in carried]
+        for layer in layers
+        if layer not in reasons
+    }
+    reasons |= {layer: "nothing reads it" for layer, readers in consumers.items() if not readers}
+    return {layer: readers for layer, readers in consumers.items() if readers}
 
 
 @dataclass
