@@ -122,7 +122,7 @@ class _Trials:
             if gain <= LEAST:
                 return None
             change = 10 ** ((worst - target - _NEAR_DB) / 20) if math.isfinite(worst) else 1 / _FAR
-            gain = max(_rounded(gain * change), LEAST) if steps_left > 1 else LEAST
+            gain = max(_rounded_down(gain * change), LEAST) if steps_left > 1 else LEAST
         return None
 
     def worst(self, gain: float, layers: Sequence[str] | None = None) -> float:
@@ -167,7 +167,7 @@ def with_gain(nodes: Mapping[str, Perturbation], gain: float) -> dict[str, Pertu
     }
 
 
-def _rounded(gain: float) -> float:
+def _rounded_down(gain: float) -> float:
     return math.floor(gain * 1000) / 1000
 
 

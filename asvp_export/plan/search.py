@@ -201,7 +201,7 @@ class Search:
         then do without all of it.
         """
         room = 10 ** ((estimate.psnr - target) / 20) if math.isfinite(estimate.psnr) else 0.01
-        gain = _rounded(min(1 + (estimate.tried_gain - 1) * room, self.max_gain))
+        gain = _rounded_above_one(min(1 + (estimate.tried_gain - 1) * room, self.max_gain))
         node = replace(estimate.node, gain=gain)
         return replace(estimate, node=node, strength=self.strength(estimate.layer, node)[0])
 
@@ -271,11 +271,11 @@ class Search:
 
 def scaled(nodes: Mapping[str, Perturbation], scale: float, max_gain: float) -> dict[str, Perturbation]:
     """The nodes with gain - 1 multiplied, rounded down to three digits, within [1.001, max_gain]."""
-    gains = {layer: _rounded(min(1 + (node.gain - 1) * scale, max_gain)) for layer, node in nodes.items()}
+    gains = {layer: _rounded_above_one(min(1 + (node.gain - 1) * scale, max_gain)) for layer, node in nodes.items()}
     return {layer: replace(node, gain=gains[layer]) for layer, node in nodes.items()}
 
 
-def _rounded(gain: float) -> float:
+def _rounded_above_one(gain: float) -> float:
     return max(math.floor(gain * 1000 + 1e-9) / 1000, 1 + _FINEST)
 
 
