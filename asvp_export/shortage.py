@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
 
-from asvp_export.errors import AsvpError, MachineError
+from asvp_export.errors import AsvpError, MachineError, causes
 
 try:
     import resource
@@ -36,7 +35,7 @@ def shortage(error: BaseException) -> str:
     Wide `except` clauses take a lack of memory for a fault of the file that was read, or of the user's model. Our own
     messages are not searched: they quote what strangers wrote.
     """
-    for cause in _causes(error):
+    for cause in causes(error, implicit=True):
         if isinstance(cause, AsvpError):
             continue
         if is_out_of_memory(cause):
@@ -61,13 +60,6 @@ def check_addresses() -> None:
             f"This process may use {limit // 2**20} MiB of address space (ulimit -v), and PyTorch and onnxruntime "
             f"need {LEAST_ADDRESSES // 2**20} MiB to start; raise the limit."
         )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, then what led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _limit() -> str:

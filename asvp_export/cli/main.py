@@ -22,7 +22,7 @@ from asvp_export.cli.protect import protect
 from asvp_export.cli.run import run
 from asvp_export.console import echo, printable
 from asvp_export.environment import tool_version
-from asvp_export.errors import AsvpError, MachineError
+from asvp_export.errors import AsvpError, MachineError, first_line
 from asvp_export.interrupts import Ended, Interruptible, sentence
 from asvp_export.shortage import shortage
 
@@ -112,7 +112,7 @@ def _run(arguments: list[str]) -> NoReturn:
         )
     except Exception as error:  # Python would end with 1, which says that a gate failed
         _trace(arguments)
-        reason = next(iter(str(error).splitlines()), "").rstrip(".")
+        reason = first_line(str(error)).rstrip(".")
         unforeseen = (
             f"An unexpected error occurred, {type(error).__name__}: {reason}. Run again with --debug to see where."
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from asvp_export.environment import tool_version
-from asvp_export.errors import InputError
+from asvp_export.errors import InputError, one_line
 from asvp_export.files import sha256
 from asvp_export.onnx_graph.contents import external_files
 from asvp_export.onnx_graph.inline import fold
@@ -244,7 +244,7 @@ def _disagreements(manifest: _Manifest, model: Path) -> Iterator[str]:
         yield f"{model.name}: {error}"
         return
     except Exception as error:  # protobuf's errors have no common base
-        yield f"{model.name} is not an ONNX model ({' '.join(str(error).split())[:200] or type(error).__name__})."
+        yield f"{model.name} is not an ONNX model ({one_line(error, 200)})."
         return
     listed = {entry.name for entry in manifest.files if entry.role == "data"}
     for name in sorted(external_files(graph) - listed):

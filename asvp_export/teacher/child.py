@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asvp_export.errors import AsvpError, InputError, MachineError
+from asvp_export.errors import AsvpError, InputError, MachineError, first_line
 from asvp_export.options import LoadOptions
 from asvp_export.teacher import child_main
 from asvp_export.teacher.onnx_model import OnnxModule
@@ -141,7 +141,7 @@ class Child:
             raise _error(answer)
         if "error" in answer:
             kind, text = answer["error"]
-            line = next(filter(None, map(str.strip, text.splitlines())), kind)
+            line = first_line(text) or kind
             reason = _CODE.sub("", line)[:200].rstrip(".")
             if kind == "InvalidError":
                 raise InputError(f"{self._path} is not a valid ONNX model: {reason}.")

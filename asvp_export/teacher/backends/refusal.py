@@ -6,13 +6,13 @@ import re
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from asvp_export.errors import AsvpError, InputError
+from asvp_export.errors import AsvpError, InputError, causes, first_line
 from asvp_export.signature import Signature
 from asvp_export.teacher.model import Teacher
 from asvp_export.teacher.torchscript import converted
@@ -113,27 +113,19 @@ def _fixed_on_the_way(error: BaseException, signature: Signature) -> list[str]:
     return list(dict.fromkeys(f"{names.get(int(axis), f'axis {axis}')} ({size})" for size, axis in matches))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The innermost cause first."""
-    if error.__cause__ is not None:
-        yield from _chain(error.__cause__)
-    yield error
-
-
 def _innermost(error: BaseException) -> BaseException:
-    return next(_chain(error))
+    return list(causes(error))[-1]
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause on one line."""
+    """What the innermost cause says, on one line."""
     error = _innermost(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0].rstrip(".") if lines else type(error).__name__)[:300]
+    return (first_line(str(error)).rstrip(".") or type(error).__name__)[:300]
 
 
 def _users_line(error: BaseException) -> str:
     """The line of the user's forward where it happened, as PyTorch's message or the traceback names it; "" for none."""
-    for cause in _chain(error):
+    for cause in reversed(list(causes(error))):
         named = re.findall(r'File "([^"]+)", line (\d+), in (\w+)(?:\n +(.+))?', str(cause))
         frames = [
             (frame.filename, str(frame.lineno), frame.name, frame.line or "")
