@@ -8,6 +8,7 @@ import torch
 
 from asvp_export.distillation.attacks.base import Attack, changed
 from asvp_export.distillation.victim import Activations, Victim, in_batches
+from asvp_export.operator.spectrum import squared_singular_values
 
 _LARGEST_RANK = 16  # the largest rank that is looked for
 _NOISE = 1e-6  # of the largest singular value: what is below it is rounding, and a fall to there tells nothing
@@ -23,8 +24,7 @@ class Estimate(Attack):
         logs: dict[str, list[torch.Tensor]] = {layer: [] for layer in victim.nodes}
         for batch in in_batches(images):
             for (layer, node), x in zip(victim.nodes.items(), victim.shipped(batch)["exposed"], strict=True):
-                rows = x.movedim(node.axis, 1).flatten(2).double()
-                values = torch.linalg.eigvalsh(rows @ rows.mT).flip(-1)
+                values = squared_singular_values(x, node.axis)
                 logs[layer].append(torch.maximum(values, values[:, :1] * _NOISE**2 + 1e-300).log() / 2)
         self._estimates = {layer: _rank_and_gain(torch.cat(batches).mean(0)) for layer, batches in logs.items()}
 
