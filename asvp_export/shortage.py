@@ -25,7 +25,10 @@ _OUT_OF_FILES = re.compile("too many open files", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of onnxruntime, PyTorch, the system or Python says that there was not enough memory."""
+    """Whether an error of onnxruntime, PyTorch, the system or Python says that there was not enough memory.
+
+    `asvp_export.teacher.child_main`, a process that imports nothing of this package, tells it by the error's type.
+    """
     return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 

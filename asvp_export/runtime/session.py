@@ -1,4 +1,7 @@
-"""Sessions of onnxruntime: opened here alone; and running a model in one, its failures told in one line."""
+"""Sessions of onnxruntime, and running a model in one, its failures told in one line.
+
+They are opened here alone, but for `asvp_export.teacher.child_main`, a process that imports nothing of this package.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """Runs a model file for `asvp_export.teacher.child`, in a process that may crash, hang or fill the memory by itself.
 
 It is started by its path and imports nothing of ours: numpy and onnxruntime, or PyTorch where the file is TorchScript.
+So it has a session opener and a test for a lack of memory of its own: those of `asvp_export.runtime.session` import
+PyTorch, which takes each such process seconds.
+
 A message, in both directions, is its length, a JSON object, and the bytes of the tensors. The object lists the tensors'
 types, shapes and sizes.
 """
