@@ -20,8 +20,9 @@ __all__ = ["Backend", "OnnxBackend", "TorchBackend", "file_behind", "open_backen
 def open_backend(teacher: Teacher, opset: int | None = None) -> Backend:
     """Make a teacher ready for everything but plain inference.
 
-    A TorchScript teacher becomes an ONNX graph here, and nowhere else. That conversion takes seconds to minutes; two
-    runs hold the graph against the module. It is done once for a module and an opset: later calls find the graph.
+    A TorchScript teacher becomes an ONNX graph here. (`asvp_export.teacher.backends.refusal` only tries the conversion,
+    to tell whether it helps.) That takes seconds to minutes; two runs hold the graph against the module. It is done
+    once for a module and an opset: later calls find the graph.
 
     Args:
         teacher: of any format.
