@@ -84,7 +84,7 @@ def check_file(
         fits(opened, case)
     progress(str(comparison))
     half = is_half(onnx.load(path, load_external_data=False))
-    thresholds = Thresholds(FIDELITY_DB["fp16" if half else "fp32"], min_psnr)
+    thresholds = Thresholds(fidelity=FIDELITY_DB["fp16" if half else "fp32"], preservation=min_psnr)
     expected, protected, fidelity_notes = _expected(teacher, provenance, cases, plan, progress)
     inputs = GateInputs(cases, expected, teacher.data_range)
     fidelity, preservation = judge(path, inputs, thresholds, provider, portable, progress)

@@ -57,7 +57,7 @@ class ImageScore:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """What the worst output of each gate has to reach."""
 

@@ -109,18 +109,18 @@ def _teacher(model: str | Path | nn.Module, options: LoadOptions, child: Child) 
         signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
     assumptions = (*opened.assumptions, *about_layout, *findings.assumptions)
     teacher = Teacher(
-        module,
-        source,
-        digest,
-        opened.kind,
-        signature,
-        findings.scale,
-        size,
-        findings.data_range,
-        findings.static_shape,
-        options.device,
-        architecture,
-        assumptions,
+        module=module,
+        source=source,
+        sha256=digest,
+        format=opened.kind,
+        signature=signature,
+        scale=findings.scale,
+        size=size,
+        data_range=findings.data_range,
+        static_shape=findings.static_shape,
+        device=options.device,
+        architecture=architecture,
+        assumptions=assumptions,
     )
     about_norms = () if options.norm_statistics != "stored" else statistics_assumed(teacher)
     return replace(teacher, assumptions=(*assumptions, *about_norms))

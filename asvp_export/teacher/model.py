@@ -44,7 +44,7 @@ class Architecture:
     """Whether it takes a second input, a mask N,1,H,W with 1 where the image is to be filled in."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Teacher:
     """A trained image-restoration model: from an image batch, and perhaps other inputs, to one or more outputs."""
 

@@ -223,7 +223,8 @@ class _Export:
     def _gate_results(self, model: onnx.ModelProto, expected: Expected) -> tuple[GateResult, GateResult]:
         """Fidelity and preservation of the file, which has both in its metadata."""
         data_range, gate, portable = self.protected.teacher.data_range, self.gate, self.file.portable
-        thresholds = Thresholds(FIDELITY_DB["fp16" if is_half(model) else "fp32"], gate.min_psnr)
+        fidelity = FIDELITY_DB["fp16" if is_half(model) else "fp32"]
+        thresholds = Thresholds(fidelity=fidelity, preservation=gate.min_psnr)
         inputs = GateInputs(self.cases, expected, data_range)
         near = least_psnr(self.cases, expected.original, expected.protected, data_range.peak)
         stamps = {
