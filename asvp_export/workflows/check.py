@@ -12,7 +12,6 @@ from asvp_export.keywords import CheckKeywords
 from asvp_export.option_groups import grouped
 from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions
 from asvp_export.parity.result import ParityResult
-from asvp_export.parity.shipped import check_file
 from asvp_export.progress import Printer, silent
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.teacher.formats import is_onnx
@@ -21,6 +20,7 @@ from asvp_export.teacher.model import Teacher
 from asvp_export.workflows.artifacts import keep_apart, render_artifacts, report_files, write_artifacts
 from asvp_export.workflows.preflight import refuse_options, tell, warn_of_two_runtimes
 from asvp_export.workflows.reading import Named, compared_files, loaded_files, model_files, plan_files
+from asvp_export.workflows.shipped import check_file
 
 
 def check(
