@@ -77,7 +77,10 @@ def _untouched(layer: _BatchNorm | _InstanceNorm) -> bool:
 
 
 def _psnr_of_both(teacher: Teacher) -> float:
-    """PSNR in dB between the main outputs by stored statistics and by the input's; 0 where the other does not run."""
+    """PSNR in dB between the main outputs by stored statistics and by the input's; 0 where the other does not run.
+
+    Of one image. `asvp_export.parity.metrics`, which scores batches, lies above this package and needs scikit-image.
+    """
     adapted = copy.deepcopy(teacher.module)
     use_input_statistics(adapted, teacher.source, "input")
     inputs = teacher.inputs(teacher.example())
