@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol, Self, TypeVar
@@ -39,6 +39,11 @@ def channels_to_end(x: _Array) -> _Array:
 def channels_to_front(x: _Array) -> _Array:
     """N,H,W,C as N,C,H,W, a view."""
     return x.swapaxes(2, 3).swapaxes(1, 2)
+
+
+def shape_text(sizes: Iterable[object]) -> str:
+    """A shape as messages have it: "1x3x64x96"."""
+    return "x".join(map(str, sizes))
 
 
 def looks_channels_last(sizes: Sequence[object]) -> bool:

@@ -15,7 +15,7 @@ import torch
 from asvp_export.distillation.degradations import DEGRADATIONS, degrade, generator
 from asvp_export.errors import InputError
 from asvp_export.images import as_channels, list_images, photographs, read_image
-from asvp_export.signature import SizeRule
+from asvp_export.signature import SizeRule, shape_text
 from asvp_export.teacher.model import Teacher
 
 _TWINS = 4  # degraded twins of each clean picture that attackers train with
@@ -259,9 +259,7 @@ def _aligned(
     scale = Fraction(teacher.scale)
     shape = pair.degraded.shape[:2]
     if pair.clean.shape[:2] != tuple(side * scale for side in shape):
-        expected, actual = (
-            "x".join(str(side) for side in sides) for sides in ((s * scale for s in shape), pair.clean.shape[:2])
-        )
+        expected, actual = (shape_text(sides) for sides in ((side * scale for side in shape), pair.clean.shape[:2]))
         raise InputError(
             f"The clean picture of {pair.name} is {actual} (height x width); its input times the scale {scale} of "
             f"{teacher.source} makes {expected}. Give pairs, or a task, that fit the model."

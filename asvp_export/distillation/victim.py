@@ -24,6 +24,7 @@ from asvp_export.onnx_graph.pairs import pairs
 from asvp_export.onnx_graph.passes import without_nodes
 from asvp_export.operator import Perturbation
 from asvp_export.parity.removal import NodeFit
+from asvp_export.signature import shape_text
 from asvp_export.teacher.backends import Backend, OnnxBackend, open_backend
 from asvp_export.teacher.layout import frozen
 from asvp_export.teacher.model import Teacher, named_outputs
@@ -88,7 +89,7 @@ class Victim:
         ):
             if ours and theirs and ours != theirs:
                 shapes = dims, (teacher.static_shape[0], teacher.channels, *teacher.static_shape[2:])
-                file_images, teacher_images = ("x".join(str(side or "?") for side in shape) for shape in shapes)
+                file_images, teacher_images = (shape_text(side or "?" for side in shape) for shape in shapes)
                 raise InputError(
                     f"{path} takes images of {file_images} (N x C x H x W) and {teacher.source} of {teacher_images}; "
                     "give the teacher that the file was exported from."

@@ -6,8 +6,8 @@ from asvp_export.errors import InputError
 from asvp_export.insertion.plan import Plan
 from asvp_export.insertion.protected import Protected, insert
 from asvp_export.selection.survey import survey_of
+from asvp_export.signature import shape_text
 from asvp_export.teacher.backends import open_backend
-from asvp_export.teacher.backends.base import described_shape
 from asvp_export.teacher.model import Teacher
 
 
@@ -24,10 +24,10 @@ def apply(teacher: Teacher, plan: Plan) -> Protected:
     theirs = backend.parameters()
     for name, weight in plan.weights.items():
         if name not in theirs or tuple(theirs[name].shape) != tuple(weight.shape):
-            here = f"has the shape {described_shape(theirs[name].shape)}" if name in theirs else "does not exist"
+            here = f"has the shape {shape_text(theirs[name].shape)}" if name in theirs else "does not exist"
             raise InputError(
                 f"The plan does not fit: {name} {here} in {teacher.source}, and has the shape "
-                f"{described_shape(weight.shape)} in the plan. Make a plan for this model."
+                f"{shape_text(weight.shape)} in the plan. Make a plan for this model."
             )
     if plan.weights and plan.source_sha256 != teacher.sha256:
         raise InputError(
@@ -52,7 +52,7 @@ def _check_nodes(teacher: Teacher, plan: Plan) -> None:
         if not -len(shape) < node.axis < len(shape):
             raise InputError(
                 f"The plan does not fit: the axis of {name} is {node.axis}, and the layer gives "
-                f"{described_shape(shape)}. Make a plan for this model."
+                f"{shape_text(shape)}. Make a plan for this model."
             )
         if node.rank > shape[node.axis]:
             raise InputError(

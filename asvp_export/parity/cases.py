@@ -12,7 +12,7 @@ import onnxruntime as ort
 from asvp_export.errors import InputError
 from asvp_export.images import as_channels, pad_to, read_image
 from asvp_export.runtime.session import FLOAT_DTYPES, inputs_of
-from asvp_export.signature import Signature, SizeRule, ValueRange
+from asvp_export.signature import Signature, SizeRule, ValueRange, shape_text
 
 # Verification runs every image through up to four models. A camera's 24 megapixels would take minutes and
 # gigabytes each, and say no more than a crop does; whoever wants them asks for the size.
@@ -157,7 +157,7 @@ def _check_sizes(sizes: Sequence[Size], rule: SizeRule, frozen: Sequence[int | N
             least = max(rule.minimum, _SMALLEST)
             raise InputError(f"The size {height}x{width} was asked for; at least {least}x{least} is needed.")
         if any(dim is not None and dim != side for dim, side in zip(frozen, (height, width), strict=True)):
-            takes = "x".join("any" if dim is None else str(dim) for dim in frozen)
+            takes = shape_text("any" if dim is None else dim for dim in frozen)
             raise InputError(
                 f"The size {height}x{width} was asked for; this model takes {takes} only (height x width)."
             )
@@ -291,7 +291,7 @@ def fits(opened: ort.InferenceSession, case: Case) -> None:
         if len(declared.shape) != array.ndim or any(
             isinstance(dim, int) and dim != size for dim, size in zip(declared.shape, array.shape, strict=True)
         ):
-            expected = "x".join(str(dim) for dim in array.shape)
+            expected = shape_text(array.shape)
             raise InputError(
                 f"The ONNX model takes {declared}; the input of {case.name} is {expected}. Check that it is the same "
                 "model, exported for this size."

@@ -13,7 +13,7 @@ from asvp_export.errors import InputError
 from asvp_export.images import as_channels, list_images, read_image
 from asvp_export.parity.cases import Case
 from asvp_export.parity.metrics import psnr
-from asvp_export.signature import ValueRange
+from asvp_export.signature import ValueRange, shape_text
 from asvp_export.teacher.model import Teacher
 
 
@@ -52,9 +52,9 @@ def _fitting(image: Path, paths: Sequence[Path], folder: Path, scale: int | Frac
     expected = tuple(side * scale for side in picture.shape[:2])
     if clean.shape[:2] != expected:
         raise InputError(
-            f"The ground truth {paths[0]} is {_size(clean.shape)} (height x width); the input {image.name} of "
-            f"{_size(picture.shape)} times the scale {scale} makes {_size(expected)}. Give the clean pictures that the "
-            "inputs were made from."
+            f"The ground truth {paths[0]} is {shape_text(clean.shape[:2])} (height x width); the input {image.name} of "
+            f"{shape_text(picture.shape[:2])} times the scale {scale} makes {shape_text(expected)}. Give the clean "
+            "pictures that the inputs were made from."
         )
     return clean
 
@@ -89,12 +89,8 @@ def truth_psnr(clean: np.ndarray, tested: np.ndarray, values: ValueRange) -> flo
     expected = as_channels(clean, tested.shape[1])
     if expected.shape != tested.shape:
         raise InputError(
-            f"The output is {_size(tested.shape[2:])} (height x width) where the ground truth is "
-            f"{_size(expected.shape[2:])}: this model cuts a border off, so its outputs cannot be compared with clean "
-            "pictures. Leave the ground truth out."
+            f"The output is {shape_text(tested.shape[2:])} (height x width) where the ground truth is "
+            f"{shape_text(expected.shape[2:])}: this model cuts a border off, so its outputs cannot be compared with "
+            "clean pictures. Leave the ground truth out."
         )
     return psnr(expected, np.clip(values.to_unit(tested), 0, 1), 1.0)
-
-
-def _size(shape: Sequence[int | Fraction]) -> str:
-    return f"{shape[0]}x{shape[1]}"

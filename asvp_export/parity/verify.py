@@ -12,7 +12,7 @@ import numpy as np
 from asvp_export.errors import InputError
 from asvp_export.parity.cases import Case
 from asvp_export.parity.metrics import IDENTICAL_DB, as_images, peak_of, psnr, ssim
-from asvp_export.signature import ValueRange
+from asvp_export.signature import ValueRange, shape_text
 
 # How |difference| / peak is counted: decades between 1e-8 and 1, and what lies beside them.
 _DECADES = range(-8, 1)
@@ -234,7 +234,7 @@ def compared(case: Case, expected: np.ndarray, tested: np.ndarray) -> tuple[np.n
 
 
 def _shape(array: np.ndarray) -> str:
-    return "x".join(str(dim) for dim in array.shape) or "a single number"
+    return shape_text(array.shape) or "a single number"
 
 
 def _decades(expected: np.ndarray, tested: np.ndarray, peak: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from asvp_export.console import printable, stdout, width
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, failure_text
 from asvp_export.selection.survey import Layer
-from asvp_export.signature import NCHW
+from asvp_export.signature import NCHW, shape_text
 from asvp_export.teacher.model import Teacher
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def layers_table(survey: Survey) -> None:
         table.add_row(
             layer.name,
             layer.type + calls,
-            "x".join(map(str, layer.shape[1:])),
+            shape_text(layer.shape[1:]),
             str(layer.axis),
             f"{layer.leading_share:.3f}",
             f"{layer.effective_rank:.1f}",

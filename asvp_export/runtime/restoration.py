@@ -13,7 +13,15 @@ from asvp_export.images import as_channels, pad, pad_to
 from asvp_export.onnx_graph.metadata import Provenance, read_provenance, tiling_notes
 from asvp_export.runtime.session import ModelInput, float_outputs, inputs_of, run_model, session
 from asvp_export.runtime.tiles import Tiling, run_tiled
-from asvp_export.signature import NHWC, SizeRule, ValueRange, channels_to_end, channels_to_front, looks_channels_last
+from asvp_export.signature import (
+    NHWC,
+    SizeRule,
+    ValueRange,
+    channels_to_end,
+    channels_to_front,
+    looks_channels_last,
+    shape_text,
+)
 
 
 def restore(
@@ -133,7 +141,9 @@ def _tiles(padded: Sequence[int], sides: Sequence[int | None], tiling: Tiling | 
 
 def _fixed_notes(tiles: Tiling, picture: Sequence[int], alone: bool) -> list[str]:
     """What a user has to know of a fixed size run tile by tile; refused where the file takes more than a picture."""
-    mismatch = f"The file takes {_size(tiles.sides)} (height x width) only and the picture is {_size(picture)}"
+    mismatch = (
+        f"The file takes {shape_text(tiles.sides)} (height x width) only and the picture is {shape_text(picture)}"
+    )
     if not alone:
         raise InputError(f"{mismatch}; only a model whose single input is one picture runs in tiles. Crop the picture.")
     return [
@@ -149,10 +159,6 @@ def _repeated(x: np.ndarray, batch: int | None) -> np.ndarray:
 def _channels_first(sizes: Sequence[int | None], channels_last: bool) -> list[int | None]:
     """N, C, H, W of sizes that may be N, H, W, C."""
     return [sizes[0], sizes[3], sizes[1], sizes[2]] if channels_last else list(sizes)
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[0]}x{shape[1]}"
 
 
 def _image(inputs: Sequence[ModelInput], provenance: Provenance | None) -> ModelInput | None:

@@ -25,6 +25,7 @@ from asvp_export.interrupts import stoppable
 from asvp_export.onnx_graph.opening import read_model
 from asvp_export.operator import OP_TYPE, native
 from asvp_export.shortage import is_out_of_memory
+from asvp_export.signature import shape_text
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -334,7 +335,7 @@ def run_model(opened: ort.InferenceSession, *inputs: np.ndarray) -> list[np.ndar
     try:
         outputs = opened.run([node.name for node in float_outputs(opened)], feeds)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
-        size = " and ".join("x".join(str(dim) for dim in x.shape) for x in inputs)
+        size = " and ".join(shape_text(x.shape) for x in inputs)
         problem = f"onnxruntime cannot run the model on an input of {size}"
         raise _translated(error, problem, _OTHER_SIZE) from error
     if not outputs:

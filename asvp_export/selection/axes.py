@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asvp_export.teacher.backends.base import LayerOutputs, described_shape
+from asvp_export.signature import shape_text
+from asvp_export.teacher.backends.base import LayerOutputs
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _observed_axis(
 
     Frames folded into the batch are samples of their own: a node there works a frame at a time.
     """
-    shown = described_shape(first)
+    shown = shape_text(first)
     if len(first) != len(second):
         return f"returns {len(first)} dimensions at one image size and {len(second)} at another"
     folded = frames is not None and (first[0], second[0]) == (frames * batches[0], frames * batches[1])
@@ -79,7 +80,7 @@ def _observed_axis(
 def _folded(shape: tuple[int, ...], batch: int) -> str:
     """Why an output is refused whose first axis is not the batch: as a rule there are windows or patches in it."""
     pieces, remainder = divmod(shape[0], batch)
-    shown = described_shape(shape)
+    shown = shape_text(shape)
     if remainder or pieces < 2:
         return f"returns {shown}, whose first axis is not the batch"
     return (
@@ -90,7 +91,7 @@ def _folded(shape: tuple[int, ...], batch: int) -> str:
 
 def inferred_axis(shape: tuple[int, ...], batch: int, image: tuple[int, int]) -> int | str:
     """The likely channel axis of one shape, where the image's size cannot be changed."""
-    shown = described_shape(shape)
+    shown = shape_text(shape)
     height, width = image
     if shape[0] != batch:
         return _folded(shape, batch)

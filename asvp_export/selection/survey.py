@@ -14,8 +14,9 @@ from asvp_export.errors import InputError, MachineError, summary
 from asvp_export.operator.spectrum import squared_singular_values
 from asvp_export.selection.axes import Probe, channel_axis
 from asvp_export.shortage import is_out_of_memory
+from asvp_export.signature import shape_text
 from asvp_export.teacher.backends import Backend, open_backend
-from asvp_export.teacher.backends.base import LayerNames, LayerOutputs, described_shape
+from asvp_export.teacher.backends.base import LayerNames, LayerOutputs
 from asvp_export.teacher.backends.torch_backend import now
 from asvp_export.teacher.model import Teacher
 
@@ -161,7 +162,7 @@ def _refusing(teacher: Teacher, image: torch.Tensor) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a user's module may raise anything
-        shape = described_shape(image.shape)
+        shape = shape_text(image.shape)
         if is_out_of_memory(error):
             raise MachineError(f"Memory ran out while {teacher.source} ran at {shape}.") from error
         raise InputError(f"{teacher.source} fails on an image of {shape}: {summary(error)}.") from error

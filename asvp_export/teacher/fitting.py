@@ -14,6 +14,7 @@ from torch import nn
 
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError, summary
+from asvp_export.signature import shape_text
 from asvp_export.teacher.checkpoint import MARKS, Weights, is_counter, key_options, rank, renamed_without, without_marks
 
 _COMPUTED = re.compile(
@@ -286,7 +287,7 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
 
 def _shape(value: Any) -> str:
     try:
-        return "x".join(map(str, value.shape)) or "scalar" if isinstance(value, torch.Tensor) else ""
+        return shape_text(value.shape) or "scalar" if isinstance(value, torch.Tensor) else ""
     except RuntimeError:  # a lazy module's weights have no shape yet
         return ""
 

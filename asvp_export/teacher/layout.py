@@ -9,7 +9,7 @@ from torch import nn
 
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError
-from asvp_export.signature import CHANNELS, NCHW, NHWC, looks_channels_last
+from asvp_export.signature import CHANNELS, NCHW, NHWC, looks_channels_last, shape_text
 from asvp_export.teacher.onnx_model import OnnxModule
 from asvp_export.teacher.probe import Findings
 from asvp_export.teacher.pt2 import Dims
@@ -67,7 +67,7 @@ def readings(requested: str | None, sizes: Sequence[int | None], module: nn.Modu
     if requested not in (None, NCHW, NHWC):
         raise InputError(f"The layout {requested!r} was asked for; {NCHW} or {NHWC} was expected.")
     if len(sizes) == 5 and (requested == NHWC or (requested is None and looks_channels_last(sizes))):
-        shown = "x".join(str(size or "?") for size in sizes)
+        shown = shape_text(size or "?" for size in sizes)
         raise InputError(
             f"The image input is {shown}, a video with its channels last; videos are taken as N,T,C,H,W only. Put a "
             f"transpose before and behind the model, or give --layout {NCHW} if the input is not a video."

@@ -20,7 +20,7 @@ from asvp_export.onnx_graph.contents import data_bytes, external_files, inputs_o
 from asvp_export.onnx_graph.opening import read_model
 from asvp_export.runtime.session import SessionSettings, create_session
 from asvp_export.shortage import is_out_of_memory
-from asvp_export.signature import Signature
+from asvp_export.signature import Signature, shape_text
 
 if TYPE_CHECKING:
     from asvp_export.teacher.child import Child
@@ -237,7 +237,7 @@ def open_session(model: onnx.ModelProto, folder: Path | None, profile: Path | No
 def _shown(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     sizes = [dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim]
-    return f"{value.name} {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} {'x'.join(sizes)}"
+    return f"{value.name} {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} {shape_text(sizes)}"
 
 
 def guarded(call: Any, *arguments: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 from asvp_export.assumptions import Assumption
 from asvp_export.errors import InputError, MachineError, summary
 from asvp_export.shortage import is_out_of_memory
-from asvp_export.signature import CHANNELS, Signature, SizeRule, ValueRange
+from asvp_export.signature import CHANNELS, Signature, SizeRule, ValueRange, shape_text
 from asvp_export.teacher.child import Child, StoppedError
 from asvp_export.teacher.main_output import MainOutput, is_picture
 from asvp_export.teacher.model import named_outputs, natural_inputs, with_others
@@ -232,7 +232,7 @@ class _Runner:
 
     def main_output(self, image: torch.Tensor) -> torch.Tensor | None:
         """The main output, or None where the model raises (`problem` says why); the outputs' names are noted."""
-        size = "x".join(map(str, image.shape))
+        size = shape_text(image.shape)
         try:
             inputs = with_others(self.signature, image)
             with torch.no_grad():
@@ -333,9 +333,9 @@ class _Runner:
 
     def _note(self, outputs: dict[str, torch.Tensor], image: torch.Tensor, inputs: tuple[torch.Tensor, ...]) -> None:
         """Take in which outputs there are, channels first, and which of them is the restored picture."""
-        tensors, size = list(outputs.values()), "x".join(map(str, image.shape))
+        tensors, size = list(outputs.values()), shape_text(image.shape)
         if not any(is_picture(tensor, image.shape[0]) for tensor in tensors):
-            kinds = "; ".join(f"{'x'.join(map(str, t.shape)) or 'no dimensions'} {str(t.dtype)[6:]}" for t in tensors)
+            kinds = "; ".join(f"{shape_text(t.shape) or 'no dimensions'} {str(t.dtype)[6:]}" for t in tensors)
             raise _NotAnImageError(
                 f"{self.source} gives {kinds or 'no tensor'} for {size}, which is not an image batch. Expected a "
                 "float tensor N,C,H,W (or N,T,C,H,W) among its outputs."

@@ -18,6 +18,7 @@ import torch
 
 from asvp_export.errors import AsvpError, InputError, summary
 from asvp_export.options import DEFAULT_OPSET
+from asvp_export.signature import shape_text
 from asvp_export.teacher import script_pickles
 from asvp_export.teacher.model import Teacher, named_outputs
 from asvp_export.teacher.onnx_model import OnnxModule
@@ -238,7 +239,7 @@ def _verified(teacher: Teacher, graph: OnnxModule) -> OnnxModule:
 
 
 def _unfaithful(teacher: Teacher, reason: str, image: torch.Tensor) -> AsvpError:
-    size = "x".join(map(str, image.shape))
+    size = shape_text(image.shape)
     return AsvpError(
         f"PyTorch's exporter made a graph of {teacher.source} that is not the same model: on {size} "
         f"{reason}. Give the state dict of the original module with --arch, or script the module instead of tracing it."

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from asvp_export.operator import Perturbation
+from asvp_export.signature import shape_text
 
 TRACED = (61, 91)
 """Height and width that are traced. They are no multiple of a window, so that padding gets into the graph; at 64 x 96
@@ -242,13 +243,8 @@ class Backend(Protocol):
         ...
 
 
-def described_shape(shape: Sequence[int]) -> str:
-    """A shape as "1x3x64x96"."""
-    return "x".join(map(str, shape))
-
-
 def dimensions_problem(shape: Sequence[int]) -> str:
     """Why an output with so many dimensions cannot carry a node, "" where it can."""
     if len(shape) >= 3:
         return ""
-    return f"returns a {len(shape)}-D tensor ({described_shape(shape) or 'no dimensions'}), not a feature map"
+    return f"returns a {len(shape)}-D tensor ({shape_text(shape) or 'no dimensions'}), not a feature map"
