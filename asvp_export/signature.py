@@ -171,7 +171,7 @@ class Signature:
     frames: int | None = None
     """T of a video model, whose image is N,T,C,H,W; None for N,C,H,W."""
 
-    place: int = 0
+    image_index: int = 0
     """Which input the image is."""
 
     others: tuple[OtherInput, ...] = ()
@@ -194,7 +194,7 @@ class Signature:
 
     def __post_init__(self) -> None:
         names = [other.name for other in self.others]
-        names.insert(self.place, self.image_name)
+        names.insert(self.image_index, self.image_name)
         object.__setattr__(self, "names", tuple(names))
 
     @property
@@ -208,7 +208,7 @@ class Signature:
     def dimensions(self) -> tuple[dict[int, str], ...]:
         """For each input: axis to the name of its free size, as the exporter takes them."""
         free = [{axis: _dim(dimension, ratio) for axis, dimension, ratio in other.follows} for other in self.others]
-        free.insert(self.place, {0: "batch", self.size_axes[0]: "height", self.size_axes[1]: "width"})
+        free.insert(self.image_index, {0: "batch", self.size_axes[0]: "height", self.size_axes[1]: "width"})
         return tuple(free)
 
     @property

@@ -70,7 +70,7 @@ class Case:
     @property
     def inputs(self) -> tuple[np.ndarray, ...]:
         """All inputs, in the model's order and layout."""
-        index, image = self.signature.place, np.ascontiguousarray(self.signature.to_model(self.input))
+        index, image = self.signature.image_index, np.ascontiguousarray(self.signature.to_model(self.input))
         return (*self.others[:index], image, *self.others[index:])
 
     def pictures(self, outputs: Iterable[np.ndarray]) -> list[np.ndarray]:

@@ -96,7 +96,7 @@ def rank(
     inputs = draw(teacher, few * 2 if len(few) == 1 else few, solved=False, side=_SIDE).held_out
     meter = _Meter(nodes, teacher.data_range.peak)
     open_backend(teacher).look(list(nodes), inputs, meter.take)
-    pictures = [x[teacher.signature.place] for x in inputs]
+    pictures = [x[teacher.signature.image_index] for x in inputs]
     pixels = sum(picture.shape[-1] * picture.shape[-2] for picture in pictures)
     candidates = meter.candidates(multiply_adds(teacher) * pixels)
     order = sorted(candidates, key=lambda layer: -candidates[layer].value)

@@ -46,7 +46,7 @@ def refine(
     optimizer = torch.optim.Adam(trained.values(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rng = np.random.default_rng(_SEED)
-    area = [crop[teacher.signature.place].numel() for crop in images.crops]
+    area = [crop[teacher.signature.image_index].numel() for crop in images.crops]
     small = sorted(range(len(area)), key=lambda i: area[i])[: (len(area) + 1) // 2]  # twice the steps in the same time
     originals = {i: search.runner.outputs(i) for i in small}
     best, weights = trial.psnr, dict(trial.weights)

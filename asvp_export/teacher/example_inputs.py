@@ -94,7 +94,7 @@ def signature_of(
         image_name=name,
         channels=shape[-3],
         frames=image.shape[1] if image.ndim == 5 else None,
-        place=image_index,
+        image_index=image_index,
         others=tuple(following(other_name, _single(example), shape, channels_last) for other_name, example in others),
         channels_last=channels_last,
     )

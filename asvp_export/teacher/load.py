@@ -106,7 +106,9 @@ def _teacher(model: str | Path | nn.Module, options: LoadOptions, child: Child) 
     size = findings.size.stricter(architecture.size) if architecture else findings.size
     signature = findings.signature
     if isinstance(module, OnnxModule):  # the file's own names
-        signature = replace(signature, image_name=module.input_names[signature.place], outputs=module.output_names)
+        signature = replace(
+            signature, image_name=module.input_names[signature.image_index], outputs=module.output_names
+        )
     assumptions = (*opened.assumptions, *about_layout, *findings.assumptions)
     teacher = Teacher(
         module=module,

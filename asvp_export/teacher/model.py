@@ -123,7 +123,7 @@ def with_others(signature: Signature, image: torch.Tensor) -> tuple[torch.Tensor
         image: the image batch, N,C,H,W.
     """
     others = [torch.from_numpy(example).to(image.device) for example in signature.others_for(image.shape)]
-    return (*others[: signature.place], signature.to_model(image).contiguous(), *others[signature.place :])
+    return (*others[: signature.image_index], signature.to_model(image).contiguous(), *others[signature.image_index :])
 
 
 def named_outputs(result: object, name: str = "") -> dict[str, torch.Tensor]:

@@ -128,7 +128,7 @@ class OnnxModule(nn.Module):
                 f"The graph takes {len(shown)} inputs ({'; '.join(shown)}), and only {len(names)} are known; give an "
                 "example of each with --inputs FILE.npz."
             )
-        value = self.inputs[signature.place if signature else 0] if self.inputs else None
+        value = self.inputs[signature.image_index if signature else 0] if self.inputs else None
         dims = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim] if value is not None else []
         if value is None or len(dims) not in (4, 5) or value.type.tensor_type.elem_type not in _FLOATS:
             raise InputError(

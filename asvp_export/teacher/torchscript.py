@@ -151,7 +151,7 @@ def _convert(teacher: Teacher, opset: int) -> onnx.ModelProto:
                 output_names=list(signature.outputs),
                 dynamic_axes={
                     **dict(zip(signature.names, free, strict=True)),
-                    signature.outputs[signature.main]: free[signature.place],
+                    signature.outputs[signature.main]: free[signature.image_index],
                 },
             )
             return onnx.load(path)

@@ -150,7 +150,7 @@ def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Sign
     inputs = inputs_of(opened)
     last = signature.channels_last
     layout = "N, T, C, H, W" if signature.frames is not None else "N, H, W, C" if last else "N, C, H, W"
-    image = inputs[signature.place] if len(inputs) == len(signature.names) else None
+    image = inputs[signature.image_index] if len(inputs) == len(signature.names) else None
     if image is None or len(image.shape) != (4 if signature.frames is None else 5):
         input_text = "; ".join(map(str, inputs)) or "nothing"
         raise InputError(

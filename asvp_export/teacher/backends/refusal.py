@@ -109,7 +109,7 @@ def _scripted(teacher: Teacher) -> None:
 def _fixed_on_the_way(error: BaseException, signature: Signature) -> list[str]:
     """The free sizes to which the tracer says that it found but one value, as "name (value)"."""
     matches = re.findall(r"static shape of (\d+) for dimension .*shape\[(\d+)\]", str(_innermost(error)))
-    names = signature.dimensions[signature.place]
+    names = signature.dimensions[signature.image_index]
     return list(dict.fromkeys(f"{names.get(int(axis), f'axis {axis}')} ({size})" for size, axis in matches))
 
 

@@ -180,8 +180,8 @@ def _check_free(model: ir.Model, signature: Signature, frozen: Frozen) -> None:
     Raises:
         FixedError: there is one.
     """
-    dims = model.graph.inputs[signature.place].shape or ()
-    axes, requested = signature.dimensions[signature.place], _frozen_names(frozen)
+    dims = model.graph.inputs[signature.image_index].shape or ()
+    axes, requested = signature.dimensions[signature.image_index], _frozen_names(frozen)
     stuck = [f"{name} ({dims[i]})" for i, name in axes.items() if name not in requested and isinstance(dims[i], int)]
     if stuck:
         raise FixedError(stuck)
