@@ -99,7 +99,7 @@ def unseen() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(debug: bool = False) -> Iterator[None]:
+def only_own_output(debug: bool = False) -> Iterator[None]:
     """Within the block only what is written to `stdout()` and `stderr()` is seen.
 
     That holds for what Python code prints, for what native libraries write to the descriptors 1 and 2, and for the

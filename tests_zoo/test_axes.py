@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import asvp_export
-from asvp_export.selection.survey import candidates
+from asvp_export.selection.survey import survey_layers
 from tests_zoo.architectures import ENTRIES
 from tests_zoo.factories import swin2sr
 
@@ -43,7 +43,7 @@ def module_of(name: str) -> torch.nn.Module:
     ],
 )
 def test_tokens_and_maps_get_their_axis_and_windows_are_refused(name, tokens, maps, windows):
-    layers, reasons = candidates(asvp_export.load(module_of(name)))
+    layers, reasons = survey_layers(asvp_export.load(module_of(name)))
     axes = {layer.name: layer.axis for layer in layers}
     assert {layer: axes.get(layer) for layer in tokens} == dict.fromkeys(tokens, -1)
     assert {layer: axes.get(layer) for layer in maps} == dict.fromkeys(maps, 1)

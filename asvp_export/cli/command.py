@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from asvp_export.console import alone
+from asvp_export.console import only_own_output
 from asvp_export.shortage import check_addresses
 
 DEBUG = "asvp_export.debug"  # in a command's context
@@ -49,7 +49,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """See click."""
         check_addresses()
-        with alone(debug=bool(ctx.meta.get(DEBUG))):
+        with only_own_output(debug=bool(ctx.meta.get(DEBUG))):
             return super().invoke(ctx)
 
     def under_headings(self, ctx: click.Context) -> dict[str, list[click.Option]]:

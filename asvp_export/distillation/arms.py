@@ -150,7 +150,7 @@ FULL = tuple(_rows(*_HEADS, *(f"{teacher}/{loss}" for loss in _LOSSES for teache
 """Eight kinds of student for many seeds, each of the original and of the shipped model."""
 
 
-def quick() -> list[Arm]:
+def quick_arms() -> list[Arm]:
     """The rows of the quick profile: each question once."""
     return _rows(
         *_HEADS,
@@ -169,7 +169,7 @@ def quick() -> list[Arm]:
     ) + _adaptive("normalised", 10)
 
 
-def screen() -> list[Arm]:
+def screen_arms() -> list[Arm]:
     """Everything: each loss at each weight with the controls, all taps, features first, attackers with two losses."""
     arms = _rows(*_HEADS)
     for loss in LOSSES:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asvp_export.distillation.arms import FULL, Arm, quick, screen, with_baselines
-from asvp_export.distillation.data import check_task, fitting, from_folder, project_pictures
+from asvp_export.distillation.arms import FULL, Arm, quick_arms, screen_arms, with_baselines
+from asvp_export.distillation.data import accepted_size, check_task, from_folder, project_pictures
 from asvp_export.distillation.results import AuditResult, check_requirements, evaluate_requirements, summarise
 from asvp_export.distillation.runner import Experiment, Workers, run
 from asvp_export.distillation.students import student_for
@@ -29,8 +29,8 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(tuple(quick()), 2, 250),
-    "screen": Profile(tuple(screen()), 1, 400),
+    "quick": Profile(tuple(quick_arms()), 2, 250),
+    "screen": Profile(tuple(screen_arms()), 1, 400),
     "full": Profile(tuple(FULL), 3, 1500),
 }
 """Each question once, in minutes; everything, with one seed; eight rows with more seeds and longer training."""
@@ -87,7 +87,7 @@ def run_audit(
     if teacher.signature.frames:
         raise InputError(f"{teacher.source} restores videos; an audit trains students of pictures only.")
     pictures = from_folder(options.data, task) if options.data else project_pictures(str(task))
-    example = natural_images(1, teacher.channels, *fitting(teacher, 64))
+    example = natural_images(1, teacher.channels, *accepted_size(teacher, 64))
     student = student_for(teacher, list(victim.nodes), options.student, dict(options.student_args or {}), example)
     workers = Workers(options.jobs, options.backend, options.address)
     findings = run(victim, pictures, student, experiment, options.cache, workers, progress)

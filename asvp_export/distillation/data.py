@@ -218,7 +218,7 @@ def cut_patches(teacher: Teacher, pairs: Sequence[Pair], count: int, seed: int) 
         InputError: a picture is too small, or not as large as the teacher's scale says.
     """
     rng = np.random.default_rng([seed, 2510])
-    side = fitting(teacher, round(_PATCH_SIDE / teacher.scale))
+    side = accepted_size(teacher, round(_PATCH_SIDE / teacher.scale))
     inputs, clean = [], []
     for index in range(count):
         x, y = _aligned(teacher, pairs[index % len(pairs)], side, rng)
@@ -229,7 +229,7 @@ def cut_patches(teacher: Teacher, pairs: Sequence[Pair], count: int, seed: int) 
     return Patches(torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(clean)))
 
 
-def fitting(teacher: Teacher, side: int) -> tuple[int, int]:
+def accepted_size(teacher: Teacher, side: int) -> tuple[int, int]:
     """The height and width of inputs that the teacher takes, about as large as wanted."""
     height, width = (fixed or _rule(teacher).fit(side) for fixed in teacher.static_shape[2:])
     return (height, width)

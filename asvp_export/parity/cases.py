@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from asvp_export.errors import InputError
 from asvp_export.images import as_channels, pad_to, read_image
-from asvp_export.runtime.session import FLOAT_DTYPES, inputs_of
+from asvp_export.runtime.session import FLOAT_DTYPES, session_inputs
 from asvp_export.signature import Signature, SizeRule, ValueRange, shape_text
 
 # Verification runs every image through up to four models. A camera's 24 megapixels would take minutes and
@@ -270,13 +270,13 @@ def _corner(picture: np.ndarray, size: Size) -> tuple[int, int]:
     return (picture.shape[0] - size[0]) // 2, (picture.shape[1] - size[1]) // 2
 
 
-def fits(opened: ort.InferenceSession, case: Case) -> None:
+def check_fits(opened: ort.InferenceSession, case: Case) -> None:
     """Check that a model takes the inputs of a case.
 
     Raises:
         InputError: it has another number of inputs, or one of another rank, channel count, fixed size or type.
     """
-    inputs = inputs_of(opened)
+    inputs = session_inputs(opened)
     input_text = "; ".join(str(declared) for declared in inputs) or "nothing"
     if len(inputs) != len(case.inputs):
         raise InputError(

@@ -62,7 +62,7 @@ def latency(
     return a, b
 
 
-def alone(opened: ort.InferenceSession, inputs: Sequence[np.ndarray], repeats: int = 10) -> float:
+def median_ms(opened: ort.InferenceSession, inputs: Sequence[np.ndarray], repeats: int = 10) -> float:
     """The median milliseconds of a run of one model, for which memory has no second one beside it."""
     return in_turns(repeats, lambda: run_model(opened, *inputs))[0]
 
@@ -91,7 +91,7 @@ def file_latency(
         bare = without_nodes(model).SerializeToString()
     files = [(bare, None if original else path.parent), (path, None)]
     if float32_bytes > publish.EXTERNAL_LIMIT:
-        times = [alone(session(file, provider, data_folder=folder), inputs, repeats) for file, folder in files]
+        times = [median_ms(session(file, provider, data_folder=folder), inputs, repeats) for file, folder in files]
         return times[0], times[1]
     before, after = (session(file, provider, data_folder=folder) for file, folder in files)
     return latency(before, after, inputs, repeats)

@@ -30,7 +30,7 @@ _MULTIPLES = (2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 64)
 Trace = Callable[[tuple[int, int]], onnx.ModelProto]
 
 
-def fitted(
+def checked_at_other_sizes(
     model: onnx.ModelProto, protected: Protected, trace: Trace, folder: Path | None
 ) -> tuple[onnx.ModelProto, Protected]:
     """Hold a graph against its module at a size that was not traced; where it fails, find the sizes that it takes.

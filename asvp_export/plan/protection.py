@@ -32,7 +32,7 @@ def protect_teacher(
     progress: Printer,
 ) -> Protected:
     """`asvp_export.protect`, with the options as objects."""
-    settings = resolved(options)
+    settings = check_protect_options(options)
     if options.residual is None and settings.residual == AUTO:
         progress(
             "compensation without --residual: the largest residual gain that the readers can be re-solved for "
@@ -232,8 +232,8 @@ class ResolvedOptions:
     """"none", "solve" or "refine"."""
 
 
-def resolved(options: ProtectOptions) -> ResolvedOptions:
-    """What the numbers and words alone ask for, and what is wrong with them.
+def check_protect_options(options: ProtectOptions) -> ResolvedOptions:
+    """Check the numbers and words of the options, alone and together, and settle those that depend on others.
 
     Raises:
         InputError: an attribute out of range, or two that do not go together.

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from asvp_export.errors import InputError
 from asvp_export.images import as_channels, pad, pad_to
 from asvp_export.onnx_graph.metadata import Provenance, read_provenance, tiling_notes
-from asvp_export.runtime.session import ModelInput, float_outputs, inputs_of, run_model, session
+from asvp_export.runtime.session import ModelInput, float_outputs, run_model, session, session_inputs
 from asvp_export.runtime.tiles import Tiling, run_tiled
 from asvp_export.signature import (
     NHWC,
@@ -57,7 +57,7 @@ def restore(
     opened = session(model, provider)
     provenance = read_provenance(opened.get_modelmeta().custom_metadata_map)
     size, values = (provenance.size, provenance.data_range) if provenance else (SizeRule(), ValueRange())
-    inputs = inputs_of(opened)
+    inputs = session_inputs(opened)
     image = _image(inputs, provenance)
     image, arrays = _checked(inputs, image, others, tiling)
     channels_last = provenance.layout == NHWC if provenance else looks_channels_last(image.shape)

@@ -303,7 +303,7 @@ def _cuda_libraries() -> Iterator[None]:
         ort.set_default_logger_severity(_WARNING)
 
 
-def inputs_of(opened: ort.InferenceSession) -> tuple[ModelInput, ...]:
+def session_inputs(opened: ort.InferenceSession) -> tuple[ModelInput, ...]:
     """The inputs that a model asks for."""
     return tuple(
         ModelInput(node.name, tuple(dim if isinstance(dim, int | str) else None for dim in node.shape), node.type)

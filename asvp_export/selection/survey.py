@@ -73,7 +73,7 @@ class Survey:
     """What the layers are called."""
 
 
-def candidates(teacher: Teacher) -> tuple[list[Layer], dict[str, str]]:
+def survey_layers(teacher: Teacher) -> tuple[list[Layer], dict[str, str]]:
     """List the modules whose output can carry a node, and say of every other why it cannot.
 
     A carrier returns one floating tensor from every call, with the batch on axis 0, one channel axis and at least one

@@ -53,7 +53,7 @@ class Limits:
 
 
 @contextlib.contextmanager
-def apart(path: Path | None, device: str, limits: Limits) -> Iterator[Child]:
+def child_process(path: Path | None, device: str, limits: Limits) -> Iterator[Child]:
     """A process of its own for a model's file, which is opened and tried out there first.
 
     Args:

@@ -21,7 +21,7 @@ from asvp_export.options import LoadOptions
 from asvp_export.signature import NCHW, SizeRule, ValueRange
 from asvp_export.teacher import checkpoint, formats
 from asvp_export.teacher.architecture import build
-from asvp_export.teacher.child import Child, Limits, apart
+from asvp_export.teacher.child import Child, Limits, child_process
 from asvp_export.teacher.example_inputs import how_to_give, read_inputs, required, signature_of
 from asvp_export.teacher.fitting import fit
 from asvp_export.teacher.layout import first_that_works, frozen, readings
@@ -30,8 +30,8 @@ from asvp_export.teacher.norms import statistics_assumed, use_input_statistics
 from asvp_export.teacher.onnx_model import OnnxModule, read_onnx
 from asvp_export.teacher.probe import Findings, Subject, probe
 from asvp_export.teacher.pt2 import Sizes, load_archive
-from asvp_export.teacher.spandrel import inputs_of, recognise
-from asvp_export.teacher.torchscript import load_torchscript, screen
+from asvp_export.teacher.spandrel import recognise, spandrel_signature
+from asvp_export.teacher.torchscript import load_torchscript, refuse_unsafe_code
 
 
 def load(model: str | Path | nn.Module, **options: Unpack[LoadKeywords]) -> Teacher:
@@ -67,7 +67,7 @@ def load_teacher(model: str | Path | nn.Module, options: LoadOptions) -> Teacher
             "package.module:factory)."
         )
     file = None if isinstance(model, nn.Module) else Path(model)
-    with apart(file, options.device, Limits(options.probe_timeout, options.probe_memory)) as child:
+    with child_process(file, options.device, Limits(options.probe_timeout, options.probe_memory)) as child:
         return _teacher(model, options, child)
 
 
@@ -88,7 +88,7 @@ def _teacher(model: str | Path | nn.Module, options: LoadOptions, child: Child) 
         sizes = module.image_sizes(None if examples is None else signature_of(examples, module, source))
 
     def attempt(channels_last: bool) -> Findings:
-        signature = replace(inputs_of(architecture), channels_last=channels_last) if architecture else None
+        signature = replace(spandrel_signature(architecture), channels_last=channels_last) if architecture else None
         if examples is not None:
             signature = signature_of(examples, module, source, channels_last)
         dims, stated = frozen(sizes, channels_last), architecture.size if architecture else SizeRule()
@@ -186,7 +186,7 @@ def _from_file(path: Path, options: LoadOptions, child: Child) -> _Opened:
         return _Opened(read_onnx(path, child), "onnx")
     if kind == formats.TORCHSCRIPT:
         _refuse_arch(arch, f"{path}, a TorchScript archive", weights_key)
-        screen(path, trust_pickle)
+        refuse_unsafe_code(path, trust_pickle)
         child.start("torchscript")
         child.open()
         return _Opened(load_torchscript(path), "torchscript")

@@ -16,7 +16,7 @@ from onnx import helper
 from torch import nn
 
 from asvp_export.errors import InputError, summary
-from asvp_export.onnx_graph.contents import data_bytes, external_files, inputs_of, pruned, reads, sort_nodes
+from asvp_export.onnx_graph.contents import data_bytes, external_files, graph_inputs, pruned, reads, sort_nodes
 from asvp_export.onnx_graph.opening import read_model
 from asvp_export.runtime.session import SessionSettings, create_session
 from asvp_export.shortage import is_out_of_memory
@@ -91,7 +91,7 @@ class OnnxModule(nn.Module):
     @cached_property
     def inputs(self) -> list[onnx.ValueInfoProto]:
         """What forward takes, in order."""
-        return inputs_of(self.model)
+        return graph_inputs(self.model)
 
     @cached_property
     def input_names(self) -> tuple[str, ...]:

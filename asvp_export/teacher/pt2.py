@@ -50,8 +50,8 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
     subclasses, custom objects, old layouts, and sample inputs that the restricted unpickler refuses), it loads compiled
     libraries, it evaluates the archive's size expressions as Python through sympy, and it turns the graph's names into
     Python source. So without `trust_pickle` an archive that uses any of these is refused before torch.export.load
-    sees it: see `_screen`. What is left is PyTorch's own handling of an ordinary graph of its operators, which
-    PyTorch does not promise to be safe: load archives of strangers in a sandbox.
+    sees it: see `_refuse_unsafe_code`. What is left is PyTorch's own handling of an ordinary graph of its operators,
+    which PyTorch does not promise to be safe: load archives of strangers in a sandbox.
 
     Args:
         path: the archive.
@@ -70,7 +70,7 @@ def load_archive(path: Path, old: bool, trust_pickle: bool) -> tuple[nn.Module, 
                 f"{path} has the layout of PyTorch 2.7 and before, which is read by unpickling. Export it again with "
                 "a newer PyTorch, or pass --trust-pickle if you trust its author."
             )
-        _screen(path)
+        _refuse_unsafe_code(path)
     captured = _Captured()
     logging.getLogger("torch.export").addFilter(captured)
     try:
@@ -100,7 +100,7 @@ class _Captured(logging.Filter):
         return False
 
 
-def _screen(path: Path) -> None:
+def _refuse_unsafe_code(path: Path) -> None:
     """Refuse an archive in which anything but tensors, ordinary operators and arithmetic on sizes is found."""
     try:
         reader = PT2ArchiveReader(str(path))

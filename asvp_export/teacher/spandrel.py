@@ -87,7 +87,7 @@ def _apart(parts: Sequence[Part]) -> list[Part]:
     return [first, *others.values()]
 
 
-def inputs_of(architecture: Architecture) -> Signature:
+def spandrel_signature(architecture: Architecture) -> Signature:
     """The inputs of a recognised architecture: the image, and the mask of one that fills in."""
     others = ()
     if architecture.masked:

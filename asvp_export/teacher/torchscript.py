@@ -38,7 +38,7 @@ _TOLERANCE = 1e-4
 _graphs: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[object, ...], OnnxModule]] = weakref.WeakKeyDictionary()
 
 
-def screen(path: Path, trust_pickle: bool) -> None:
+def refuse_unsafe_code(path: Path, trust_pickle: bool) -> None:
     """Refuse an archive whose code does more than compute, before it is loaded.
 
     `torch.jit.load` runs no Python: its unpickler makes nothing but tensors, containers and TorchScript objects, and
@@ -67,7 +67,7 @@ def screen(path: Path, trust_pickle: bool) -> None:
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """Load a traced or scripted module onto the CPU; `screen` comes first.
+    """Load a traced or scripted module onto the CPU; `refuse_unsafe_code` comes first.
 
     Raises:
         InputError: the archive is damaged.

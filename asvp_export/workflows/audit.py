@@ -17,7 +17,7 @@ from asvp_export.insertion.protected import Protected
 from asvp_export.keywords import AuditKeywords
 from asvp_export.option_groups import grouped
 from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
-from asvp_export.plan.protection import protect_teacher, resolved
+from asvp_export.plan.protection import check_protect_options, protect_teacher
 from asvp_export.progress import Printer, silent
 from asvp_export.report.audit_page import audit_page
 from asvp_export.report.report import json_bytes
@@ -107,7 +107,7 @@ def audit_model(
     is_protected = isinstance(model, Protected)
     _refuse_choices(model, protected, job)
     experiment_of(audit_options)  # refuses what cannot be run, before a model is loaded
-    resolved(job.protect)
+    check_protect_options(job.protect)
     files = audit_files(audit_options.report or Path(), protected.stem if protected else stem_of(model))
     check_cache(audit_options.cache)
     keep_apart(_read_files(model, protected, job), files)

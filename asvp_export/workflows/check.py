@@ -18,7 +18,7 @@ from asvp_export.teacher.formats import is_onnx
 from asvp_export.teacher.load import load_teacher
 from asvp_export.teacher.model import Teacher
 from asvp_export.workflows.artifacts import keep_apart, render_artifacts, report_files, write_artifacts
-from asvp_export.workflows.preflight import refuse_options, tell, warn_of_two_runtimes
+from asvp_export.workflows.preflight import note_assumptions, refuse_options, warn_of_two_runtimes
 from asvp_export.workflows.reading import Named, compared_files, loaded_files, model_files, plan_files
 from asvp_export.workflows.shipped import check_file
 
@@ -95,7 +95,7 @@ def check_shipped(
     result = check_file(
         original, protected, job.gate, tiling=tiling, plan=plan, evidence="page" in files, progress=progress
     )
-    tell(result.assumptions, note)
+    note_assumptions(result.assumptions, note)
     result, artifacts = render_artifacts(result, protected.name, protected, files)
     return write_artifacts(result, artifacts, "The verdict stands")
 

@@ -16,7 +16,7 @@ from asvp_export.keywords import ExportKeywords
 from asvp_export.option_groups import grouped
 from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions, ReportOptions
 from asvp_export.parity.result import ParityResult
-from asvp_export.plan.protection import protect_teacher, resolved
+from asvp_export.plan.protection import check_protect_options, protect_teacher
 from asvp_export.progress import Printer, silent
 from asvp_export.workflows.artifacts import keep_apart, shipped_files
 from asvp_export.workflows.preflight import (
@@ -126,7 +126,7 @@ def export_model(
             [*(["--layers"] if job.layers else []), *flags_of(job.protect)],
             f"{name} already says which nodes are inserted; give one of the two.",
         )
-    resolved(job.protect)
+    check_protect_options(job.protect)
     output = output or default_output(model)
     check_output(output, force=job.file.force)
     planned = model.plan is not None if is_protected else job.plan is None and _planned(job)

@@ -10,7 +10,7 @@ from asvp_export.keywords import LoadKeywords
 from asvp_export.option_groups import grouped
 from asvp_export.options import LoadOptions
 from asvp_export.progress import Printer, silent
-from asvp_export.selection.survey import Layer, candidates
+from asvp_export.selection.survey import Layer, survey_layers
 from asvp_export.teacher.model import Teacher
 from asvp_export.workflows.preflight import Model, teacher_of
 
@@ -47,5 +47,5 @@ def layers(model: Model, *, note: Printer = silent, **options: Unpack[LoadKeywor
 def list_layers(model: Model, load: LoadOptions, note: Printer) -> LayersFound:
     """`layers`, with the options as an object."""
     teacher = teacher_of(model, load, silent, note)
-    carriers, refused = candidates(teacher)
+    carriers, refused = survey_layers(teacher)
     return LayersFound(teacher, tuple(carriers), refused)

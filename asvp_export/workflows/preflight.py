@@ -43,7 +43,7 @@ def teacher_of(model: Model, load: LoadOptions, progress: Printer, note: Printer
         return model
     progress(f"loading {Path(model).name if isinstance(model, str | Path) else type(model).__name__}")
     teacher = load_teacher(model, load)
-    tell(teacher.assumptions, note)
+    note_assumptions(teacher.assumptions, note)
     return teacher
 
 
@@ -88,7 +88,7 @@ def _changed(groups: Iterable[Options]) -> Iterator[Field[Any]]:
                 yield option
 
 
-def tell(assumptions: Iterable[Assumption], note: Printer) -> None:
+def note_assumptions(assumptions: Iterable[Assumption], note: Printer) -> None:
     """Say what was concluded of a model and is not certain."""
     for assumption in assumptions:
         if not assumption.certain:

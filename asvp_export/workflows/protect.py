@@ -13,7 +13,7 @@ from asvp_export.insertion.protected import Protected
 from asvp_export.keywords import ProtectKeywords
 from asvp_export.option_groups import grouped
 from asvp_export.options import AUTO, FileOptions, GateOptions, LoadOptions, ProtectOptions
-from asvp_export.plan.protection import plan_of, protect_teacher, resolved
+from asvp_export.plan.protection import check_protect_options, plan_of, protect_teacher
 from asvp_export.progress import Printer, silent
 from asvp_export.workflows.artifacts import keep_apart
 from asvp_export.workflows.preflight import Model, stem_of, teacher_of
@@ -94,7 +94,7 @@ class ProtectJob:
 
 def protect_model(model: Model, output: Path | None, job: ProtectJob, progress: Printer, note: Printer) -> Protected:
     """`protect`, with the options as objects."""
-    resolved(job.protect)
+    check_protect_options(job.protect)
     if output is not None:
         if not job.layers:
             raise InputError("No layers were named; give --layers NAMES or --layers auto.")

@@ -31,7 +31,7 @@ from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.overflow import first_overflow
 from asvp_export.parity.removal import RemovalTest, removal_tests, smallest
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
-from asvp_export.parity.traced import fitted
+from asvp_export.parity.traced import checked_at_other_sizes
 from asvp_export.parity.truth import read_truth
 from asvp_export.parity.verify import GateResult, Thresholds, check_threshold, least_psnr
 from asvp_export.progress import Printer
@@ -171,7 +171,9 @@ class _Export:
         if self.frozen or not backend.traced or None not in teacher.static_shape[2:]:
             return model
         export_again = partial(to_onnx, self.protected, opset=opset, data_folder=data_folder)
-        model, self.protected = fitted(model, self.protected, lambda at: export_again(traced_at=at), data_folder)
+        model, self.protected = checked_at_other_sizes(
+            model, self.protected, lambda at: export_again(traced_at=at), data_folder
+        )
         if self.protected.teacher.size != teacher.size:
             self._choose_inputs()
             self.notes.append(_size_note(self.protected.teacher))

@@ -19,7 +19,7 @@ from asvp_export.onnx_graph.metadata import INLINE, Provenance, read_provenance,
 from asvp_export.onnx_graph.pairs import differing, same_node
 from asvp_export.onnx_graph.passes import perturbation_nodes
 from asvp_export.options import GateOptions
-from asvp_export.parity.cases import Case, fits
+from asvp_export.parity.cases import Case, check_fits
 from asvp_export.parity.choice import InputsAsked, verification_inputs
 from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
@@ -29,7 +29,7 @@ from asvp_export.parity.latency import affordable, file_latency
 from asvp_export.parity.result import FIDELITY_DB, ParityResult, frozen_notes
 from asvp_export.parity.verify import Thresholds, check_threshold
 from asvp_export.progress import Printer
-from asvp_export.runtime.session import check_provider, inputs_of, session
+from asvp_export.runtime.session import check_provider, session, session_inputs
 from asvp_export.runtime.tiles import Tiling
 from asvp_export.signature import NHWC, Signature
 from asvp_export.teacher.backends import open_backend
@@ -81,7 +81,7 @@ def check_file(
     cases, comparison = verification_inputs(teacher, requested, rule, fixed)
     notes += requested.notes
     for case in cases:
-        fits(opened, case)
+        check_fits(opened, case)
     progress(str(comparison))
     half = is_half(onnx.load(path, load_external_data=False))
     thresholds = Thresholds(fidelity=FIDELITY_DB["fp16" if half else "fp32"], preservation=min_psnr)
@@ -147,7 +147,7 @@ def _onnx_file(original: Teacher | str | Path) -> Path | None:
 
 def _frozen_dimensions(path: Path, opened: ort.InferenceSession, signature: Signature) -> tuple[int | None, ...]:
     """N, C, H, W of the file's image input, None where free."""
-    inputs = inputs_of(opened)
+    inputs = session_inputs(opened)
     last = signature.channels_last
     layout = "N, T, C, H, W" if signature.frames is not None else "N, H, W, C" if last else "N, C, H, W"
     image = inputs[signature.image_index] if len(inputs) == len(signature.names) else None

@@ -69,5 +69,5 @@ def test_a_row_that_is_none_is_refused(name, sentence):
 
 
 def test_screening_and_quick_stay_as_large_as_they_are_said_to_be():
-    assert 20 <= len(with_baselines(arms.quick())) <= 40
-    assert len(with_baselines(arms.screen())) > 80
+    assert 20 <= len(with_baselines(arms.quick_arms())) <= 40
+    assert len(with_baselines(arms.screen_arms())) > 80

@@ -58,7 +58,7 @@ def test_clean_pictures_of_odd_sizes_and_scales_that_are_no_whole_numbers_fit(cl
     wide = replace(teacher, scale=Fraction(7, 4))
     pair = data.centre_crop(wide, data.Pair("a", np.zeros((160, 152, 3)), np.zeros((280, 266, 3))))
     assert pair.degraded.shape == (144, 144, 3) and pair.clean.shape == (252, 252, 3)
-    assert data.fitting(wide, 37) == (40, 40)
+    assert data.accepted_size(wide, 37) == (40, 40)
 
 
 def test_of_many_and_large_pictures_some_and_their_middle_are_used(tmp_path, monkeypatch):

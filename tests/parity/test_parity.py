@@ -13,10 +13,10 @@ from onnx import TensorProto, helper
 from asvp_export.environment import conflicting_onnxruntime
 from asvp_export.errors import InputError, MachineError
 from asvp_export.images import list_images, photographs
-from asvp_export.parity.cases import Case, build_cases, fits
+from asvp_export.parity.cases import Case, build_cases, check_fits
 from asvp_export.parity.latency import latency
 from asvp_export.parity.verify import GateResult, score
-from asvp_export.runtime.session import inputs_of, run_model, session
+from asvp_export.runtime.session import run_model, session, session_inputs
 from asvp_export.signature import SizeRule
 from tests.helpers.restorers import FREE, UNIT, model, photograph
 
@@ -30,7 +30,7 @@ def test_a_model_runs_from_a_file_and_from_bytes(tmp_path: Path) -> None:
 
 def test_a_half_precision_model_is_fed_half_precision() -> None:
     opened = session(model(kind=TensorProto.FLOAT16))
-    fits(opened, Case("photo.png", photograph(), 96, 128))
+    check_fits(opened, Case("photo.png", photograph(), 96, 128))
     assert run_model(opened, photograph())[0].dtype == np.float16
 
 
@@ -76,15 +76,15 @@ def test_cuda_is_used_or_refused_but_never_replaced(capfd: pytest.CaptureFixture
 
 
 def test_inputs_are_described() -> None:
-    (found,) = inputs_of(session(model(shape=("batch", 3, 64, None))))
+    (found,) = session_inputs(session(model(shape=("batch", 3, 64, None))))
     assert (found.name, found.shape, found.type) == ("image", ("batch", 3, 64, None), "tensor(float)")
     assert str(found) == "image tensor(float) batchx3x64x?"
 
 
 def test_a_model_that_does_not_take_the_images_is_refused() -> None:
     case = Case("photo.png", photograph(), 96, 128)
-    fits(session(model()), case)
-    fits(session(model(shape=(1, 3, 96, 128))), case)
+    check_fits(session(model()), case)
+    check_fits(session(model(shape=(1, 3, 96, 128))), case)
     two = model(helper.make_node("Add", ["image", "mask"], ["restored"]), inputs=("image", "mask"))
     cast = helper.make_node("Identity", ["image"], ["restored"])
     for bad, found in (
@@ -95,7 +95,7 @@ def test_a_model_that_does_not_take_the_images_is_refused() -> None:
         (model(cast, kind=TensorProto.UINT8), r"tensor\(uint8\)"),
     ):
         with pytest.raises(InputError, match=found):
-            fits(session(bad), case)
+            check_fits(session(bad), case)
 
 
 def test_a_run_that_fails_says_why_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +146,7 @@ def test_a_restorer_is_judged_against_its_slightly_different_copy() -> None:
     cases = build_cases(list_images(photographs("verify")), **FREE | {"size": SizeRule(16, 8)}, sizes=[(64, 96)])
     original, same, other = session(restorer(1.0)), session(restorer(1.001)), session(restorer(1.1))
     for case, opened in itertools.product(cases, (original, same, other)):
-        fits(opened, case)
+        check_fits(opened, case)
 
     def verdict(opened: ort.InferenceSession) -> GateResult:
         return score(((c, run_model(original, c.input), run_model(opened, c.input)) for c in cases), 48, UNIT)

@@ -17,7 +17,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.options import ProtectOptions
 from asvp_export.parity.expected import least_of
 from asvp_export.plan.exposure import FULL_DB, LEAST
-from asvp_export.plan.protection import resolved
+from asvp_export.plan.protection import check_protect_options
 from tests.helpers.commands import call, complaint
 from tests.helpers.graphs import legacy
 from tests.helpers.teachers import ROOT, example, recurrent, save_pictures
@@ -280,7 +280,7 @@ def test_a_residual_without_layers_is_refused(derain):
 def test_an_energy_below_1_goes_with_a_residual_of_gain(derain):
     node = asvp_export.protect(derain, "after_body", gain=2.0, energy=0.9, residual="gain").nodes["after_body"]
     assert (node.energy, node.residual_gain, node.inverse) == (0.9, 2.0, None)
-    assert resolved(ProtectOptions(energy=0.9, residual="gain")).calibrated
+    assert check_protect_options(ProtectOptions(energy=0.9, residual="gain")).calibrated
 
 
 @pytest.mark.parametrize(

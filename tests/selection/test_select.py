@@ -8,7 +8,7 @@ from torch import nn
 
 import asvp_export.operator  # noqa: F401  registers torch.ops.asvp.perturb
 from asvp_export.selection.select import select
-from asvp_export.selection.survey import candidates
+from asvp_export.selection.survey import survey_layers
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
 from tests.helpers.survey_nets import Zoo, refused, to_dict, to_matrix, to_nothing, to_number, to_pair
@@ -96,7 +96,7 @@ def test_a_module_with_two_names_goes_under_the_first() -> None:
 def test_selected_layers_take_the_node(net: Teacher) -> None:
     image = net.example(40, 48, batch=2)
     clean = net.module(image)
-    axes = {layer.name: layer.axis for layer in candidates(net)[0]}
+    axes = {layer.name: layer.axis for layer in survey_layers(net)[0]}
     for name in select(net, ["**"]):
         module = net.module.get_submodule(name)
         module.register_forward_hook(lambda _m, _i, y, a=axes[name]: torch.ops.asvp.perturb(y, 1, 1.5, 1.0, a))

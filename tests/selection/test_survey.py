@@ -14,7 +14,7 @@ from torch import nn
 
 from asvp_export.errors import InputError
 from asvp_export.selection.select import select
-from asvp_export.selection.survey import Layer, candidates
+from asvp_export.selection.survey import Layer, survey_layers
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import Teacher
 from tests.helpers.survey_nets import (
@@ -49,7 +49,7 @@ def named(layers: list[Layer]) -> dict[str, Layer]:
 
 
 def test_layers_come_in_call_order_with_calls_shapes_and_costs(net: Teacher) -> None:
-    layers, reasons = candidates(net)
+    layers, reasons = survey_layers(net)
     inside = ["conv1", "act", "conv2"]
     blocks = [f"body.{i}{part}" for i in (0, 1) for part in [*(f".{name}" for name in inside), ""]]
     assert [layer.name for layer in layers] == ["head", *blocks, "tail"]
@@ -76,7 +76,7 @@ def test_shares_and_ranks_are_those_of_the_singular_values(net: Teacher) -> None
     for name, module in net.module.named_modules():
         module.register_forward_hook(lambda _m, _i, y, name=name: keep(name, y))
     net.module(net.example())
-    for layer in candidates(net)[0]:
+    for layer in survey_layers(net)[0]:
         values = torch.linalg.svdvals(outputs[layer.name][0].double().flatten(1)) ** 2
         shares = values / values.sum()
         assert math.isclose(layer.leading_share, shares[0], rel_tol=1e-9)
@@ -91,7 +91,7 @@ def test_a_map_of_zeros_and_a_wide_map_have_a_share_and_a_rank() -> None:
     def wide(y: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(y, (y.shape[2] // 32, y.shape[3] // 32))
 
-    found = named(candidates(load(Zoo(zeros, wide, width=48)))[0])
+    found = named(survey_layers(load(Zoo(zeros, wide, width=48)))[0])
     assert (found["side.zeros"].leading_share, found["side.zeros"].effective_rank) == (0.0, 0.0)
     assert found["side.wide"].shape == (1, 48, 2, 3)
     assert 1 <= found["side.wide"].effective_rank <= 6
@@ -99,7 +99,7 @@ def test_a_map_of_zeros_and_a_wide_map_have_a_share_and_a_rank() -> None:
 
 @pytest.mark.parametrize(("function", "axis"), [(to_tokens, -1), (channels_last, -1), (torch.relu, 1), (torch.abs, 1)])
 def test_the_channel_axis_is_observed(function: Any, axis: int) -> None:
-    layers, _ = candidates(load(Zoo(function)))
+    layers, _ = survey_layers(load(Zoo(function)))
     layer = named(layers)[f"side.{function.__name__}"]
     assert (layer.axis, layer.shape[axis]) == (axis, 6)
 
@@ -108,21 +108,21 @@ def test_sequences_with_channels_first_are_carried_on_axis_1() -> None:
     def flat(y: torch.Tensor) -> torch.Tensor:
         return y.flatten(2)
 
-    assert named(candidates(load(Zoo(flat)))[0])["side.flat"].axis == 1
+    assert named(survey_layers(load(Zoo(flat)))[0])["side.flat"].axis == 1
 
 
 def test_tokens_of_a_map_padded_to_a_multiple_are_told_from_constants() -> None:
     def padded(y: torch.Tensor) -> torch.Tensor:
         return nn.functional.pad(y, (0, -y.shape[3] % 64, 0, -y.shape[2] % 64)).flatten(2).mT
 
-    assert named(candidates(load(Zoo(padded)))[0])["side.padded"].axis == -1
+    assert named(survey_layers(load(Zoo(padded)))[0])["side.padded"].axis == -1
 
 
 def test_a_channel_count_equal_to_a_side_or_to_one_does_not_confuse() -> None:
     def one(y: torch.Tensor) -> torch.Tensor:
         return y.mean(1, keepdim=True)
 
-    found = named(candidates(load(Zoo(one, channels_last, width=64)))[0])
+    found = named(survey_layers(load(Zoo(one, channels_last, width=64)))[0])
     assert found["head"].shape == (1, 64, 64, 96)
     assert (found["head"].axis, found["side.one"].axis, found["side.channels_last"].axis) == (1, 1, -1)
 
@@ -148,14 +148,14 @@ def test_a_channel_count_equal_to_a_side_or_to_one_does_not_confuse() -> None:
 )
 def test_an_output_that_cannot_carry_the_node_is_refused_by_name_with_a_reason(function: Any, reason: str) -> None:
     teacher = load(Zoo(function))
-    layers, reasons = candidates(teacher)
+    layers, reasons = survey_layers(teacher)
     assert [layer.name for layer in layers] == ["head", "tail"]
     refused(teacher, [f"side.{function.__name__}"], reason)
     assert re.search(reason, reasons[f"side.{function.__name__}"])
 
 
 def test_a_map_that_is_not_finite_is_refused() -> None:
-    layers, reasons = candidates(load(Zoo(to_nan)))
+    layers, reasons = survey_layers(load(Zoo(to_nan)))
     assert [layer.name for layer in layers] == ["head", "tail"]
     assert reasons["side.to_nan"] == "returns NaN or Inf for the example image"
 
@@ -175,7 +175,7 @@ def test_a_module_whose_calls_differ_is_refused() -> None:
                 y = self.often(y)
             return y
 
-    layers, reasons = candidates(load(Changing()))
+    layers, reasons = survey_layers(load(Changing()))
     assert [layer.name for layer in layers] == ["conv"]
     assert reasons["twist"] == "returns its channels on another axis at another call"
     assert reasons["often"] == "is called 1 times at one image size and 2 times at another"
@@ -191,7 +191,7 @@ def test_size_rules_are_kept(net: Teacher) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.up(self.down(x))
 
-    found = named(candidates(load(Down()))[0])
+    found = named(survey_layers(load(Down()))[0])
     assert (found["down"].axis, found["down"].shape) == (1, (1, 9, 2, 3))
 
 
@@ -204,7 +204,7 @@ def test_a_layer_is_a_frozen_value() -> None:
 def test_a_teacher_that_fails_later_is_reported(net: Teacher) -> None:
     net.module.register_forward_pre_hook(lambda _m, _i: 1 / 0)
     with pytest.raises(InputError, match=r"Net fails on an image of 1x3x64x96: ZeroDivisionError"):
-        candidates(net)
+        survey_layers(net)
 
 
 # torch.export archives
@@ -219,7 +219,7 @@ def exported(path: Path, module: nn.Module, shape: tuple[int, ...], dynamic: boo
 
 def test_a_dynamic_archive_lists_the_modules_that_were_exported(tmp_path: Path) -> None:
     teacher = exported(tmp_path / "m.pt2", Net(), (2, 3, 32, 40), dynamic=True)
-    found = named(candidates(teacher)[0])
+    found = named(survey_layers(teacher)[0])
     assert {name: layer.type for name, layer in found.items() if "body.0" in name} == {
         "body.0.conv1": "Conv2d",
         "body.0.act": "ReLU",
@@ -235,7 +235,7 @@ def test_a_dynamic_archive_lists_the_modules_that_were_exported(tmp_path: Path) 
 def test_a_static_archive_has_its_layout_inferred(tmp_path: Path, size: tuple[int, int]) -> None:
     module = Zoo(to_tokens, torch.relu, to_matrix, to_pooled, to_windows, width=6)
     teacher = exported(tmp_path / "m.pt2", module, (2, 3, *size), dynamic=False)
-    found = named(candidates(teacher)[0])
+    found = named(survey_layers(teacher)[0])
     assert found["head"].shape == (2, 6, *size)
     assert (found["head"].axis, found["tail"].axis) == (1, 1)
     if "side.to_tokens" in found:  # the exporter drops branches that lead nowhere

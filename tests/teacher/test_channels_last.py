@@ -22,7 +22,7 @@ from asvp_export.distillation.victim import Victim
 from asvp_export.images import list_images, photographs, read_image
 from asvp_export.runtime.restoration import restore
 from asvp_export.runtime.tiles import Tiling
-from asvp_export.selection.survey import candidates
+from asvp_export.selection.survey import survey_layers
 from asvp_export.signature import following
 from tests.helpers.graphs import legacy, pointwise
 from tests.helpers.teachers import save_pictures
@@ -148,7 +148,7 @@ def test_nothing_is_told_of_the_usual_layout(files):
 
 @pytest.mark.parametrize("name", ["last.onnx", "last_fixed.onnx", "last.pt"])
 def test_layers_have_their_channels_where_they_are(name, files):
-    layers, _ = candidates(asvp_export.load(files / name))
+    layers, _ = survey_layers(asvp_export.load(files / name))
     assert len(layers) > 8 and layers[-1].type == "Transpose"
     assert (layers[-1].axis, layers[-1].shape[-1]) == (-1, 3)
     assert {layer.axis for layer in layers[:-1]} == {1}
@@ -182,7 +182,7 @@ def test_the_file_keeps_the_interface_and_gives_what_the_original_gives(
 @pytest.mark.parametrize("name", ["memory", "last.pt", "last.pt2"])
 def test_a_module_is_exported_with_its_own_layout_and_free_sizes(name, files, photograph, pictures, tmp_path):
     teacher = asvp_export.load(Last() if name == "memory" else files / name)
-    layer = next(layer.name for layer in candidates(teacher)[0] if "body" in layer.name)
+    layer = next(layer.name for layer in survey_layers(teacher)[0] if "body" in layer.name)
     result = asvp_export.export(asvp_export.protect(teacher, layer), tmp_path / "p.onnx", images=pictures)
     assert result.passed
     (image, restored) = shapes(tmp_path / "p.onnx")

@@ -23,7 +23,7 @@ from torch import nn
 from asvp_export.errors import AsvpError, InputError, MachineError
 from asvp_export.signature import SizeRule
 from asvp_export.teacher import child
-from asvp_export.teacher.child import Limits, StoppedError, apart
+from asvp_export.teacher.child import Limits, StoppedError, child_process
 from asvp_export.teacher.load import load
 from asvp_export.teacher.model import named_outputs
 from asvp_export.teacher.onnx_model import read_onnx
@@ -336,7 +336,7 @@ def test_what_comes_back_is_what_the_module_returns(kind, tmp_path: Path, left):
         path = scripted(Mapping(), tmp_path / "m.pt")
         module = torch.jit.load(path).float().eval()
     x = torch.rand(2, 3, 20, 24)
-    with torch.no_grad(), apart(path, "cpu", Limits(60)) as child:
+    with torch.no_grad(), child_process(path, "cpu", Limits(60)) as child:
         child.start(kind)
         assert child.open()
         runs = child.stand_for(module)
@@ -356,7 +356,7 @@ def test_external_data_is_found(tmp_path: Path, left):
     path = tmp_path / "data" / "m.onnx"
     onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
     assert (tmp_path / "data" / "m.data").exists()
-    with apart(path, "cpu", Limits(60)) as child:
+    with child_process(path, "cpu", Limits(60)) as child:
         child.start("onnx")
         runs = child.stand_for(read_onnx(path, child))
         assert named_outputs(runs(torch.rand(1, 3, 20, 24)))["output"].shape == (1, 3, 20, 24)
@@ -365,7 +365,7 @@ def test_external_data_is_found(tmp_path: Path, left):
 
 def test_a_module_in_memory_stays_here():
     module = nn.Conv2d(3, 3, 1)
-    with apart(None, "cpu", Limits()) as child:
+    with child_process(None, "cpu", Limits()) as child:
         assert child.stand_for(module) is module
 
 
