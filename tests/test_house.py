@@ -29,7 +29,7 @@ def nodes(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_text())))
 
 
-def place(path: Path, line: int) -> str:
+def location(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
@@ -77,7 +77,7 @@ def test_no_file_has_more_than_400_lines():
 
 def test_no_function_of_the_package_has_more_than_60_lines():
     lengths = {
-        f"{place(path, node.lineno)} {node.name}": length(node)
+        f"{location(path, node.lineno)} {node.name}": length(node)
         for path in files("asvp_export")
         for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -90,14 +90,14 @@ def test_the_formatter_is_switched_off_nowhere():
     for path in files(*FOLDERS):
         with path.open("rb") as stream:
             comments = [one for one in tokenize.tokenize(stream.readline) if one.type == tokenize.COMMENT]
-        found += [place(path, one.start[0]) for one in comments if re.search(r"fmt: *(skip|off)", one.string)]
+        found += [location(path, one.start[0]) for one in comments if re.search(r"fmt: *(skip|off)", one.string)]
     assert found == []
 
 
 def test_no_test_edits_sys_path():
     """Monkeypatch's syspath_prepend takes back what it did."""
     found = [
-        place(path, getattr(node, "lineno", 0))
+        location(path, getattr(node, "lineno", 0))
         for path in files(*TESTS)
         for node in nodes(path)
         if edits_sys_path(node)
@@ -114,7 +114,9 @@ def test_an_edit_of_sys_path_is_known_by_its_form():
 
 
 def test_a_documents_prose_has_lines_of_at_most_100():
-    found = [place(path, at) for path in documents() for at, line in prose(path.read_text()).items() if len(line) > 100]
+    found = [
+        location(path, at) for path in documents() for at, line in prose(path.read_text()).items() if len(line) > 100
+    ]
     assert found == []
 
 

@@ -57,16 +57,16 @@ def exposed(
     Raises:
         InputError: no gain of 1.5 or more survives the rounding; the message names the layer that costs most.
     """
-    trial = _Trials(protected, cases, dtype, progress)
-    lower = _lower_target(protected, trial.half, min_psnr)
+    search = _GainSearch(protected, cases, dtype, progress)
+    lower = _lower_target(protected, search.half, min_psnr)
     full = max(FULL_DB, lower)
-    if trial.half and lower < full and trial.worst(LEAST) < full:
+    if search.half and lower < full and search.worst(LEAST) < full:
         full = lower  # in this type rounding alone is over the higher one
     for target in dict.fromkeys((full, lower)):
-        gain = trial.largest(limit, target)
+        gain = search.largest(limit, target)
         if gain is not None:
-            return trial.at(gain)
-    raise InputError(trial.refusal(lower))
+            return search.at(gain)
+    raise InputError(search.refusal(lower))
 
 
 def _all_taken_back(protected: Protected) -> bool:
@@ -81,7 +81,7 @@ def _lower_target(protected: Protected, half: bool, min_psnr: float) -> float:
     return fidelity if half else FULL_DB
 
 
-class _Trials:
+class _GainSearch:
     """Runs the protected model at several gains, in the type of the file that is to be."""
 
     def __init__(self, protected: Protected, cases: Sequence[Case], dtype: str, progress: Printer) -> None:

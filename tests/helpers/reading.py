@@ -13,8 +13,8 @@ from PIL import Image
 from asvp_export.report.render import MOST_BYTES
 
 
-class Seen(HTMLParser):
-    """A page as a reader that trusts nobody takes it."""
+class Page(HTMLParser):
+    """The elements and texts of a page that is well-formed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -45,10 +45,10 @@ class Seen(HTMLParser):
         return " ".join(" ".join(self.texts.get(tag, [])).split())
 
 
-def read(text: str) -> Seen:
+def read(text: str) -> Page:
     """The page's parts; whatever is in it, it is well-formed, small, and reaches out to nothing."""
     assert text.lstrip().startswith("<!doctype html>") and len(text.encode()) < MOST_BYTES
-    page = Seen(text)
+    page = Page(text)
     assert not page._open, "elements stay open"
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))

@@ -41,7 +41,7 @@ from tests.helpers.two_gains import decibels, maps_of, tokens
 EPS = float(np.finfo(np.float32).eps)
 RANKS = st.integers(1, 4)
 GAINS = st.sampled_from([1.5, 2.0, 10.0, 100.0, 1000.0])
-WAYS = ["reference", "native", "body"]
+IMPLEMENTATIONS = ["reference", "native", "body"]
 
 
 def bound(node: Perturbation, eps: float = EPS) -> float:
@@ -55,11 +55,11 @@ def _body(node: Perturbation, ndim: int) -> ort.InferenceSession:
     return session(model([node, node.inverse], dims=tuple(f"d{i}" for i in range(ndim))))
 
 
-def through(way: str, x: np.ndarray, node: Perturbation) -> np.ndarray:
+def through(implementation: str, x: np.ndarray, node: Perturbation) -> np.ndarray:
     """What the layer's readers get of a map."""
-    if way == "body":
+    if implementation == "body":
         return np.asarray(_body(node, x.ndim).run(None, {"X": x})[0])
-    if way == "native":
+    if implementation == "native":
         assert native.takes(torch.from_numpy(x))
         return exposed_and_residual(torch.from_numpy(x), node)[1].numpy()
     with native.reference_only():
@@ -78,13 +78,13 @@ def assert_near(got: np.ndarray, wanted: np.ndarray, clean: np.ndarray, axis: in
 # The operator and its inverse
 
 
-@pytest.mark.parametrize("way", ["reference", "native"])
+@pytest.mark.parametrize("implementation", ["reference", "native"])
 @settings(max_examples=120, deadline=None)
 @given(feature_maps(), RANKS, GAINS)
-def test_the_pair_gives_the_map_back(way, mapped, rank, gain):
+def test_the_pair_gives_the_map_back(implementation, mapped, rank, gain):
     x, axis = mapped
     x, node = x.astype(np.float32), Perturbation(rank, gain, 1.0, axis, 1.0)
-    assert_near(through(way, x, node), x, x, axis, bound(node))
+    assert_near(through(implementation, x, node), x, x, axis, bound(node))
 
 
 # A body is slow to load: a few attribute sets, many maps.
@@ -104,12 +104,12 @@ def test_up_to_a_gain_of_1000_the_bound_is_under_a_thousandth():
     assert bound(Perturbation(1, 1000.0)) < 1e-3
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind, c, length", [("image", 64, 16384), ("image", 180, 2500), ("flat", 180, 2500)])
-def test_large_maps_come_back_too(way, kind, c, length):
+def test_large_maps_come_back_too(implementation, kind, c, length):
     x = matrix(kind, c, length, np.random.default_rng(0)).astype(np.float32).reshape(1, c, length, 1)
     node = Perturbation(1, 1000.0, residual=1.0)
-    assert_near(through(way, x, node), x, x, 1, bound(node))
+    assert_near(through(implementation, x, node), x, x, 1, bound(node))
 
 
 def odd_maps() -> dict[str, np.ndarray]:
@@ -128,20 +128,20 @@ def odd_maps() -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", odd_maps())
 @pytest.mark.parametrize("rank, gain", [(1, 1000.0), (2, 100.0), (4, 1000.0)])
-def test_ties_gaps_and_missing_values_do_no_harm(way, name, rank, gain):
+def test_ties_gaps_and_missing_values_do_no_harm(implementation, name, rank, gain):
     x, node = odd_maps()[name].astype(np.float32), Perturbation(rank, gain, residual=1.0)
-    assert_near(through(way, x, node), x, x, 1, bound(node))
+    assert_near(through(implementation, x, node), x, x, 1, bound(node))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_sample_with_nan_leaves_the_others_of_its_batch_alone(way):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_sample_with_nan_leaves_the_others_of_its_batch_alone(implementation):
     x = np.random.default_rng(0).standard_normal((3, 6, 5, 4)).astype(np.float32)
     x[1, 2, 3, 3] = np.nan
     node = Perturbation(1, 1000.0, residual=1.0)
-    got = through(way, x, node)
+    got = through(implementation, x, node)
     assert np.isnan(got[1]).all()
     assert_near(got[[0, 2]], x[[0, 2]], x[[0, 2]], 1, bound(node))
 
@@ -161,13 +161,13 @@ def test_in_float16_the_map_comes_back_to_that_types_rounding(mapped, rank, gain
         assert (sample - clean).norm() <= (2 * gain + 1) * u * clean.norm() + rounded
 
 
-@pytest.mark.parametrize("way", ["reference", "native"])
+@pytest.mark.parametrize("implementation", ["reference", "native"])
 @settings(max_examples=60, deadline=None)
 @given(feature_maps(), RANKS, st.sampled_from([(10.0, 2.0), (100.0, 2.0), (100.0, 5.0), (1000.0, 100.0)]))
-def test_a_residual_gain_is_what_one_node_of_that_gain_gives(way, mapped, rank, gains):
+def test_a_residual_gain_is_what_one_node_of_that_gain_gives(implementation, mapped, rank, gains):
     x, axis = mapped
     x, node = x.astype(np.float32), Perturbation(rank, gains[0], 1.0, axis, gains[1])
-    got = through(way, x, node)
+    got = through(implementation, x, node)
     check(x, got, rank, gains[1], 1.0, axis, Tolerance(50 * bound(node), bound(node)))
 
 

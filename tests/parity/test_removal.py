@@ -1,4 +1,4 @@
-"""What an attacker loses who takes the nodes out, against the original and against clean pictures."""
+"""What attackers lose when they take the nodes out, against the original and against clean pictures."""
 
 from __future__ import annotations
 

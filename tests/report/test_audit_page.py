@@ -20,7 +20,7 @@ from asvp_export.operator import Perturbation
 from asvp_export.report.audit_page import audit_page
 from asvp_export.report.audit_table import audit_table
 from asvp_export.report.charts import Series, line_chart, round_range
-from tests.helpers.reading import Seen, pixels, read
+from tests.helpers.reading import Page, pixels, read
 
 DASH = "\N{EN DASH}"
 HOSTILE = '"><script>alert(1)</script><img src="http://x/y.png" onerror=alert(1)>{{ 7 * 7 }}[red]\udce9'
@@ -108,12 +108,12 @@ def result() -> AuditResult:
     )
 
 
-def seen_of(result: AuditResult) -> Seen:
+def seen_of(result: AuditResult) -> Page:
     return read(audit_page(result).encode("utf-8", "replace").decode("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def seen(result) -> Seen:
+def seen(result) -> Page:
     return seen_of(result)
 
 

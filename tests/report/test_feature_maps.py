@@ -21,7 +21,7 @@ from asvp_export.report.page import page
 from asvp_export.report.pictures import factor_for
 from tests.helpers.feature_maps import Drawn, expected, grey, maps_in_file, shown_input
 from tests.helpers.graphs import legacy
-from tests.helpers.reading import Seen, pixels, read
+from tests.helpers.reading import Page, pixels, read
 from tests.helpers.teachers import recurrent, save_pictures
 from tests.helpers.two_gains import tokens
 
@@ -86,7 +86,7 @@ def near(found: FeatureMaps, wanted: Drawn) -> None:
     )
 
 
-def drawn_near(seen: Seen, layer: str, maps: FeatureMaps, wanted: Drawn) -> None:
+def drawn_near(seen: Page, layer: str, maps: FeatureMaps, wanted: Drawn) -> None:
     """The pictures of a layer, a step of grey at most from those of the file's tensors."""
     drawn = {
         str(one["alt"]).split(": ")[0].split(", ")[2].split(" \N{MULTIPLICATION SIGN}")[0]: pixels(one["src"])
@@ -103,9 +103,9 @@ def drawn_near(seen: Seen, layer: str, maps: FeatureMaps, wanted: Drawn) -> None
     assert f"Left over \N{MULTIPLICATION SIGN} {times}" in seen.text("b")
 
 
-@pytest.mark.parametrize("way", ["result", "checked"])
-def test_drawn_are_the_tensors_of_the_file(way, pictures, teacher, request):
-    result = request.getfixturevalue(way)
+@pytest.mark.parametrize("fixture", ["result", "checked"])
+def test_drawn_are_the_tensors_of_the_file(fixture, pictures, teacher, request):
+    result = request.getfixturevalue(fixture)
     x = shown_input(result, pictures, teacher)
     assert x.shape[3] > 128
     seen, maps = read(page(result)), result.evidence.feature_maps

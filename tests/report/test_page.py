@@ -23,7 +23,7 @@ from asvp_export.report.page import page
 from asvp_export.report.pictures import factor_for, radial_power
 from asvp_export.report.render import Column, Table
 from tests.helpers.commands import call
-from tests.helpers.reading import Seen, pixels, read
+from tests.helpers.reading import Page, pixels, read
 from tests.helpers.teachers import Video, example, recurrent, save_pictures
 from tests.helpers.web import FLAGS, drive, missing
 
@@ -49,7 +49,7 @@ def result(teacher, pictures) -> ParityResult:
 
 
 @pytest.fixture(scope="module")
-def seen(result) -> Seen:
+def seen(result) -> Page:
     return read(page(result))
 
 

@@ -35,11 +35,11 @@ def properties(path: Path) -> dict[str, str]:
     return {p.key: p.value for p in onnx.load(path).metadata_props}
 
 
-def ways(gate: GateResult) -> dict[str, list[ImageScore]]:
+def scores_by_path(gate: GateResult) -> dict[str, list[ImageScore]]:
     """The scores of the file run by its body, and run by the library."""
     return {
-        way: [one for one in gate.per_image if one.execution_path == way]
-        for way in sorted({one.execution_path for one in gate.per_image})
+        path: [score for score in gate.per_image if score.execution_path == path]
+        for path in sorted({score.execution_path for score in gate.per_image})
     }
 
 
@@ -53,8 +53,8 @@ def test_every_example_teacher_passes_both_gates_on_the_verify_photographs(task,
     assert result.passed and result.output == tmp_path / "p.onnx"
     assert result.fidelity
     for gate, least in ((result.fidelity, 80), (result.preservation, 48)):
-        assert list(ways(gate)) == ["function", "library"]
-        for scores in ways(gate).values():
+        assert list(scores_by_path(gate)) == ["function", "library"]
+        for scores in scores_by_path(gate).values():
             assert min(one.psnr for one in scores) >= least
             sizes = {one.size for one in scores}
             heights_widths = [tuple(map(int, size.split("x"))) for size in sizes]
@@ -68,7 +68,7 @@ def test_a_machine_without_the_library_verifies_the_body_alone(tmp_path, picture
     monkeypatch.setenv("ASVP_DISABLE_NATIVE", "1")
     result = asvp_export.export(asvp_export.protect(small, "block", gain=GAIN), tmp_path / "p.onnx", images=pictures)
     assert result.passed and result.fidelity
-    assert list(ways(result.fidelity)) == list(ways(result.preservation)) == ["function"]
+    assert list(scores_by_path(result.fidelity)) == list(scores_by_path(result.preservation)) == ["function"]
     assert any("function body alone" in note for note in result.notes)
 
 
@@ -124,7 +124,7 @@ def test_static_freezes_the_one_size(tmp_path, pictures, small):
 def test_every_opset_is_written_as_asked(opset, small, tmp_path, pictures):
     protected = asvp_export.protect(small, "block", gain=GAIN)
     result = asvp_export.export(protected, tmp_path / "p.onnx", images=pictures, opset=opset)
-    assert result.passed and result.fidelity and list(ways(result.fidelity)) == ["function", "library"]
+    assert result.passed and result.fidelity and list(scores_by_path(result.fidelity)) == ["function", "library"]
     assert asvp_export.inspect(tmp_path / "p.onnx")["opset"] == {"ai.onnx": opset, "asvp": 1}
 
 
