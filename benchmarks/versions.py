@@ -26,7 +26,7 @@ CORE = (
     "tests/operator/test_operator.py",
     "tests/operator/test_onnx_function.py",
     "tests/operator/test_native_torch.py",
-    "tests/operator/test_native_onnxruntime.py",
+    "tests/runtime/test_native_onnxruntime.py",
     "tests/workflows/test_export.py::test_the_demo_file_runs_in_a_bare_onnxruntime_and_matches_on_the_verify_scenes",
     "tests/teacher/test_onnx_in.py",
     "tests/teacher/test_torchscript_in.py",
