@@ -83,20 +83,20 @@ class TileKeywords(TypedDict, total=False):
 
 
 class ProtectKeywords(LoadKeywords, NodeKeywords, InputKeywords, total=False):
-    """Of `protect`."""
+    """`LoadOptions`, `ProtectOptions`, and what `protect` uses of `GateOptions` and `FileOptions`."""
 
     dtype: str
     force: bool
 
 
 class ExportKeywords(LoadKeywords, NodeKeywords, GateKeywords, FileKeywords, ReportKeywords, total=False):
-    """Of `export`."""
+    """`LoadOptions`, `ProtectOptions`, `GateOptions`, `FileOptions` and `ReportOptions`, of `export`."""
 
     model_card: bool
 
 
 class CheckKeywords(LoadKeywords, GateKeywords, TileKeywords, ReportKeywords, total=False):
-    """Of `check`."""
+    """`LoadOptions`, `GateOptions`, `TileOptions` and `ReportOptions`, of `check`."""
 
 
 class RunKeywords(TileKeywords, total=False):

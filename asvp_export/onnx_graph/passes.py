@@ -90,7 +90,7 @@ def _in_order(nodes: Mapping[str, Perturbation], calls: Sequence[str]) -> list[N
 
 
 def _by_scope(protos: Sequence[onnx.NodeProto], nodes: Mapping[str, Perturbation]) -> list[NodeName]:
-    """What each node is, by the module in whose scope it was made: an inverse reads what its layer's node made."""
+    """The name of each node. Its scope gives the layer; what reads the output of that layer's node is the inverse."""
     count: Counter[str] = Counter()
     by_output: dict[str, NodeName] = {}
     for proto in protos:

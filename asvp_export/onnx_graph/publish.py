@@ -161,7 +161,7 @@ class Staging:
         return copy
 
     def _loaded(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
-        """A tensor with its data, let go of with it: memory never holds more than the largest one of a file."""
+        """The tensor with its data in it: itself, or a copy, which a caller can drop before it loads the next."""
         if not is_external(tensor):
             return tensor
         loaded = onnx.TensorProto()

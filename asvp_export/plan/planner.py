@@ -75,7 +75,7 @@ def plan(
         progress: called with a line at each step.
 
     Raises:
-        InputError: see `asvp_export.plan.protection.protect`.
+        InputError: see `asvp_export.plan.protection.protect_teacher`.
     """
     if options.compensate == "refine" and not open_backend(teacher).trainable:
         raise InputError(

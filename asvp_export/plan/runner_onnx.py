@@ -180,7 +180,7 @@ class _Stages:
         return [sorted(names, key=lambda name: (self._maker[name], name)) for names in outputs]
 
     def _handed(self, index: int) -> Iterator[str]:
-        """What a node reads that can be handed to its stage, itself or by way of what is computed anew."""
+        """What a node's stage needs: the tensors that the node reads, or what a recomputed one is made from."""
         for name in reads(self._nodes[index]):
             if name not in self._anew:
                 yield name

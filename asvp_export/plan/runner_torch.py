@@ -194,7 +194,7 @@ def _cloned(output: Any) -> Any:
 
 
 class _EnoughError(Exception):
-    """All that was to be caught is."""
+    """Ends a forward once every call has been read."""
 
 
 class _Catch(TorchFunctionMode):

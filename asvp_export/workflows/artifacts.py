@@ -74,7 +74,12 @@ def shipped_files(output: Path, reports: ReportOptions, force: bool, planned: bo
 
 
 def report_files(file: Path, reports: ReportOptions, default: Path | None) -> Files:
-    """Where the reports on a file go, in the default folder where none is asked for; with None they are left out then.
+    """The paths of the reports on a file.
+
+    Args:
+        file: the ONNX file.
+        reports: which are asked for, and where.
+        default: folder of the JSON report where none is asked for; None: then there is no JSON report.
 
     Raises:
         InputError: a folder does not exist, or is not writable.
@@ -192,7 +197,7 @@ def _check_not_data(path: Path, kind: str, output: Path | None) -> None:
 
 
 def _has_mark(path: Path, kind: str) -> bool:
-    """Whether a file begins as one of its kind does; an empty one will do."""
+    """Whether a file begins as files of its kind do, or is empty."""
     try:
         with path.open("rb") as stream:
             head = stream.read(2**16)
@@ -202,7 +207,7 @@ def _has_mark(path: Path, kind: str) -> bool:
 
 
 def render_artifacts(result: ParityResult, name: str, file: Path, files: Files) -> tuple[ParityResult, list[Artifact]]:
-    """What lies beside a file, before the file gets its name: what cannot be rendered stops the publication.
+    """Render the files that lie beside a shipped one, before that one has its name: a failure stops the publication.
 
     Args:
         result: of its export or check; `output` is the path that the file will have.
