@@ -15,7 +15,7 @@ from PIL import Image
 
 from asvp_export.errors import InputError
 from asvp_export.images import read_image, write_image
-from asvp_export.parity.choice import InputsAsked
+from asvp_export.parity.choice import RequestedInputs
 from asvp_export.picture import Picture, left_out, read_picture
 from asvp_export.runtime.restoration import restore
 from tests.helpers.coffee import COFFEE, DISC, cut_out, model, run
@@ -196,12 +196,12 @@ def test_an_output_has_no_orientation_that_would_turn_it_again(tmp_path: Path) -
 
 def test_what_a_folder_of_pictures_loses_is_told_in_one_line(tmp_path: Path) -> None:
     Image.fromarray(COFFEE).save(tmp_path / "a.png")
-    assert InputsAsked(tmp_path).notes == [] and InputsAsked().notes == []
+    assert RequestedInputs(tmp_path).notes == [] and RequestedInputs().notes == []
     cut_out(np.zeros(3)).save(tmp_path / "b.png")
     cut_out(np.zeros(3)).save(tmp_path / "c.webp")
     Image.fromarray(COFFEE).convert("CMYK").save(tmp_path / "d.jpg")
     Image.fromarray(COFFEE).save(tmp_path / "e.png", icc_profile=WIDE)
-    (line,) = InputsAsked(tmp_path).notes
+    (line,) = RequestedInputs(tmp_path).notes
     assert line == (
         "Of 5 pictures, 2 have transparency, which is left out; "
         "1 has colours for print (CMYK), which are converted to sRGB; "

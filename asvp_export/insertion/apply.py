@@ -21,12 +21,12 @@ def apply(teacher: Teacher, plan: Plan) -> Protected:
     lost = [layer.name for layer in plan.layers if layer.name not in backend.names.sites]
     if lost:
         raise InputError(f"The plan does not fit: {teacher.source} has no layer {lost[0]}. Make a plan for this model.")
-    theirs = backend.parameters()
+    parameters = backend.parameters()
     for name, weight in plan.weights.items():
-        if name not in theirs or tuple(theirs[name].shape) != tuple(weight.shape):
-            here = f"has the shape {shape_text(theirs[name].shape)}" if name in theirs else "does not exist"
+        if name not in parameters or tuple(parameters[name].shape) != tuple(weight.shape):
+            actual = f"has the shape {shape_text(parameters[name].shape)}" if name in parameters else "does not exist"
             raise InputError(
-                f"The plan does not fit: {name} {here} in {teacher.source}, and has the shape "
+                f"The plan does not fit: {name} {actual} in {teacher.source}, and has the shape "
                 f"{shape_text(weight.shape)} in the plan. Make a plan for this model."
             )
     if plan.weights and plan.source_sha256 != teacher.sha256:

@@ -144,13 +144,13 @@ class Plan:
 
     def contents(self, path: Path) -> dict[Path, bytes]:
         """What `save` writes: the weights, where there are any, and then the plan, which names them by their hash."""
-        made = dict[Path, bytes]()
+        files = dict[Path, bytes]()
         data = {"format": _FORMAT, "tool_version": tool_version(), **self.as_dict()}
         if self.weights:
             weights = path.with_suffix(".safetensors")  # x.plan.json, x.plan.safetensors
-            made[weights] = save_tensors({name: weight.contiguous() for name, weight in sorted(self.weights.items())})
-            data["weights"] = {"file": weights.name, "sha256": hashlib.sha256(made[weights]).hexdigest()}
-        return made | {path: (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()}
+            files[weights] = save_tensors({name: weight.contiguous() for name, weight in sorted(self.weights.items())})
+            data["weights"] = {"file": weights.name, "sha256": hashlib.sha256(files[weights]).hexdigest()}
+        return files | {path: (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()}
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -171,8 +171,8 @@ class Plan:
                     f"{path} is a plan of format {about.format}; this version reads format {_FORMAT}. Make the plan "
                     "again."
                 )
-            own = {field.name for field in fields(_About)}
-            plan = checked({key: value for key, value in data.items() if key not in own}, cls)
+            header = {field.name for field in fields(_About)}
+            plan = checked({key: value for key, value in data.items() if key not in header}, cls)
             _check(plan, about)
         except ValueError as error:
             raise _damaged(path, error) from error
@@ -232,12 +232,12 @@ def _weights(plan: Path, stored: _WeightsFile) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} is damaged, or not a safetensors file; make the plan again.") from error
     for name, weight in weights.items():
         if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
-            found = (
+            problem = (
                 f"of type {str(weight.dtype).removeprefix('torch.')}"
                 if not weight.is_floating_point()
                 else "not finite"
             )
-            raise InputError(f"The weight {name} in {path} is {found}; finite floating-point numbers were expected.")
+            raise InputError(f"The weight {name} in {path} is {problem}; finite floating-point numbers were expected.")
     return weights
 
 

@@ -70,7 +70,7 @@ class Protected:
 
 
 def nodes_for(
-    teacher: Teacher, layers: Sequence[str] | str, asked: Perturbation, axis: int | None
+    teacher: Teacher, layers: Sequence[str] | str, perturbation: Perturbation, axis: int | None
 ) -> dict[str, Perturbation]:
     """The selected layers with the node that each would get: on its channel axis, of a rank that it has."""
     if no_layers(layers):
@@ -79,7 +79,7 @@ def nodes_for(
     nodes = {}
     for name, site in select(teacher, [layers] if isinstance(layers, str) else layers).items():
         channel_axis = _plain_axis(site.axis if axis is None else axis, name, site.shape)
-        nodes[name] = replace(asked, axis=channel_axis, rank=min(asked.rank, site.shape[channel_axis]))
+        nodes[name] = replace(perturbation, axis=channel_axis, rank=min(perturbation.rank, site.shape[channel_axis]))
     return nodes
 
 

@@ -56,7 +56,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class InputsAsked:
+class RequestedInputs:
     """What the user says of the inputs to verify on."""
 
     images: str | Path | Sequence[Path] | None = None
@@ -90,7 +90,7 @@ class InputsAsked:
 
 
 def verification_inputs(
-    teacher: Teacher, requested: InputsAsked, size: SizeRule, fixed: Sequence[int | None]
+    teacher: Teacher, requested: RequestedInputs, size: SizeRule, fixed: Sequence[int | None]
 ) -> tuple[list[Case], Comparison]:
     """The inputs that two models are compared on.
 

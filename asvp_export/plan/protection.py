@@ -12,7 +12,7 @@ from asvp_export.insertion.plan import Plan, PlannedLayer, RankedLayer
 from asvp_export.insertion.protected import Protected, insert, no_layers, nodes_for
 from asvp_export.operator import Perturbation
 from asvp_export.options import AUTO, GAIN, FileOptions, GateOptions, ProtectOptions
-from asvp_export.parity.choice import InputsAsked, verification_inputs
+from asvp_export.parity.choice import RequestedInputs, verification_inputs
 from asvp_export.parity.expected import least_of
 from asvp_export.picture import left_out
 from asvp_export.progress import Printer
@@ -44,7 +44,7 @@ def protect_teacher(
             f"A residual gain of {options.residual} was asked for, and no layer is protected. Name layers, or leave "
             "--residual out."
         )
-    requested = InputsAsked(verify_images if verify_images is not None else gate.images, gate.sizes, gate.thorough)
+    requested = RequestedInputs(verify_images if verify_images is not None else gate.images, gate.sizes, gate.thorough)
     nodes = nodes_for(teacher, ["**"] if count else layers, _initial_node(options, settings), options.axis)
     if not nodes:
         return insert(teacher, {})
@@ -129,7 +129,7 @@ class _Fitting:
     gate: GateOptions
     """The images and the tolerance."""
 
-    requested: InputsAsked
+    requested: RequestedInputs
     """The inputs to verify on."""
 
     verify_images: Path | None

@@ -173,12 +173,12 @@ def _measured(
 ) -> dict[str, tuple[float, float, float]]:
     """Leading share, effective rank and the node's milliseconds for each first output; none where it is not finite."""
     measured: dict[str, tuple[float, float, float]] = {}
-    seen: set[str] = set()
+    visited: set[str] = set()
 
     def measure(name: str, output: torch.Tensor) -> None:
-        if name in seen:
+        if name in visited:
             return
-        seen.add(name)
+        visited.add(name)
         axis = survey.axes[name]
         if torch.isfinite(output).all():
             measured[name] = (*_spectrum(output[:1], axis), _node_time(output, axis))

@@ -76,7 +76,7 @@ def _teacher(model: str | Path | nn.Module, options: LoadOptions, child: Child) 
     examples = None if options.inputs is None else read_inputs(options.inputs)
     opened, source, digest = _opened(model, options, child)
     architecture, sizes, layout = opened.architecture, opened.sizes, options.layout
-    module = _ready(opened.module, source, options.device)
+    module = _prepared(opened.module, source, options.device)
     if options.norm_statistics != "stored":
         use_input_statistics(module, source, options.norm_statistics)
     if architecture is not None:  # spandrel's architectures are called with images in 0..1
@@ -160,7 +160,7 @@ def _opened(model: str | Path | nn.Module, options: LoadOptions, child: Child) -
     return _from_file(path, options, child), path.name, sha256(path)
 
 
-def _ready(module: nn.Module, source: str, device: str) -> nn.Module:
+def _prepared(module: nn.Module, source: str, device: str) -> nn.Module:
     """The module in evaluation mode, in float32, on its device, without gradients."""
     _check_weights(module, source)
     try:

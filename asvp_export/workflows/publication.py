@@ -23,7 +23,7 @@ from asvp_export.onnx_graph.metadata import Provenance, write_provenance
 from asvp_export.onnx_graph.publish import Staging
 from asvp_export.options import FileOptions, GateOptions
 from asvp_export.parity.cases import Case
-from asvp_export.parity.choice import InputsAsked, same_inputs, verification_inputs
+from asvp_export.parity.choice import RequestedInputs, same_inputs, verification_inputs
 from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.judge import GateInputs, judge, library_notes
@@ -134,24 +134,24 @@ class _Export:
         self.frozen, self.staging, self.progress = frozen, staging, progress
         teacher = protected.teacher
         images = protected.verify_images or None if gate.images is None else gate.images
-        self.inputs_asked = InputsAsked(images, gate.sizes, gate.thorough)
+        self.requested_inputs = RequestedInputs(images, gate.sizes, gate.thorough)
         self.overflow: str = ""
         self._choose_inputs()
         truth = file.ground_truth
-        self.truth = None if truth is None else read_truth(truth, self.inputs_asked.paths, teacher)
+        self.truth = None if truth is None else read_truth(truth, self.requested_inputs.paths, teacher)
         one_at_a_time = file.static_batch and not frozen
         self.notes = [
             *library_notes(gate.provider, file.portable),
             *frozen_notes(*(frozen or teacher.static_shape[2:])),
             *_half_notes(teacher, file.dtype),
             *(["The file takes one image at a time (--static-batch)."] if one_at_a_time else []),
-            *self.inputs_asked.notes,
+            *self.requested_inputs.notes,
         ]
 
     def _choose_inputs(self) -> None:
         teacher = self.protected.teacher
         shape = (1, None, *self.frozen) if self.frozen else teacher.static_shape
-        self.cases, self.comparison = verification_inputs(teacher, self.inputs_asked, teacher.size, shape)
+        self.cases, self.comparison = verification_inputs(teacher, self.requested_inputs, teacher.size, shape)
 
     def model(self) -> onnx.ModelProto:
         """The protected teacher as ONNX, in the type and the form that are asked for."""
@@ -242,11 +242,9 @@ class _Export:
         )
 
     def _removal_tests(self, expected: Expected) -> tuple[RemovalTest, ...]:
-        """What the graph is worth without its nodes, where anybody asked, or a plan says what they are worth."""
+        """The removal tests, where there is ground truth, or a plan whose nodes change the outputs; else none."""
         protected, truth = self.protected, self.truth
-        changed = any(
-            node.residual_gain != 1 for node in protected.nodes.values()
-        )  # else without nodes it is the original
+        changed = any(node.residual_gain != 1 for node in protected.nodes.values())  # else deleting nodes loses nothing
         if not protected.nodes or (truth is None and (protected.plan is None or not changed)):
             return ()
         self.progress("removal tests: the nodes deleted, and fitted maps in their place")
@@ -255,7 +253,7 @@ class _Export:
 
 
 def _expected(protected: Protected, cases: Sequence[Case], progress: Printer) -> Expected:
-    """What the file is held against: what is known of these inputs already, else from a run of both models."""
+    """The outputs that the file is compared with: those that planning computed for these inputs, else of a new run."""
     if protected.verified and same_inputs(protected.verified[0], cases):
         return protected.verified[1]
     return expected_of_teacher(protected, cases, progress)

@@ -20,7 +20,7 @@ from asvp_export.onnx_graph.pairs import differing, same_node
 from asvp_export.onnx_graph.passes import perturbation_nodes
 from asvp_export.options import GateOptions
 from asvp_export.parity.cases import Case, check_fits
-from asvp_export.parity.choice import InputsAsked, verification_inputs
+from asvp_export.parity.choice import RequestedInputs, verification_inputs
 from asvp_export.parity.evidence import gather
 from asvp_export.parity.expected import Expected, expected_of_teacher
 from asvp_export.parity.inlined import misbehaving
@@ -77,7 +77,7 @@ def check_file(
     fixed = _frozen_dimensions(path, opened, teacher.signature)
     notes = _node_notes(path, provenance)
     portable = provenance.portable if provenance else ""
-    requested = InputsAsked(gate.images, gate.sizes, gate.thorough)
+    requested = RequestedInputs(gate.images, gate.sizes, gate.thorough)
     cases, comparison = verification_inputs(teacher, requested, rule, fixed)
     notes += requested.notes
     for case in cases:

@@ -12,7 +12,7 @@ from torch import nn
 import asvp_export
 from asvp_export.images import list_images, photographs
 from asvp_export.parity.cases import Case
-from asvp_export.parity.choice import BUDGET, Comparison, InputsAsked, same_inputs, verification_inputs
+from asvp_export.parity.choice import BUDGET, Comparison, RequestedInputs, same_inputs, verification_inputs
 from asvp_export.teacher.cost import multiply_adds
 from tests.helpers.graphs import legacy
 from tests.helpers.teachers import recurrent, save_pictures
@@ -49,7 +49,7 @@ def teachers() -> dict[int, asvp_export.Teacher]:
 
 
 def chosen(teacher: asvp_export.Teacher, **asked) -> tuple[list[Case], Comparison]:
-    return verification_inputs(teacher, InputsAsked(**asked), teacher.size, teacher.static_shape)
+    return verification_inputs(teacher, RequestedInputs(**asked), teacher.size, teacher.static_shape)
 
 
 def pictures_in(cases: Sequence[Case]) -> set[str]:
