@@ -31,6 +31,9 @@ class Shown:
     flag: str = ""
     """Its name on the command line; "" for that of the field."""
 
+    short: str = ""
+    """Its name of one letter, with the dash; "" where it has none."""
+
     heading: str = ""
     """What it stands under in a command's help; "" for its group's title."""
 

@@ -6,7 +6,7 @@ their fields as keywords (`asvp_export.keywords`). Importable without PyTorch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from asvp_export.option_groups import Options, option
 AUTO, GAIN = "auto", "gain"
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+DEFAULT_LAYERS = 3
+"""How many layers `auto` picks."""
 
 DEFAULT_OPSET = 18
 """What most runtimes read, and what PyTorch's exporters write without a conversion."""
@@ -137,6 +140,83 @@ class GateOptions(Options):
     )
     min_psnr: float = option(48.0, "The PSNR in dB that the worst image has to reach against the original.")
     provider: str = option("cpu", "Where onnxruntime runs the file.", choices=("cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class LayerOptions(Options):
+    """What is protected, and what it is verified on."""
+
+    layers: tuple[str, ...] = option(
+        (),
+        f"The layers to protect. auto or auto:N picks N ({DEFAULT_LAYERS}) layers by their spectra, spread over the "
+        "depth. Else names or globs of modules (of nodes or tensors in an ONNX file), separated by commas; may repeat. "
+        "* stays inside one part of a name, ** crosses parts. none inserts nothing.",
+        metavar="SPEC",
+        heading=ProtectOptions.title,
+    )
+    plan: Path | None = option(
+        None,
+        "Apply the plan of an earlier run; nothing is chosen or calibrated anew.",
+        heading=ProtectOptions.title,
+    )
+    verify_images: Path | None = option(
+        None, "Folder of other inputs, on which gains are verified.", heading=GateOptions.title
+    )
+
+
+@dataclass(frozen=True)
+class ExportedLayerOptions(LayerOptions):
+    """The same, where a file is verified too."""
+
+    verify_images: Path | None = option(
+        None,
+        "Folder of inputs to verify on; gains and weights are then fitted to all of --images. Default: two fifths of "
+        "--images.",
+        heading=GateOptions.title,
+    )
+
+
+@dataclass(frozen=True)
+class ExportOutputOptions(Options):
+    """Where `export` writes."""
+
+    output: Path | None = option(
+        None, "The ONNX file to write. Default: <MODEL's stem>.protected.onnx, in this folder.", short="-o"
+    )
+
+
+@dataclass(frozen=True)
+class PlanOutputOptions(Options):
+    """Where `protect` writes."""
+
+    output: Path | None = option(
+        None, "The plan to write. Default: <MODEL's stem>.plan.json, in this folder.", short="-o"
+    )
+
+
+@dataclass(frozen=True)
+class PictureOutputOptions(Options):
+    """Where `run` writes."""
+
+    output: Path = option(MISSING, "The picture to write: .png, .jpg or .webp.", short="-o")
+
+
+@dataclass(frozen=True)
+class CheckPlanOptions(Options):
+    """What `check` knows of a file."""
+
+    title = GateOptions.title
+
+    plan: Path | None = option(None, "The plan of a compensated file; with it fidelity is measured too.")
+
+
+@dataclass(frozen=True)
+class InspectOptions(Options):
+    """What `inspect` does."""
+
+    title = GateOptions.title
+
+    verify: bool = option(False, "Compare PROTECTED, and what was shipped with it, with its manifest instead.")
 
 
 @dataclass(frozen=True)

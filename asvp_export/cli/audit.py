@@ -8,13 +8,11 @@ from typing import Any
 import click
 
 from asvp_export.cli.command import Command
-from asvp_export.cli.export import LAYERS, PLAN
 from asvp_export.cli.from_options import takes
 from asvp_export.cli.output import Output, prints
-from asvp_export.cli.protect import VERIFY_IMAGES
 from asvp_export.cli.types import PATH
 from asvp_export.console import echo
-from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectOptions
+from asvp_export.options import AuditOptions, GateOptions, LayerOptions, LoadOptions, ProtectOptions
 
 
 @click.command(
@@ -26,13 +24,11 @@ from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectO
 @click.argument("protected", type=PATH, required=False)
 @takes("load", LoadOptions)
 @takes("audit", AuditOptions)
-@LAYERS
 @takes("protect", ProtectOptions)
-@PLAN
 @takes("gate", GateOptions, only=("images", "min_psnr"))
-@VERIFY_IMAGES
+@takes("", LayerOptions)
 @prints
-def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output, **options: Any) -> int:
+def audit(model: Path, protected: Path | None, screen: Output, **options: Any) -> int:
     """Train students on what the shipped model gives away, and say what the defence costs them.
 
     MODEL is the original teacher. What is shipped is PROTECTED, or MODEL protected here, as --plan or --layers say.
@@ -40,7 +36,7 @@ def audit(model: Path, protected: Path | None, plan: Path | None, screen: Output
     from asvp_export.report.audit_table import audit_table, missed_lines
     from asvp_export.workflows.audit import AuditJob, audit_model
 
-    job = AuditJob(plan=plan, **options)
+    job = AuditJob(**options)
     result = audit_model(model, protected, job, screen.progress, screen.note)
     screen.show(result.as_dict(), lambda: audit_table(result, result.files))
     for line in missed_lines(result):

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from asvp_export.cli.command import Command, option
+from asvp_export.cli.command import Command
 from asvp_export.cli.from_options import takes
 from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.cli.verdict import verdict
-from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOptions
+from asvp_export.options import CheckPlanOptions, GateOptions, LoadOptions, ReportOptions, TileOptions
 
 
 @click.command(
@@ -26,12 +26,7 @@ from asvp_export.options import GateOptions, LoadOptions, ReportOptions, TileOpt
 @takes("gate", GateOptions)
 @takes("report", ReportOptions, only=("report", "junit"))
 @takes("tiles", TileOptions)
-@option(
-    "--plan",
-    type=PATH,
-    heading=GateOptions.title,
-    help="The plan of a compensated file; with it fidelity is measured too.",
-)
+@takes("", CheckPlanOptions)
 @prints
 def check(original: Path, protected: Path, plan: Path | None, screen: Output, **options: Any) -> int:
     """Compare PROTECTED with ORIGINAL (a teacher or an ONNX file): the parity gate for CI."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -18,10 +18,10 @@ from asvp_export.option_groups import Options, flag_of, shown
 def takes(
     name: str, group: type[Options], only: Collection[str] = ()
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command the options of a group; it gets them as one object.
+    """Give a command the options of a group; it gets them as one object, or each by itself.
 
     Args:
-        name: of the command's parameter that gets the object.
+        name: of the command's parameter that gets the object; "": each option is a parameter.
         group: the options.
         only: names of those that the command has; none: all.
     """
@@ -33,7 +33,9 @@ def takes(
         def gathered(**arguments: Any) -> int:
             values = {field.name: arguments.pop(field.name) for field in selected}
             chosen = {key: value for key, value in values.items() if value is not None}
-            return command(**{name: group(**chosen)}, **arguments)
+            made = group(**chosen)
+            taken = {name: made} if name else {field.name: getattr(made, field.name) for field in selected}
+            return command(**taken, **arguments)
 
         parameters: list[click.Parameter] = gathered.__dict__.setdefault("__click_params__", [])
         parameters.extend(reversed([_option(field, hints[field.name], group.title) for field in selected]))
@@ -48,9 +50,12 @@ def _option(field: Field[Any], hint: Any, heading: str) -> Option:
     flag = flag_of(field)
     if hint is bool:
         return Option([flag, field.name], heading=heading, is_flag=True, help=about.help)
-    default = str(field.default) if isinstance(field.default, Path) else field.default or None
+    required = field.default is MISSING
+    default = None if required else field.default or None
+    default = str(default) if isinstance(default, Path) else default
     return Option(
-        [flag, field.name],
+        [*filter(None, [about.short]), flag, field.name],
+        required=required,
         heading=heading,
         type=type_of(hint, about),
         metavar=about.metavar or None,

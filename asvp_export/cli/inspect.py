@@ -6,21 +6,17 @@ from pathlib import Path
 
 import click
 
-from asvp_export.cli.command import Command, option
+from asvp_export.cli.command import Command
+from asvp_export.cli.from_options import takes
 from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.console import echo, printable
-from asvp_export.options import GateOptions
+from asvp_export.options import InspectOptions
 
 
 @click.command(cls=Command)
 @click.argument("protected", type=PATH)
-@option(
-    "--verify",
-    is_flag=True,
-    heading=GateOptions.title,
-    help="Compare PROTECTED, and what was shipped with it, with its manifest instead.",
-)
+@takes("", InspectOptions)
 @prints
 def inspect(protected: Path, verify: bool, screen: Output) -> int:
     """Show the nodes, the attributes and the provenance of PROTECTED."""

@@ -7,19 +7,11 @@ from typing import Any
 
 import click
 
-from asvp_export.cli.command import Command, option
-from asvp_export.cli.export import LAYERS
+from asvp_export.cli.command import Command
 from asvp_export.cli.from_options import takes
 from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
-from asvp_export.options import FileOptions, GateOptions, LoadOptions, ProtectOptions
-
-VERIFY_IMAGES = option(
-    "--verify-images",
-    type=PATH,
-    heading=GateOptions.title,
-    help="Folder of other inputs, on which gains are verified.",
-)
+from asvp_export.options import FileOptions, GateOptions, LayerOptions, LoadOptions, PlanOutputOptions, ProtectOptions
 
 
 @click.command(
@@ -29,11 +21,10 @@ VERIFY_IMAGES = option(
 )
 @click.argument("model", type=PATH)
 @takes("load", LoadOptions)
-@LAYERS
 @takes("protect", ProtectOptions)
-@option("-o", "--output", type=PATH, help="The plan to write. Default: <MODEL's stem>.plan.json, in this folder.")
 @takes("gate", GateOptions, only=("images", "sizes", "thorough", "min_psnr"))
-@VERIFY_IMAGES
+@takes("", LayerOptions, only=("layers", "verify_images"))
+@takes("", PlanOutputOptions)
 @takes("file", FileOptions, only=("dtype", "force"))
 @prints
 def protect(model: Path, output: Path | None, screen: Output, **options: Any) -> int:

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-from asvp_export.cli.command import Command, option
+from asvp_export.cli.command import Command
 from asvp_export.cli.from_options import takes
 from asvp_export.cli.output import Output, prints
 from asvp_export.cli.types import PATH
 from asvp_export.console import echo
-from asvp_export.options import RunOptions, TileOptions
+from asvp_export.options import PictureOutputOptions, RunOptions, TileOptions
 
 
 @click.command(cls=Command, first=("output",))
 @click.argument("protected", type=PATH)
 @click.argument("image", type=PATH)
-@option("-o", "--output", type=PATH, required=True, help="The picture to write: .png, .jpg or .webp.")
+@takes("", PictureOutputOptions)
 @takes("options", RunOptions)
 @takes("tiles", TileOptions)
 @prints

@@ -11,7 +11,7 @@ from asvp_export.images import list_images
 from asvp_export.insertion.plan import Plan, PlannedLayer, RankedLayer
 from asvp_export.insertion.protected import Protected, insert, no_layers, nodes_for
 from asvp_export.operator import Perturbation
-from asvp_export.options import AUTO, GAIN, FileOptions, GateOptions, ProtectOptions
+from asvp_export.options import AUTO, DEFAULT_LAYERS, GAIN, FileOptions, GateOptions, ProtectOptions
 from asvp_export.parity.choice import RequestedInputs, verification_inputs
 from asvp_export.parity.expected import least_of
 from asvp_export.picture import left_out
@@ -200,7 +200,7 @@ def _calibration_images(images: Path | None) -> list[Path]:
 
 
 def _count(word: str) -> int:
-    number = word.partition(":")[2] or "3"
+    number = word.partition(":")[2] or str(DEFAULT_LAYERS)
     if not number.isdecimal() or int(number) < 1:
         raise InputError(f"The layers {word!r} were asked for; auto or auto:N was expected, with N at least 1.")
     return int(number)

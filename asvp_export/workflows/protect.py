@@ -44,7 +44,8 @@ def protect(
     Args:
         model: a teacher (from `asvp_export.load`; it is not changed), or what `load` takes.
         layers: names or globs of the modules (`*` stays inside one dotted part, `**` crosses dots); "auto" or
-            "auto:N": the N (3) layers that their spectra speak for, spread over the depth; "none" or nothing: no node.
+            "auto:N": the N (`DEFAULT_LAYERS`) layers that their spectra speak for, spread over the depth; "none" or
+            nothing: no node.
         output: the plan to write, which `export` takes; None: none is written.
         verify_images: folder of inputs to verify on; without it two fifths of `images` where gains are calibrated, else
             all of them.
