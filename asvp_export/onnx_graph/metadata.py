@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -20,8 +21,22 @@ PREFIX = "asvp."
 # The SVD is global: tiles of an image have other singular values than the whole.
 SCOPE = "whole-image"
 
+MOST_DB = 100.0
+"""No gate says more: over it only the rounding of float32 is measured, which changes with the number of threads."""
+
 # The operator's body stands in the graph itself, for readers that do not resolve model-local functions.
 INLINE = "inline"
+
+
+def stamp_of(psnr: float) -> float | None:
+    """A PSNR in dB as a gate of the metadata says it: rounded down to 0.1, `MOST_DB` at most; None: not finite."""
+    capped = min(psnr, MOST_DB)
+    return math.floor(capped * 10) / 10 if math.isfinite(capped) else None
+
+
+def same_stamp(first: float | None, second: float | None) -> bool:
+    """Whether two stamps are of one file: measurements one after the other may differ by a step of 0.1 dB."""
+    return first == second or (first is not None and second is not None and abs(first - second) < 0.15)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import reprlib
@@ -19,7 +18,7 @@ from asvp_export.errors import InputError, one_line
 from asvp_export.files import sha256
 from asvp_export.onnx_graph.contents import external_files
 from asvp_export.onnx_graph.inline import fold
-from asvp_export.onnx_graph.metadata import Provenance, read_provenance
+from asvp_export.onnx_graph.metadata import Provenance, read_provenance, same_stamp, stamp_of
 from asvp_export.onnx_graph.pairs import differing, same_node
 from asvp_export.operator import Perturbation
 from asvp_export.report.card import generated_part
@@ -317,13 +316,10 @@ def report_disagreements(path: Path, digest: str, provenance: Provenance) -> Seq
     return [part for part, agrees in checks.items() if not agrees]
 
 
-def _agrees(reported: _ReportedGate | None, stamped: Mapping[str, float | None]) -> bool:
-    """Whether a gate in the report is that of the metadata, whose dB are rounded down to 0.1 and end at 100.
-
-    The two stand for measurements one after the other, which may differ by 0.1 dB.
-    """
+def _agrees(reported: _ReportedGate | None, gate: Mapping[str, float | None]) -> bool:
+    """Whether a gate in the report is that of the metadata."""
     if reported is None:
         return False
-    ours, theirs = reported.min_psnr, stamped["min_psnr"]
-    near = ours is not None and theirs is not None and abs(math.floor(min(ours, 100.0) * 10) / 10 - theirs) < 0.15
-    return reported.threshold == stamped["threshold"] and near
+    ours, theirs = reported.min_psnr, gate["min_psnr"]
+    near = ours is not None and same_stamp(stamp_of(ours), theirs)
+    return reported.threshold == gate["threshold"] and near

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from asvp_export.assumptions import Assumption
 from asvp_export.console import printable, stdout, width
+from asvp_export.onnx_graph.metadata import MOST_DB
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, failure_text
 from asvp_export.selection.survey import Layer
@@ -267,7 +268,7 @@ def description_table(description: Mapping[str, Any]) -> None:
         console.print(("" if assumption["certain"] else "assumed, ") + str(Assumption(**assumption)), soft_wrap=True)
     console.print(f"scope: {provenance['scope']} (a tiled run differs from a run on the whole image)")
     for gate, values in provenance["gates"].items():
-        more = " or more" if values["min_psnr"] == 100 else ""
+        more = " or more" if values["min_psnr"] == MOST_DB else ""
         console.print(f"{gate}: {values['min_psnr']} dB{more} measured, {values['threshold']:g} dB needed")
 
 

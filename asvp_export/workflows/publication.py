@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from asvp_export.onnx_graph import publish
 from asvp_export.onnx_graph.contents import data_bytes, is_half
 from asvp_export.onnx_graph.float16 import check_convertible, to_half
 from asvp_export.onnx_graph.inline import inline
-from asvp_export.onnx_graph.metadata import Provenance, write_provenance
+from asvp_export.onnx_graph.metadata import MOST_DB, Provenance, same_stamp, stamp_of, write_provenance
 from asvp_export.onnx_graph.publish import Staging
 from asvp_export.options import FileOptions, GateOptions
 from asvp_export.parity.cases import Case
@@ -46,8 +45,6 @@ Stamps = dict[str, dict[str, float | None]]
 
 Rehearsal = Callable[[ParityResult], object]
 """Prints a result where nobody sees it, so that an error in printing comes before the file is published."""
-
-_ROUNDING_DB = 100.0
 
 
 def publish_verified(
@@ -230,7 +227,7 @@ class _Export:
         inputs = GateInputs(self.cases, expected, data_range)
         near = least_psnr(self.cases, expected.original, expected.protected, data_range.peak)
         stamps = {
-            "fidelity": _stamp(thresholds.fidelity, _ROUNDING_DB),
+            "fidelity": _stamp(thresholds.fidelity, MOST_DB),
             "preservation": _stamp(thresholds.preservation, near),
         }
         return write_until_stable(
@@ -300,19 +297,14 @@ def write_until_stable(
 
 
 def _stamp(threshold: float, psnr: float) -> dict[str, float | None]:
-    """A gate for the metadata, rounded down to 0.1 dB.
-
-    Over 100 dB only the rounding of float32 is measured, which changes with the number of threads: 100 stands there
-    then.
-    """
-    capped = min(psnr, _ROUNDING_DB)
-    return {"threshold": threshold, "min_psnr": math.floor(capped * 10) / 10 if math.isfinite(capped) else None}
+    """A gate for the metadata."""
+    return {"threshold": threshold, "min_psnr": stamp_of(psnr)}
 
 
-def _agree(measured: Stamps, stamped: Stamps) -> bool:
+def _agree(measured: Stamps, written: Stamps) -> bool:
     """Whether a second measurement is within the metadata's step of what was written."""
-    pairs = [(measured[gate]["min_psnr"], stamped.get(gate, {}).get("min_psnr")) for gate in measured]
-    return bool(stamped) and all(a == b or (a is not None and b is not None and abs(a - b) < 0.15) for a, b in pairs)
+    pairs = [(measured[gate]["min_psnr"], written.get(gate, {}).get("min_psnr")) for gate in measured]
+    return bool(written) and all(same_stamp(*pair) for pair in pairs)
 
 
 def _provenance(protected: Protected, portable: str, gates: Stamps) -> Provenance:
