@@ -16,6 +16,12 @@ AUTO, GAIN = "auto", "gain"
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+COMPENSATIONS = ("none", "solve", "refine")
+"""What may be done to the readers' weights."""
+
+PROVIDERS = ("cpu", "cuda")
+"""What onnxruntime may run a file on."""
+
 DEFAULT_LAYERS = 3
 """How many layers `auto` picks."""
 
@@ -112,10 +118,10 @@ class ProtectOptions(Options):
     )
     max_gain: float = option(100.0, "auto chooses no larger gain.", least=1)
     compensate: str = option(
-        "none",
+        COMPENSATIONS[0],
         "solve: fit the layers that read a protected map to the residual gain, so that outputs stay. refine: then "
         "train everything behind it too.",
-        choices=("none", "solve", "refine"),
+        choices=COMPENSATIONS,
     )
     energy: float = option(1.0, "Amplify fewer values where these cover this share of the squared sum.")
     axis: int | None = option(None, "The channel axis. Default: what the layer's output shows.")
@@ -139,7 +145,7 @@ class GateOptions(Options):
         "multiply-adds allows.",
     )
     min_psnr: float = option(48.0, "The PSNR in dB that the worst image has to reach against the original.")
-    provider: str = option("cpu", "Where onnxruntime runs the file.", choices=("cpu", "cuda"))
+    provider: str = option(PROVIDERS[0], "Where onnxruntime runs the file.", choices=PROVIDERS)
 
 
 @dataclass(frozen=True)
@@ -288,7 +294,7 @@ class RunOptions(Options):
 
     title = "Running"
 
-    provider: str = option("cpu", "Where onnxruntime runs the file.", choices=("cpu", "cuda"))
+    provider: str = option(GateOptions.provider, "Where onnxruntime runs the file.", choices=PROVIDERS)
     force: bool = option(False, "Replace an existing picture.")
     inputs: Path | None = option(
         None, "What the model takes beside the picture, by name or in order (.npz).", metavar="FILE"

@@ -33,6 +33,7 @@ from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.images import as_channels
 from asvp_export.insertion.feature_maps import FeatureMapMeter, FeatureMaps
+from asvp_export.options import AuditOptions
 from asvp_export.parity.metrics import peak_of, psnr, ssim
 from asvp_export.progress import Printer, reporter
 from asvp_export.signature import ValueRange
@@ -92,13 +93,13 @@ class Findings:
 class Workers:
     """Where the students are trained."""
 
-    jobs: int = 0
+    jobs: int = AuditOptions.jobs
     """Processes at a time; 0: as many as there are cores, or 1 where there is a GPU."""
 
-    backend: str = "loky"
+    backend: str = AuditOptions.backend
     """joblib's: "loky" (processes) or "ray"."""
 
-    address: str = ""
+    address: str = AuditOptions.address
     """Of a Ray cluster; "" starts one on this machine."""
 
 

@@ -18,6 +18,7 @@ from asvp_export.environment import tool_version
 from asvp_export.errors import InputError
 from asvp_export.files import atomic_write
 from asvp_export.operator import Perturbation
+from asvp_export.options import COMPENSATIONS
 from asvp_export.untrusted import checked, file_beside, no_doubles, parsed, read_regular
 
 _FORMAT = 1
@@ -209,8 +210,10 @@ def _damaged(path: Path, reason: ValueError) -> InputError:
 def _check(plan: Plan, about: _About) -> None:
     """Refuse values that fit their types and not each other; raises ValueError."""
     no_doubles((layer.name for layer in plan.layers), "layer")
-    if plan.compensate not in ("none", "solve", "refine"):
-        raise ValueError(f"compensate is {plan.compensate!r}; none, solve or refine was expected")
+    if plan.compensate not in COMPENSATIONS:
+        raise ValueError(
+            f"compensate is {plan.compensate!r}; {', '.join(COMPENSATIONS[:-1])} or {COMPENSATIONS[-1]} was expected"
+        )
     if plan.calibration and not plan.calibration.keys() >= _COUNTS:
         raise ValueError(f"calibration has no {min(_COUNTS - plan.calibration.keys())}")
     if about.weights and None in (plan.verified_psnr, plan.uncompensated_psnr):

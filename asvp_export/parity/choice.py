@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asvp_export.images import list_images, photographs
+from asvp_export.options import GateOptions
 from asvp_export.parity.cases import Case, Size, build_cases
 from asvp_export.picture import left_out
 from asvp_export.signature import SizeRule
@@ -59,13 +60,13 @@ class Comparison:
 class RequestedInputs:
     """What the user says of the inputs to verify on."""
 
-    images: str | Path | Sequence[Path] | None = None
+    images: str | Path | Sequence[Path] | None = GateOptions.images
     """Folder of inputs of the teacher, or the pictures themselves; None: the project's own photographs."""
 
-    sizes: Sequence[Size] = ()
+    sizes: Sequence[Size] = GateOptions.sizes
     """(height, width) of the crops; none: the whole picture and an odd crop."""
 
-    thorough: bool = False
+    thorough: bool = GateOptions.thorough
     """All of the project's own photographs, whole, whatever they cost."""
 
     @property

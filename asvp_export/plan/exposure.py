@@ -34,7 +34,7 @@ def exposed(
     limit: float,
     cases: Sequence[Case],
     *,
-    dtype: str = "fp32",
+    dtype: str,
     min_psnr: float,
     progress: Printer = lambda line: None,
 ) -> Protected:

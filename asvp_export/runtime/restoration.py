@@ -11,6 +11,7 @@ import onnxruntime as ort
 from asvp_export.errors import InputError
 from asvp_export.images import as_channels, pad, pad_to
 from asvp_export.onnx_graph.metadata import Provenance, read_provenance, tiling_notes
+from asvp_export.options import RunOptions
 from asvp_export.runtime.session import ModelInput, float_outputs, run_model, session, session_inputs
 from asvp_export.runtime.tiles import Tiling, run_tiled
 from asvp_export.signature import (
@@ -28,7 +29,7 @@ def restore(
     model: str | Path,
     picture: np.ndarray,
     *,
-    provider: str = "cpu",
+    provider: str = RunOptions.provider,
     tiling: Tiling | None = None,
     others: Mapping[str, np.ndarray] | Sequence[np.ndarray] = (),
     note: Callable[[str], None] = lambda line: None,

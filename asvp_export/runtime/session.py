@@ -24,6 +24,7 @@ from asvp_export.errors import AsvpError, InputError, MachineError, one_line
 from asvp_export.interrupts import stoppable
 from asvp_export.onnx_graph.opening import read_model
 from asvp_export.operator import OP_TYPE, native
+from asvp_export.options import GateOptions
 from asvp_export.shortage import is_out_of_memory
 from asvp_export.signature import shape_text
 
@@ -157,7 +158,7 @@ def _probe_model() -> bytes:
 class SessionSettings:
     """How a session of this package runs."""
 
-    provider: str = "cpu"
+    provider: str = GateOptions.provider
     """A key of `PROVIDERS`."""
 
     threads: int | None = None
@@ -227,7 +228,7 @@ class ModelInput:
 
 def session(
     model: str | Path | bytes,
-    provider: str = "cpu",
+    provider: str = GateOptions.provider,
     threads: int | None = None,
     data_folder: Path | None = None,
     library: bool = True,

@@ -62,10 +62,8 @@ def readings(requested: str | None, sizes: Sequence[int | None], module: nn.Modu
         module: the model.
 
     Raises:
-        InputError: the word is unknown, or the model takes videos channels last.
+        InputError: the model takes videos channels last.
     """
-    if requested not in (None, NCHW, NHWC):
-        raise InputError(f"The layout {requested!r} was asked for; {NCHW} or {NHWC} was expected.")
     if len(sizes) == 5 and (requested == NHWC or (requested is None and looks_channels_last(sizes))):
         shown = shape_text(size or "?" for size in sizes)
         raise InputError(
