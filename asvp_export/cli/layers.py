@@ -23,6 +23,6 @@ def layers(model: Path, load: LoadOptions, screen: Output) -> int:
     from asvp_export.report.tables import layers_as_dict, layers_table
     from asvp_export.workflows.layers import list_layers
 
-    survey = list_layers(model, load, screen.note if screen.as_json else silent)  # the table names them itself
-    screen.show(layers_as_dict(survey), lambda: layers_table(survey))
+    listed = list_layers(model, load, screen.note if screen.as_json else silent)  # the table names them itself
+    screen.show(layers_as_dict(listed), lambda: layers_table(listed))
     return 0

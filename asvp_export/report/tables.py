@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,7 @@ from asvp_export.console import printable, stdout, width
 from asvp_export.onnx_graph.metadata import MOST_DB
 from asvp_export.parity.result import ParityResult
 from asvp_export.parity.verify import GateResult, failure_text
-from asvp_export.selection.survey import Layer
+from asvp_export.selection.survey import ListedLayers
 from asvp_export.signature import NCHW, shape_text
 from asvp_export.teacher.model import Teacher
 
@@ -28,29 +28,10 @@ if TYPE_CHECKING:
 _CANDIDATES = 8  # of the ranking, in the terminal
 
 
-class Survey(Protocol):
-    """A teacher and its layers (`asvp_export.workflows.layers.LayersFound`)."""
-
-    @property
-    def teacher(self) -> Teacher:
-        """The model."""
-        ...
-
-    @property
-    def layers(self) -> Sequence[Layer]:
-        """Those that can carry the node."""
-        ...
-
-    @property
-    def refused(self) -> Mapping[str, str]:
-        """The others, and why not."""
-        ...
-
-
-def layers_as_dict(survey: Survey) -> dict[str, object]:
+def layers_as_dict(listed: ListedLayers) -> dict[str, object]:
     """The teacher, the layers that can carry the node, and why the others cannot, for JSON."""
-    layers = [asdict(layer) for layer in survey.layers]
-    return {"teacher": _described(survey.teacher), "layers": layers, "refused": dict(survey.refused)}
+    layers = [asdict(layer) for layer in listed.layers]
+    return {"teacher": _described(listed.teacher), "layers": layers, "refused": dict(listed.refused)}
 
 
 def _described(teacher: Teacher) -> dict[str, object]:
@@ -83,14 +64,14 @@ def _teacher_lines(teacher: Teacher) -> list[str]:
     return lines + [("" if assumption.certain else "assumed, ") + str(assumption) for assumption in teacher.assumptions]
 
 
-def layers_table(survey: Survey) -> None:
+def layers_table(listed: ListedLayers) -> None:
     """Print what the teacher is, the layers that can carry the node, then the others by the reason why they cannot."""
     console = terminal()
-    for line in _teacher_lines(survey.teacher):
+    for line in _teacher_lines(listed.teacher):
         console.print(line, soft_wrap=True)
     console.print()
     table = bare_table("layer", "type", "output", "axis", "s1", "rank", "ms", "node ms")
-    for layer in survey.layers:
+    for layer in listed.layers:
         calls = f" (x{layer.calls})" if layer.calls > 1 else ""
         table.add_row(
             layer.name,
@@ -109,7 +90,7 @@ def layers_table(survey: Survey) -> None:
         style="dim",
     )
     names: dict[str, list[str]] = defaultdict(list)
-    for name, reason in survey.refused.items():
+    for name, reason in listed.refused.items():
         names[reason].append(name)
     for reason, refused in names.items():
         shown = ", ".join(refused[:3]) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,6 +71,20 @@ class Survey:
 
     names: LayerNames
     """What the layers are called."""
+
+
+@dataclass(frozen=True)
+class ListedLayers:
+    """A teacher and its layers."""
+
+    teacher: Teacher
+    """The model, with what was concluded of it."""
+
+    layers: tuple[Layer, ...]
+    """Those that can carry the node."""
+
+    refused: Mapping[str, str]
+    """The others, and why not."""
 
 
 def survey_layers(teacher: Teacher) -> tuple[list[Layer], dict[str, str]]:

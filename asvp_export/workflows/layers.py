@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Unpack
 
 from asvp_export.keywords import LoadKeywords
 from asvp_export.option_groups import grouped
 from asvp_export.options import LoadOptions
 from asvp_export.progress import Printer, silent
-from asvp_export.selection.survey import Layer, survey_layers
-from asvp_export.teacher.model import Teacher
+from asvp_export.selection.survey import ListedLayers, survey_layers
 from asvp_export.workflows.preflight import Model, teacher_of
 
 
-@dataclass(frozen=True)
-class LayersFound:
-    """A teacher and its layers."""
-
-    teacher: Teacher
-    """The model, with what was concluded of it."""
-
-    layers: tuple[Layer, ...]
-    """Those that can carry the node."""
-
-    refused: Mapping[str, str]
-    """The others, and why not."""
-
-
-def layers(model: Model, *, note: Printer = silent, **options: Unpack[LoadKeywords]) -> LayersFound:
+def layers(model: Model, *, note: Printer = silent, **options: Unpack[LoadKeywords]) -> ListedLayers:
     """List the layers of a model that can carry the node, with their spectra and the node's cost.
 
     Args:
@@ -44,8 +27,8 @@ def layers(model: Model, *, note: Printer = silent, **options: Unpack[LoadKeywor
     return list_layers(model, load, note)
 
 
-def list_layers(model: Model, load: LoadOptions, note: Printer) -> LayersFound:
+def list_layers(model: Model, load: LoadOptions, note: Printer) -> ListedLayers:
     """`layers`, with the options as an object."""
     teacher = teacher_of(model, load, silent, note)
     carriers, refused = survey_layers(teacher)
-    return LayersFound(teacher, tuple(carriers), refused)
+    return ListedLayers(teacher, tuple(carriers), refused)
