@@ -10,6 +10,7 @@ row in turns; ours both as a call and as a replayed graph.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from custom_ops.tests.test_native_cuda_gpu import Cuda
 from tests.helpers.native import build, cuda_missing
 
 SHAPES = [(64, 1024, 1024), (180, 512, 512), (64, 256, 256), (64, 128, 128), (256, 64, 64)]
@@ -77,6 +79,53 @@ def copy_rate(repeats: int) -> float:
     return 2 * 4 * source.numel() / in_turns({"copy": lambda: copied.copy_(source)}, repeats)["copy"]
 
 
+def timed(native: Cuda, x: torch.Tensor, repeats: int) -> dict[str, float]:
+    """Median microseconds of each implementation on a map [1, C, HW]."""
+    y, m = torch.empty_like(x), x[0]
+    problem = native.problem(x, RANK, GAIN)
+    workspace = native.workspace(problem)
+
+    def ours() -> None:
+        native.call(problem, x, y, workspace)
+
+    ours()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours()
+    tasks = {"ours": ours, "graph": graph.replay, "eigh": lambda: gram_and_eigh(m), "svd": lambda: full_svd(m)}
+    with torch.inference_mode():
+        return in_turns(tasks, repeats)
+
+
+def measured(native: Cuda, rate: float, noise: bool, repeats: int) -> list[dict[str, str | float]]:
+    """Print the first table; its rows, with ratios in the place of times."""
+    print("| C x H x W | type | ours | as a graph | two reads, one write | of copy | Gram + eigh | svd |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = []
+    for (c, h, w), dtype in itertools.product(SHAPES, TYPES):
+        x = feature_map(c, h * w, dtype, noise)
+        t = timed(native, x, repeats)
+        floor = 3 * x.numel() * x.element_size() / rate
+        shape, kind = f"{c} x {h} x {w}", str(dtype).removeprefix("torch.")
+        print(
+            f"| {shape} | {kind} | {t['ours']:.1f} | {t['graph']:.1f} | {floor:.1f} | {floor / t['ours']:.0%} "
+            f"| {t['eigh']:.0f} | {t['svd']:.0f} |",
+            flush=True,
+        )
+        rows.append(
+            {
+                "C x H x W": shape,
+                "type": kind,
+                "ours us": round(t["ours"], 1),
+                "as a graph us": round(t["graph"], 1),
+                "of copy": round(floor / t["ours"], 3),
+                "Gram + eigh / ours": round(t["eigh"] / t["ours"], 1),
+                "svd / ours": round(t["svd"] / t["ours"], 1),
+            }
+        )
+    return rows
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--noise", action="store_true", help="maps of plain noise instead of positive ones")
@@ -86,69 +135,18 @@ def main() -> None:
     if reason := cuda_missing():
         print(f"Nothing to measure: {reason}.")
         return
-    from test_native_cuda_gpu import Cuda  # loads the library and knows the ABI
-
     architecture = "{}{}-real".format(*torch.cuda.get_device_capability())
     folder = build("tests-gpu", "-DASVP_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", target="asvp")
-    native = Cuda(folder / "libasvp.so")
     rate = copy_rate(chosen.repeats)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; a copy of 1 GiB moves {rate / 1e6:.2f} TB/s")
     print("Microseconds, medians\n")
-    print("| C x H x W | type | ours | as a graph | two reads, one write | of copy | Gram + eigh | svd |")
-    print("|---|---|---|---|---|---|---|---|")
-    ratios, rows = [], []
-    for c, h, w in SHAPES:
-        for dtype in TYPES:
-            x = feature_map(c, h * w, dtype, chosen.noise)
-            y, m = torch.empty_like(x), x[0]
-            problem = native.problem(x, RANK, GAIN)
-            workspace = native.workspace(problem)
-
-            def ours(p=problem, x=x, y=y, memory=workspace):
-                native.call(p, x, y, memory)
-
-            ours()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                ours()
-            with torch.inference_mode():
-                t = in_turns(
-                    {
-                        "ours": ours,
-                        "graph": graph.replay,
-                        "eigh": lambda m=m: gram_and_eigh(m),
-                        "svd": lambda m=m: full_svd(m),
-                    },
-                    chosen.repeats,
-                )
-            floor = 3 * x.numel() * x.element_size() / rate
-            name = f"{c} x {h} x {w} | {str(dtype).removeprefix('torch.')}"
-            cells = [t["ours"], t["graph"], floor]
-            print(
-                f"| {name} | "
-                + " | ".join(f"{cell:.1f}" for cell in cells)
-                + f" | {floor / t['ours']:.0%} | {t['eigh']:.0f} | {t['svd']:.0f} |",
-                flush=True,
-            )
-            rows.append(
-                {
-                    "C x H x W": f"{c} x {h} x {w}",
-                    "type": str(dtype).removeprefix("torch."),
-                    "ours us": round(t["ours"], 1),
-                    "as a graph us": round(t["graph"], 1),
-                    "of copy": round(floor / t["ours"], 3),
-                    "Gram + eigh / ours": round(t["eigh"] / t["ours"], 1),
-                    "svd / ours": round(t["svd"] / t["ours"], 1),
-                }
-            )
-            ratios.append((name, t["eigh"] / t["ours"], t["svd"] / t["ours"]))
-            del x, y, m, workspace, graph
+    rows = measured(Cuda(folder / "libasvp.so"), rate, chosen.noise, chosen.repeats)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1))
     print("\n| C x H x W | type | Gram + eigh / ours | svd / ours |")
     print("|---|---|---|---|")
-    for name, eigh, svd in ratios:
-        print(f"| {name} | {eigh:.1f} | {svd:.0f} |")
+    for row in rows:
+        print(f"| {row['C x H x W']} | {row['type']} | {row['Gram + eigh / ours']:.1f} | {row['svd / ours']:.0f} |")
 
 
 if __name__ == "__main__":
