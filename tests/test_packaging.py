@@ -106,7 +106,7 @@ def test_the_wheel_serves_every_python_and_brings_the_library(tmp_path):
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "asvp_export/operator/libasvp.so" in names
-    assert "asvp_export/report/page/page.html" in names
+    assert "asvp_export/report/templates/page.html" in names
     assert not [name for name in names if name.startswith(("custom_ops", "tests", "examples", "benchmarks"))]
     environment = surrounded({})
     repair = [sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", tmp_path / "true", wheel]

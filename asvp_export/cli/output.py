@@ -41,7 +41,7 @@ class Output:
     def show(self, data: Any, table: Callable[[], None]) -> None:
         """The result: as JSON, or as a table."""
         if self.as_json:
-            from asvp_export.report.report import strict_json
+            from asvp_export.report.strict_json import strict_json
 
             echo(strict_json(data), nl=False)
         elif not self.quiet:

@@ -15,7 +15,7 @@ from asvp_export.insertion.protected import Protected, insert
 from asvp_export.operator import Perturbation
 from asvp_export.parity.cases import Case
 from asvp_export.plan.calibration import Calibration, draw
-from asvp_export.plan.runners import open_runner
+from asvp_export.plan.open_runner import open_runner
 from asvp_export.plan.search import MARGIN_DB, PASSES, RANKS, Goal, Search, TrialResult, scaled
 from asvp_export.plan.solve import Weights
 from asvp_export.progress import Printer

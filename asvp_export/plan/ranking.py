@@ -12,7 +12,7 @@ from asvp_export.errors import InputError
 from asvp_export.insertion.plan import RankedLayer
 from asvp_export.operator import Perturbation
 from asvp_export.plan.calibration import draw
-from asvp_export.plan.runners import open_runner
+from asvp_export.plan.open_runner import open_runner
 from asvp_export.plan.search import energies, strength_of
 from asvp_export.progress import Printer
 from asvp_export.teacher.backends import open_backend

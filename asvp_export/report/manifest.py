@@ -22,7 +22,7 @@ from asvp_export.onnx_graph.metadata import Provenance, read_provenance, same_st
 from asvp_export.onnx_graph.pairs import differing, same_node
 from asvp_export.operator import Perturbation
 from asvp_export.report.card import generated_part
-from asvp_export.report.report import json_bytes
+from asvp_export.report.strict_json import json_bytes
 from asvp_export.untrusted import checked, file_beside, no_doubles, parsed, read_regular
 
 if TYPE_CHECKING:

@@ -92,7 +92,7 @@ def render_within(
 
 
 def render(template: str, *, title: str, script: str = "", **content: object) -> str:
-    """A page of its template in page/, with the style sheet inside and a policy that lets nothing else in.
+    """A page of its template in templates/, with the style sheet inside and a policy that lets nothing else in.
 
     Args:
         template: name of the file; it extends base.html.
@@ -117,7 +117,7 @@ def render(template: str, *, title: str, script: str = "", **content: object) ->
 @cache
 def _templates() -> Environment:
     return Environment(
-        loader=PackageLoader("asvp_export.report", "page"),
+        loader=PackageLoader("asvp_export.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

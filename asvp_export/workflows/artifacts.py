@@ -22,7 +22,7 @@ from asvp_export.report.manifest import manifest, manifest_path
 from asvp_export.report.page import page
 from asvp_export.report.plan import plan_tables
 from asvp_export.report.removal import removal_table
-from asvp_export.report.report import json_bytes
+from asvp_export.report.strict_json import json_bytes
 from asvp_export.workflows.reading import Named
 
 Files = dict[str, Path]

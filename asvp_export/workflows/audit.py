@@ -20,7 +20,7 @@ from asvp_export.options import AuditOptions, GateOptions, LoadOptions, ProtectO
 from asvp_export.plan.protection import check_protect_options, protect_teacher
 from asvp_export.progress import Printer, silent
 from asvp_export.report.audit_page import audit_page
-from asvp_export.report.report import json_bytes
+from asvp_export.report.strict_json import json_bytes
 from asvp_export.teacher.model import Teacher
 from asvp_export.workflows.artifacts import audit_files, check_cache, keep_apart, make_folder
 from asvp_export.workflows.preflight import Model, flags_of, refuse_flags, refuse_options, stem_of, teacher_of

@@ -117,7 +117,7 @@ def test_rows_are_split_at_commas() -> None:
 
 
 IN_CLI = {"options", "option_groups", "errors", "shortage", "interrupts", "environment", "console", "progress"}
-IN_CLI |= {"report.tables", "report.audit_table", "report.report"}
+IN_CLI |= {"report.tables", "report.audit_table", "report.strict_json"}
 
 
 def imported(source: str) -> set[str]:

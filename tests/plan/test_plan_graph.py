@@ -18,8 +18,8 @@ from asvp_export.onnx_graph.contents import named_tensors, stored_weights
 from asvp_export.onnx_graph.surgery import with_weights
 from asvp_export.operator import Perturbation
 from asvp_export.plan.consumers_onnx import onnx_consumers
+from asvp_export.plan.open_runner import open_runner
 from asvp_export.plan.runner_onnx import OnnxRunner
-from asvp_export.plan.runners import open_runner
 from asvp_export.plan.solve import solve
 from tests.helpers.linear import as_rows
 from tests.helpers.teachers import Flow, example, save_pictures

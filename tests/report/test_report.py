@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from asvp_export.environment import environment
 from asvp_export.parity.verify import GateResult, ImageScore
 from asvp_export.report.junit import junit
-from asvp_export.report.report import json_bytes
+from asvp_export.report.strict_json import json_bytes
 
 
 def gate(threshold: float, *scores: tuple[str, float]) -> GateResult:
