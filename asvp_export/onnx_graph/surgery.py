@@ -26,7 +26,7 @@ CAST_LIKE = 15  # the opset that came with it: before, the function body takes f
 
 
 @dataclass(frozen=True)
-class Insertion:
+class InsertedNode:
     """One node that goes into a graph."""
 
     layer: str
@@ -39,7 +39,7 @@ class Insertion:
     """The attributes of the node, and the residual gain."""
 
 
-def insert_nodes(model: onnx.ModelProto, insertions: list[Insertion]) -> onnx.ModelProto:
+def insert_nodes(model: onnx.ModelProto, insertions: list[InsertedNode]) -> onnx.ModelProto:
     """A copy of a model with a node behind each of some tensors, its inverse, and the function bodies that they need.
 
     The producer's output is renamed and the node makes the tensor of the old name: that is the exposed map. Without
@@ -135,7 +135,7 @@ def check_types(model: onnx.ModelProto, types: Mapping[str, str]) -> None:
         )
 
 
-def _check_before(model: onnx.ModelProto, insertions: list[Insertion]) -> None:
+def _check_before(model: onnx.ModelProto, insertions: list[InsertedNode]) -> None:
     if insertions:
         check_carrier(model)
     produced = {name for node in model.graph.node for name in node.output}
@@ -165,7 +165,7 @@ class _Tensors:
         return (self.exposed, self.residual) if inverse else (self.clean, self.exposed)
 
 
-def _tensors_of(graph: onnx.GraphProto, insertions: list[Insertion]) -> dict[str, _Tensors]:
+def _tensors_of(graph: onnx.GraphProto, insertions: list[InsertedNode]) -> dict[str, _Tensors]:
     """By layer; the names are not in use yet."""
     in_use, outputs = _names(graph), {value.name for value in graph.output}
     by_layer = {}
@@ -181,7 +181,7 @@ def _tensors_of(graph: onnx.GraphProto, insertions: list[Insertion]) -> dict[str
     return by_layer
 
 
-def _rewire(graph: onnx.GraphProto, insertions: list[Insertion]) -> None:
+def _rewire(graph: onnx.GraphProto, insertions: list[InsertedNode]) -> None:
     """The pass itself, by graphsurgeon, over the wiring alone.
 
     Graphsurgeon rewrites all that it reads, and loses some of it (doc strings, metadata) or fails on it (2 GB); so it
@@ -257,7 +257,7 @@ def _unused(name: str, in_use: set[str]) -> str:
     return candidate
 
 
-def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: list[Insertion]) -> None:
+def _check_after(before: onnx.ModelProto, after: onnx.ModelProto, insertions: list[InsertedNode]) -> None:
     """Take the nodes out again and compare: what is left has to be the model as it was, fields and order.
 
     That the file is valid is checked on its very bytes, by onnx's full checker, when it is written.

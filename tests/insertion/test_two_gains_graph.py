@@ -17,7 +17,7 @@ from asvp_export.onnx_graph.contents import reads
 from asvp_export.onnx_graph.inline import fold
 from asvp_export.onnx_graph.pairs import differing, pairs
 from asvp_export.onnx_graph.passes import perturbation_nodes
-from asvp_export.onnx_graph.surgery import Insertion, insert_nodes
+from asvp_export.onnx_graph.surgery import InsertedNode, insert_nodes
 from asvp_export.operator import Perturbation, reference
 from tests.helpers.graphs import legacy, their_graph
 from tests.helpers.teachers import recurrent, save_pictures
@@ -124,7 +124,7 @@ def test_names_that_are_taken_are_left_to_those_who_have_them(taken, theirs):
     for node in model.graph.node:
         node.output[:] = [taken if name == "many" else name for name in node.output]
         node.input[:] = [taken if name == "many" else name for name in node.input]
-    done = insert_nodes(model, [Insertion("few", "few", NODE)])
+    done = insert_nodes(model, [InsertedNode("few", "few", NODE)])
     exposing, inverse = perturbation_nodes(done)
     assert f"{taken}2" in (exposing.input[0], inverse.output[0]) and exposing.output[0] == "few"
     image = IMAGES["dark"]
@@ -169,7 +169,7 @@ def test_initializers_are_untouched(both, theirs):
 def test_the_model_that_is_handed_in_stays_as_it_is(theirs):
     model = onnx.load(theirs)
     before = copy.deepcopy(model)
-    insert_nodes(model, [Insertion("few", "few", NODE), Insertion("features", "features", NODE)])
+    insert_nodes(model, [InsertedNode("few", "few", NODE), InsertedNode("features", "features", NODE)])
     assert model == before
 
 

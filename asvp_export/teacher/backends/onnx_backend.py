@@ -31,14 +31,12 @@ from asvp_export.onnx_graph.contents import (
 from asvp_export.onnx_graph.float16 import check_convertible, to_half
 from asvp_export.onnx_graph.surgery import (
     CAST_LIKE,
+    InsertedNode,
     check_carrier,
     check_types,
     insert_nodes,
     remove_author,
     with_weights,
-)
-from asvp_export.onnx_graph.surgery import (
-    Insertion as Cut,
 )
 from asvp_export.teacher.backends.base import (
     ExportSettings,
@@ -180,8 +178,8 @@ class OnnxBackend:
         if self.opset < CAST_LIKE and nodes:
             outputs = self.graph.session([tensors[name] for name in nodes]).get_outputs()
             check_types(model, {output.name: output.type for output in outputs})
-        cuts = [Cut(name, tensors[name], node) for name, node in nodes.items()]
-        exported = insert_nodes(with_weights(model, inserted.weights), cuts)
+        insertions = [InsertedNode(name, tensors[name], node) for name, node in nodes.items()]
+        exported = insert_nodes(with_weights(model, inserted.weights), insertions)
         remove_author(exported)
         return exported
 
