@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from asvp_export.errors import InputError
 from asvp_export.option_groups import Options, option
 
 AUTO, GAIN = "auto", "gain"
@@ -287,6 +288,11 @@ class TileOptions(Options):
     )
     overlap: int = option(32, "How many pixels two tiles share.", metavar="PIXELS")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tile is None and self.overlap != TileOptions.overlap:
+            raise InputError("An overlap was given without tiles (--overlap); give --tile PIXELS too, or leave it out.")
+
 
 @dataclass(frozen=True)
 class RunOptions(Options):
@@ -347,3 +353,8 @@ class AuditOptions(Options):
         super().__post_init__()
         names = (name.strip() for row in self.rows for name in row.split(","))
         object.__setattr__(self, "rows", tuple(filter(None, names)))
+        if self.address and self.backend != "ray":
+            raise InputError(
+                "An address of a cluster was given (--address) for students that train on this machine; give --backend "
+                "ray too, or leave it out."
+            )

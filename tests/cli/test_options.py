@@ -217,3 +217,12 @@ def test_export_s_help_has_the_headings_in_the_order_of_the_work() -> None:
     command = cli.commands["export"]
     expected = [FIRST_HEADING, "Model", "Protection", "Verification", "Output", "Reports", "Screen"]
     assert list(command.under_headings(click.Context(command))) == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "needed"),
+    [(TileOptions, {"overlap": 16}, "--tile PIXELS"), (AuditOptions, {"address": "10.0.0.1:6379"}, "--backend ray")],
+)
+def test_what_would_do_nothing_without_another_option_is_refused(group, values, needed):
+    with pytest.raises(InputError, match=f"give {needed} too, or leave it out"):
+        group(**values)
