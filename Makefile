@@ -95,6 +95,7 @@ $(READY_DOCS): $(READY)
 	touch $@
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt matplotlib # for bench_linearity's plot
 	$(BIN)/python -m benchmarks.bench_cli
 	$(BIN)/python -m benchmarks.bench_export
 	$(BIN)/python -m benchmarks.bench_latency
