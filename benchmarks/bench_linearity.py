@@ -11,10 +11,6 @@ import argparse
 import math
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 
 from asvp_export.operator import Perturbation
@@ -46,7 +42,16 @@ def main() -> None:
         print(f"| {length} | " + " | ".join(cells) + " |")
     slopes = [math.log(column[-1] / column[0]) / math.log(LENGTHS[-1] / LENGTHS[0]) for column in times.values()]
     print("\nslope over all lengths: " + ", ".join(f"{slope:.2f}" for slope in slopes))
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    plot(times, chosen.plot)
+    print(f"plot: {chosen.plot.name}")
+
+
+def plot(times: dict[int, list[float]], path: Path) -> None:
+    """Draw milliseconds over positions, a line a number of channels."""
+    from matplotlib.figure import Figure  # `make bench` installs it; nothing else of the project needs it
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for c, column in times.items():
         axes.loglog(LENGTHS, column, marker="o", markersize=4, label=f"C = {c}")
         axes.loglog(
@@ -55,8 +60,7 @@ def main() -> None:
     axes.set(xlabel="positions L", ylabel="milliseconds", title="libasvp on the CPU, float32, k = 4, two threads")
     axes.legend(title="grey: linear in L", frameon=False)
     axes.grid(True, which="major", linewidth=0.3)
-    figure.savefig(chosen.plot, dpi=120, metadata={"Software": None})
-    print(f"plot: {chosen.plot.name}")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 if __name__ == "__main__":
