@@ -59,7 +59,7 @@ def _option(field: Field[Any], hint: Any, heading: str) -> Option:
         heading=heading,
         type=type_of(hint, about),
         metavar=about.metavar or None,
-        default=default,
+        **({} if required else {"default": default}),  # click takes any default for an answer, None too
         show_default=default is not None,
         multiple=get_origin(hint) is tuple,
         help=about.help,

@@ -185,6 +185,11 @@ BAD_OTHERS = {
     "check: original of another rank": (check("rank3.onnx", "even.onnx"), "takes x0 float 3xhxw; a float image batch"),
     "check: original that is not an image model": (check("flat.onnx", "same.onnx"), "which is not an image batch"),
     "check: a file that is not an image model": ([*CHECK_ONNX, "flat.onnx"], "not the same model"),
+    "run: no output": (["run", "even.onnx", "pixel/one.png"], "Missing option '-o' / '--output'"),
+    "run: an overlap of no tiles": (
+        ["run", "even.onnx", "pixel/one.png", "-oout/a.png", "--overlap=8"],
+        "give --tile PIXELS too, or leave it out",
+    ),
     "run: another output": (["run", "flat.onnx", "pixel/one.png", "-oout/a.png"], r"shape \(1, 3\) .* RGB image"),
     "check: original of two inputs": (check("two.onnx", "even.onnx"), "takes 2 inputs"),
     "check: original that is text": (check("text.onnx", "even.onnx"), "text.onnx is damaged, or not an ONNX model"),
