@@ -237,9 +237,8 @@ def test_empty_maps(best, shape):
 
 
 @pytest.mark.skipif("ASVP_SANITIZED" in os.environ, reason="this is the run with sanitizers")
-@pytest.mark.parametrize(
-    "sanitizer, case", [pytest.param("address", "sweep", marks=pytest.mark.slow), ("thread", "threads")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer, case", [("address", "sweep"), ("thread", "threads")])
 def test_sanitizers_find_nothing(sanitizer, case):
     """In a host of our own: buffers of exactly the promised size, many calls at once."""
     folder = build(f"tests-{sanitizer}", f"-DASVP_SANITIZE={sanitizer}")
