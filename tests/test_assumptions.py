@@ -17,6 +17,7 @@ from asvp_export.assumptions import Assumption
 from asvp_export.cli import cli
 from asvp_export.errors import InputError
 from tests.helpers import field_nets
+from tests.helpers.graphs import legacy
 from tests.helpers.teachers import save_pictures
 
 NETS = Path(field_nets.__file__)
@@ -24,6 +25,12 @@ NETS = Path(field_nets.__file__)
 
 def made(name: str) -> nn.Module:
     return getattr(field_nets, name)()
+
+
+def graph_of(name: str, path: Path, outputs: list[str]) -> Path:
+    """An ONNX file of a net, all of whose pictures have one size."""
+    free = {value: {0: "n", 2: "h", 3: "w"} for value in ("x", *outputs)}
+    return legacy(path, made(name), sample=(1, 3, 32, 40), free=free, outputs=outputs)
 
 
 def about(teacher: asvp_export.Teacher, what: str) -> Assumption:
@@ -68,17 +75,7 @@ def test_a_main_output_that_is_not_there_is_refused_with_those_that_are(asked: s
 
 
 def test_a_graph_tells_its_main_output_by_what_it_is_computed_from(tmp_path: Path) -> None:
-    path = tmp_path / "steps.onnx"
-    axes = {name: {0: "n", 2: "h", 3: "w"} for name in ("x", "first", "second", "curve")}
-    torch.onnx.export(
-        made("TwoSteps").eval(),
-        (torch.rand(1, 3, 32, 40),),
-        str(path),
-        dynamo=False,
-        dynamic_axes=axes,
-        input_names=["x"],
-        output_names=["first", "second", "curve"],
-    )
+    path = graph_of("TwoSteps", tmp_path / "steps.onnx", ["first", "second", "curve"])
     teacher = asvp_export.load(path)
     assert about(teacher, "main output").concluded == "second"
     assert teacher.signature.outputs[teacher.signature.main] == "second"
@@ -200,17 +197,7 @@ def test_layers_opens_with_what_the_teacher_is(exported: tuple[Path, str, str]) 
 
 def test_check_judges_the_output_that_the_file_names(exported: tuple[Path, str, str], tmp_path: Path) -> None:
     """An ONNX original is loaded by the gate itself: with the main output that the shipped file has in its metadata."""
-    path, images = tmp_path / "twins.onnx", save_pictures(tmp_path / "pictures")
-    axes = {name: {0: "n", 2: "h", 3: "w"} for name in ("x", "bright", "dark")}
-    torch.onnx.export(
-        made("Twins").eval(),
-        (torch.rand(1, 3, 32, 40),),
-        str(path),
-        dynamo=False,
-        dynamic_axes=axes,
-        input_names=["x"],
-        output_names=["bright", "dark"],
-    )
+    path, images = graph_of("Twins", tmp_path / "twins.onnx", ["bright", "dark"]), save_pictures(tmp_path / "pictures")
     shipped = tmp_path / "shipped.onnx"
     common = ["--images", str(images)]
     made_by = ["--layers", "auto:1", "--main-output", "dark", "-o", str(shipped)]

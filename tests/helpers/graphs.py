@@ -64,9 +64,14 @@ Axes = Mapping[str, dict[int, str]]
 
 
 def legacy(
-    path: Path, module: nn.Module, opset: int = 17, sample: Sequence[int] = (2, 3, 32, 48), free: Axes | None = FREE
+    path: Path,
+    module: nn.Module,
+    opset: int = 17,
+    sample: Sequence[int] = (2, 3, 32, 48),
+    free: Axes | None = FREE,
+    outputs: Sequence[str] = ("y",),
 ) -> Path:
-    """From x to y, by PyTorch's older exporter, whose names are module paths."""
+    """From x to y, or to other outputs, by PyTorch's older exporter, whose names are module paths."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -76,7 +81,7 @@ def legacy(
             dynamo=False,
             opset_version=opset,
             input_names=["x"],
-            output_names=["y"],
+            output_names=list(outputs),
             dynamic_axes=free,
         )
     return path
